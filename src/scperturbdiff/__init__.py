@@ -1,0 +1,1 @@
+"""Predict how populations of single cells respond to a perturbation."""
