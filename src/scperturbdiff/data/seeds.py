@@ -1,0 +1,40 @@
+"""Seeds that depend on what is drawn, not on the order in which it is drawn."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import torch
+from scvi import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def resolve_seed(seed: int | None) -> int:
+    """`seed` itself, or `scvi.settings.seed` when that is set, or one drawn from torch's global state."""
+    if seed is None:
+        seed = settings.seed
+    return int(torch.randint(0, 2**62, ()).item()) if seed is None else int(seed)
+
+
+def derive_seed(seed: int, *names: object) -> int:
+    """A seed for the thing called `names`, independent of what else is drawn in the same call.
+
+    Hashing the names (BLAKE2b) is what makes the prediction for one context the same cells whether or not other
+    contexts are in the call.
+    """
+    text = "\x1f".join(str(part) for part in (seed, *names))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Run a block with torch's generators seeded, then put their state back."""
+    device = torch.device(device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
