@@ -1,0 +1,1 @@
+"""Measures of how well predicted cells match real ones, each a function that can be called alone."""

@@ -1,0 +1,219 @@
+"""Metrics of gene means, spreads and correlations, and of how well perturbations are told apart.
+
+Matrices are log-normalised expression, shape `(n_cells, n_genes)`, dense or sparse, with the genes in the same order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Genes = Sequence[int] | NDArray[np.integer] | None
+
+
+def gene_moments(cells: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and s.d. (`ddof=1`) of every gene, shapes `(n_genes,)`; NaN when there are too few cells (1 and 2)."""
+    n, n_genes = cells.shape
+    if n == 0:
+        return np.full(n_genes, np.nan), np.full(n_genes, np.nan)
+    if sparse.issparse(cells):
+        mean = np.asarray(cells.mean(axis=0, dtype=np.float64)).ravel()
+        columns = sparse.csr_matrix(cells)
+        centred = (columns.data.astype(np.float64) - mean[columns.indices]) ** 2
+        squares = np.bincount(columns.indices, weights=centred, minlength=n_genes)
+        stored = np.bincount(columns.indices, minlength=n_genes)
+        squares = squares + (n - stored) * mean**2
+    else:
+        values = np.asarray(cells, dtype=np.float64)
+        mean = values.mean(axis=0)
+        squares = ((values - mean) ** 2).sum(axis=0)
+    spread = np.sqrt(squares / (n - 1)) if n > 1 else np.full(n_genes, np.nan)
+    return mean, spread
+
+
+def mean_shift(cells: Any, control: Any) -> NDArray[np.float64]:
+    """Mean of `cells` minus mean of `control` per gene, shape `(n_genes,)`, on the log-normalised scale.
+
+    Use real controls for both the predicted and the observed shift: changing the pool of controls alone moves the
+    correlation of shifts more than most models differ.
+    """
+    if cells.shape[1] != control.shape[1]:
+        raise ValueError(f"cells have {cells.shape[1]} genes and controls {control.shape[1]}; they must agree.")
+    return gene_moments(cells)[0] - gene_moments(control)[0]
+
+
+def _select(values: NDArray[np.float64], genes: Genes) -> NDArray[np.float64]:
+    return values if genes is None else values[np.asarray(genes, dtype=np.intp)]
+
+
+def pearson(x: ArrayLike, y: ArrayLike) -> float:
+    """Pearson correlation of two vectors, -1 to 1; NaN when either is constant, has a NaN or fewer than two values."""
+    a, b = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if len(a) < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("nan")
+    # Constant up to rounding counts as constant: a correlation of rounding errors means nothing.
+    if min(np.ptp(a) - 1e-12 * np.abs(a).max(), np.ptp(b) - 1e-12 * np.abs(b).max()) <= 0:
+        return float("nan")
+    a, b = a - a.mean(), b - b.mean()
+    return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1, 1))
+
+
+def pearson_delta(pred: Any, real: Any, control: Any, *, genes: Genes = None) -> float:
+    r"""Pearson correlation over genes of predicted and observed mean shift.
+
+    Parameters
+    ----------
+    pred, real, control
+        Predicted, real perturbed and real control cells.
+    genes
+        Positions of the genes to use, for instance the top differentially expressed ones of the real cells; `None`: all.
+
+    Returns
+    -------
+    :math:`\mathrm{corr}_g(\bar p_g - \bar c_g, \bar r_g - \bar c_g)`, -1 to 1; higher is better. NaN when a shift is
+    the same for all genes (as when nothing changes at all) or there are no cells.
+
+    Notes
+    -----
+    "Pearson delta" of Roohani et al. (2024, GEARS) and cell-eval.
+    """
+    return pearson(_select(mean_shift(pred, control), genes), _select(mean_shift(real, control), genes))
+
+
+def r2_delta(pred: Any, real: Any, control: Any, *, genes: Genes = None) -> float:
+    r"""Coefficient of determination of the mean *shift*, :math:`1 - \sum(\hat\delta-\delta)^2 / \sum(\delta-\bar\delta)^2`.
+
+    Unlike the R2 of means, which is near 1 for the controls themselves, "no change" scores 0 or less here.
+
+    Parameters
+    ----------
+    pred, real, control
+        Predicted, real perturbed and real control cells.
+    genes
+        Positions of the genes to use; `None`: all.
+
+    Returns
+    -------
+    At most 1; higher is better. NaN when the real shift is the same for all genes or there are no cells.
+    """
+    predicted, observed = (_select(mean_shift(cells, control), genes) for cells in (pred, real))
+    total = ((observed - observed.mean()) ** 2).sum() if len(observed) else 0.0
+    if not total > 0:
+        return float("nan")
+    return float(1 - ((predicted - observed) ** 2).sum() / total)
+
+
+def mse_mean(pred: Any, real: Any, *, genes: Genes = None) -> float:
+    """Mean over genes of the squared difference of the two gene means, at least 0; lower is better.
+
+    On the log-normalised scale. The same as the MSE of mean shifts, as the controls cancel. NaN without cells or genes.
+    """
+    predicted, observed = (_select(gene_moments(cells)[0], genes) for cells in (pred, real))
+    return float(((predicted - observed) ** 2).mean()) if len(observed) else float("nan")
+
+
+def sd_ratio(pred: Any, real: Any, *, genes: Genes = None) -> float:
+    """Median over genes of predicted over real standard deviation across cells.
+
+    Parameters
+    ----------
+    pred, real
+        Predicted and real perturbed cells.
+    genes
+        Positions of the genes to use, for instance the top differentially expressed ones; `None`: all.
+
+    Returns
+    -------
+    At least 0; 1 is best, below 1 the predicted population is too narrow. Genes constant in the real cells are left
+    out; NaN when none remain or a population has fewer than two cells.
+    """
+    predicted, observed = (_select(gene_moments(cells)[1], genes) for cells in (pred, real))
+    varying = observed > 0
+    return float(np.median(predicted[varying] / observed[varying])) if varying.any() else float("nan")
+
+
+def correlation_distance(pred: Any, real: Any, *, genes: Genes = None) -> float:
+    r"""Root mean square difference of the two gene-gene correlation matrices over pairs of different genes.
+
+    Parameters
+    ----------
+    pred, real
+        Predicted and real perturbed cells.
+    genes
+        Positions of the genes to use. The cells are made dense for these genes, so keep them few (about 100).
+
+    Returns
+    -------
+    0 to 2; lower is better. Sampling noise makes it about :math:`\sqrt{1/n + 1/m}` for two samples of one population
+    without correlations. Genes constant in the real cells are left out; a gene constant in the predicted cells only
+    has correlation 0 with all others there. NaN with fewer than two varying genes or three cells, or when no gene
+    varies in the predicted cells.
+    """
+    blocks = []
+    for cells in (pred, real):
+        block = cells if genes is None else cells[:, np.asarray(genes, dtype=np.intp)]
+        blocks.append(np.asarray(block.todense() if sparse.issparse(block) else block, dtype=np.float64))
+    if min(len(block) for block in blocks) < 3:
+        return float("nan")
+    varying = np.ptp(blocks[1], axis=0) > 0
+    if varying.sum() < 2 or not (np.ptp(blocks[0][:, varying], axis=0) > 0).any():
+        return float("nan")
+    correlations = []
+    for block in blocks:
+        centred = block[:, varying] - block[:, varying].mean(axis=0)
+        constant = np.ptp(block[:, varying], axis=0) == 0
+        norm = np.sqrt((centred**2).sum(axis=0))
+        scaled = np.where(constant, 0.0, centred) / np.where(constant, 1.0, norm)
+        correlations.append(scaled.T @ scaled)
+    pairs = np.triu_indices(int(varying.sum()), k=1)
+    return float(np.sqrt(((correlations[0] - correlations[1])[pairs] ** 2).mean()))
+
+
+def perturbation_discrimination(
+    pred_shifts: ArrayLike, real_shifts: ArrayLike, *, metric: Literal["l1", "l2", "cosine"] = "l1"
+) -> NDArray[np.float64]:
+    """How well each predicted shift picks out its own perturbation among all of them.
+
+    Parameters
+    ----------
+    pred_shifts, real_shifts
+        Mean shifts, shapes `(n_perturbations, n_genes)`, rows in the same order, all of one context.
+    metric
+        Distance between a predicted and a real shift.
+
+    Returns
+    -------
+    Per perturbation `1 - rank / N`, where `rank` counts the other perturbations whose real shift is nearer to the
+    predicted one than the true one is (a tie counts one half): from `1 / N` to 1, higher is better, `(N + 1) / 2N` at
+    random (near 0.5). It depends on `N`, so compare models on the same perturbations only. NaN with fewer than two
+    perturbations, for a row with a NaN and, with `metric="cosine"`, for a predicted shift of zero.
+
+    Notes
+    -----
+    The perturbation discrimination score of Wu et al. (2024, PerturBench) as normalised in cell-eval.
+    """
+    from scipy.spatial.distance import cdist
+
+    names = {"l1": "cityblock", "l2": "euclidean", "cosine": "cosine"}
+    if metric not in names:
+        raise ValueError(f"metric={metric!r} is unknown. Allowed: {', '.join(map(repr, names))}.")
+    predicted, observed = np.asarray(pred_shifts, dtype=np.float64), np.asarray(real_shifts, dtype=np.float64)
+    if predicted.shape != observed.shape or predicted.ndim != 2:
+        raise ValueError(
+            f"pred_shifts {predicted.shape} and real_shifts {observed.shape} must both be (n_perturbations, n_genes)."
+        )
+    n = len(predicted)
+    if n < 2:
+        return np.full(n, np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        distances = cdist(predicted, observed, metric=names[metric])
+    true = np.diag(distances)[:, None]
+    rank = (distances < true).sum(axis=1) + 0.5 * ((distances == true).sum(axis=1) - 1)
+    return np.where(np.isnan(distances).any(axis=1), np.nan, 1 - rank / n)
