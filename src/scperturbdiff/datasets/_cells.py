@@ -116,11 +116,12 @@ def _sample_counts(
     log_rate: NDArray[np.float32],
     dispersion: NDArray[np.float32],
     library_size: float,
+    library_sd: float = LIBRARY_SD,
 ) -> sparse.csr_matrix:
     """Negative binomial counts whose mean shares the cell's library size out by the rates."""
     log_rate -= log_rate.max(axis=1, keepdims=True)
     mean = np.exp(log_rate, out=log_rate)
-    library = library_size * np.exp(LIBRARY_SD * rng.standard_normal(len(mean), dtype=np.float32))
+    library = library_size * np.exp(library_sd * rng.standard_normal(len(mean), dtype=np.float32))
     mean *= (library / mean.sum(axis=1))[:, None]
     # Most entries are 0 and need one uniform number, not a gamma and a Poisson number.
     none = np.exp(-dispersion * np.log1p(mean / dispersion))
@@ -147,7 +148,7 @@ def _invert(
     size = dispersion.astype(np.float64)
     odds = mean / (size + mean)
     mass = np.power(1.0 - odds, size)
-    left = uniform - mass
+    left = uniform.astype(np.float64) - mass
     out = np.zeros(uniform.size, dtype=np.int32)
     active = np.arange(uniform.size)
     step = 0

@@ -180,7 +180,7 @@ def simulate(
     if n_features:
         adata.uns["perturbation_embedding"] = pd.DataFrame(
             _draw_features(feature_rng, effects, n_features, features),
-            index=names.labels[:n_perturbations],
+            index=names.labels[:n_perturbations].tolist(),
             columns=[f"f{i + 1}" for i in range(n_features)],
         )
     return adata
@@ -242,11 +242,14 @@ class _Names:
 
     def annotate(self, table: pd.DataFrame, with_dose: bool) -> pd.DataFrame:
         """The table of populations with names for numbers, as categories."""
-        label = table["label"].to_numpy() + 1
+        coded = {
+            "perturbation": (table["label"] + 1, [CONTROL, *self.labels.tolist()]),
+            "cell_type": (table["context"], self.contexts.tolist()),
+            "donor": (table["batch"], self.batches.tolist()),
+        }
         columns: dict[str, Any] = {
-            "perturbation": pd.Categorical.from_codes(label, categories=pd.Index([CONTROL, *self.labels])),
-            "cell_type": pd.Categorical.from_codes(table["context"].to_numpy(), categories=pd.Index(self.contexts)),
-            "donor": pd.Categorical.from_codes(table["batch"].to_numpy(), categories=pd.Index(self.batches)),
+            name: pd.Categorical.from_codes(codes.to_numpy(), categories=pd.Index(labels))
+            for name, (codes, labels) in coded.items()
         }
         if with_dose:
             columns["dose"] = table["dose"].to_numpy()

@@ -170,7 +170,7 @@ def draw_perturbations(
     return Perturbations(
         programme=programme,
         pathway=pathway,
-        factors=np.hstack([np.eye(N_PATHWAYS)[pathway], loading * 0.5]).astype(np.float32) * size[:, None],
+        factors=(size[:, None] * np.hstack([np.eye(N_PATHWAYS)[pathway], loading * 0.5])).astype(np.float32),
         context_scale=context_scale.astype(np.float32),
         strength=strength.astype(np.float32),
         ec50=(middle * np.exp(rng.normal(0.0, 0.5, n_perturbations))).astype(np.float32),
