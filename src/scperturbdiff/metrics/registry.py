@@ -46,11 +46,10 @@ class Metric:
     description: str
 
     def cost(self, values: Any) -> Any:
-        """Values turned so that less is better: negated, as they are, or the absolute logarithm (`"one"`)."""
+        """Values turned so that less is better: negated, as they are, or the distance from 1 (`"one"`)."""
         values = np.asarray(values, dtype=np.float64)
         if self.better == "one":
-            with np.errstate(divide="ignore"):
-                return np.abs(np.log(values))
+            return np.abs(values - 1)
         return values if self.better == "lower" else -values
 
 

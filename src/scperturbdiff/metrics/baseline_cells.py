@@ -1,0 +1,102 @@
+"""Cells of the baselines an evaluation is asked for: given, predicted by fitted objects, or fitted here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from scperturbdiff.data.output import COUNTS
+from scperturbdiff.metrics.inputs import is_anndata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scperturbdiff.metrics.inputs import Condition, Keys
+
+
+class Controls(NamedTuple):
+    """Real control cells: their label in the training cells (if known), the AnnData, and the rows per context."""
+
+    label: str | None
+    adata: AnnData
+    rows: Mapping[Condition, NDArray[np.intp]]
+
+
+def baseline_cells(
+    baselines: Any,
+    train: AnnData | None,
+    controls: Controls,
+    sizes: Mapping[Condition, int],
+    keys: Keys,
+    *,
+    layers: tuple[str | None, str | None],
+    seed: int,
+) -> dict[str, tuple[AnnData, str | None]]:
+    """AnnData of cells and the layer of their counts for every baseline.
+
+    `sizes` holds the number of real cells per condition; `layers` those of predictions and of real cells.
+    """
+    if baselines is None or (isinstance(baselines, str) and baselines == "default" and train is None):
+        return {}
+    if isinstance(baselines, str):
+        if baselines != "default":
+            raise ValueError(f"baselines={baselines!r} is unknown. Allowed: 'default', a mapping of names, None.")
+        baselines = _fit_default(train, controls, keys, layers[1])
+    cells: dict[str, tuple[AnnData, str | None]] = {}
+    for name, baseline in baselines.items():
+        if is_anndata(baseline):
+            cells[name] = baseline, layers[0]
+        elif hasattr(baseline, "predict"):
+            cells[name] = _predict(baseline, controls, sizes, keys, seed), COUNTS
+        else:
+            raise TypeError(
+                f"baselines[{name!r}] must be an AnnData of cells or a fitted object with a predict method, "
+                f"not {type(baseline)}."
+            )
+    return cells
+
+
+def _fit_default(train: Any, controls: Controls, keys: Keys, layer: str | None) -> dict[str, Any]:
+    from scperturbdiff.baselines import default_baselines
+
+    if controls.label is None:
+        raise ValueError(
+            "The default baselines need the label of the control cells in train: pass control as a label, fitted "
+            "baselines, or baselines=None."
+        )
+    fitted = dict(default_baselines())
+    for baseline in fitted.values():
+        baseline.fit(
+            train,
+            perturbation_key=keys.perturbation,
+            control=controls.label,
+            context_keys=list(keys.contexts),
+            layer=layer,
+        )
+    return fitted
+
+
+def _predict(baseline: Any, controls: Controls, sizes: Mapping[Condition, int], keys: Keys, seed: int) -> AnnData:
+    """Let a fitted object predict the conditions, context by context."""
+    import anndata as ad
+
+    per_context: dict[Condition, list[Condition]] = {}
+    for condition in sizes:
+        per_context.setdefault(keys.context(condition), []).append(condition)
+    parts = []
+    for context, conditions in per_context.items():
+        cells = controls.adata[controls.rows[context]]
+        cells = cells.to_memory() if cells.isbacked else cells.copy()
+        wanted: Any = [condition[-1] for condition in conditions]
+        if keys.conditions:
+            wanted = pd.DataFrame(
+                [c[len(context) :] for c in conditions], columns=[*keys.conditions, keys.perturbation]
+            )
+        n_cells = max(sizes[condition] for condition in conditions)
+        parts.append(baseline.predict(cells, wanted, n_cells=n_cells, seed=seed))
+    return ad.concat(parts, index_unique="-", merge="same")
