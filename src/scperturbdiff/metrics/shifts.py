@@ -24,8 +24,9 @@ def gene_moments(cells: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if n == 0:
         return np.full(n_genes, np.nan), np.full(n_genes, np.nan)
     if sparse.issparse(cells):
-        mean = np.asarray(cells.mean(axis=0, dtype=np.float64)).ravel()
         columns = sparse.csr_matrix(cells)
+        # bincount adds in float64, scipy's own mean of a float32 matrix does not
+        mean = np.bincount(columns.indices, weights=columns.data, minlength=n_genes) / n
         centred = (columns.data.astype(np.float64) - mean[columns.indices]) ** 2
         squares = np.bincount(columns.indices, weights=centred, minlength=n_genes)
         stored = np.bincount(columns.indices, minlength=n_genes)
@@ -73,7 +74,7 @@ def pearson_delta(pred: Any, real: Any, control: Any, *, genes: Genes = None) ->
     pred, real, control
         Predicted, real perturbed and real control cells.
     genes
-        Positions of the genes to use, for instance the top differentially expressed ones of the real cells; `None`: all.
+        Positions of the genes to use, such as the top differentially expressed ones of the real cells; `None`: all.
 
     Returns
     -------
@@ -88,9 +89,11 @@ def pearson_delta(pred: Any, real: Any, control: Any, *, genes: Genes = None) ->
 
 
 def r2_delta(pred: Any, real: Any, control: Any, *, genes: Genes = None) -> float:
-    r"""Coefficient of determination of the mean *shift*, :math:`1 - \sum(\hat\delta-\delta)^2 / \sum(\delta-\bar\delta)^2`.
+    r"""Coefficient of determination of the mean *shift* over genes.
 
-    Unlike the R2 of means, which is near 1 for the controls themselves, "no change" scores 0 or less here.
+    :math:`1 - \sum_g(\hat\delta_g-\delta_g)^2 / \sum_g(\delta_g-\bar\delta)^2` with shifts :math:`\delta`.
+    Unlike the R2 of means, which
+    is near 1 for the controls themselves, "no change" scores 0 or less here.
 
     Parameters
     ----------
