@@ -1,0 +1,20 @@
+"""Lets the Returns section of a numpy-style docstring be prose; the type comes from the annotation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sphinx.ext.napoleon import NumpyDocstring
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+
+def parse_returns(self: NumpyDocstring, section: str) -> list[str]:
+    """The section as one field, where napoleon would take its first line for a type."""
+    return [*self._format_block(":returns: ", self._dedent(self._consume_to_next_section())), ""]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    NumpyDocstring._parse_returns_section = parse_returns  # type: ignore[method-assign]
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,52 @@
+"""Warns (an error with -W) about public names that `api.md` does not list."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from sphinx.util import logging
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+logger = logging.getLogger(__name__)
+PACKAGE = "scperturbdiff"
+LISTED = re.compile(r"^    ([A-Za-z_][\w.]*)$", re.MULTILINE)
+
+
+def find(dotted: str) -> Any:
+    """The object called `dotted` below the package; a submodule is imported where it is not an attribute yet."""
+    found: Any = import_module(PACKAGE)
+    path = PACKAGE
+    for part in dotted.split("."):
+        path = f"{path}.{part}"
+        found = getattr(found, part) if hasattr(found, part) else import_module(path)
+    return found
+
+
+def public(module: ModuleType) -> dict[str, Any]:
+    """Names in `__all__` of a module and, one level down, of the submodules named there."""
+    names: dict[str, Any] = {}
+    for name in getattr(module, "__all__", ()):
+        value = getattr(module, name)
+        if isinstance(value, ModuleType):
+            names |= {f"{name}.{inner}": getattr(value, inner) for inner in getattr(value, "__all__", ())}
+        elif not name.startswith("__"):
+            names[name] = value
+    return names
+
+
+def check(app: Sphinx) -> None:
+    listed = LISTED.findall((app.srcdir / "api.md").read_text(encoding="utf-8"))
+    documented = [find(name) for name in listed]
+    for name, value in public(import_module(PACKAGE)).items():
+        if not any(value is one for one in documented):
+            logger.warning("api.md does not list the public name %s.%s", PACKAGE, name, location="api")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("builder-inited", check)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
