@@ -62,13 +62,13 @@ def baseline_cells(
 
 
 def _fit_default(train: Any, controls: Controls, keys: Keys, layer: str | None) -> dict[str, Any]:
-    from scperturbdiff.baselines import default_baselines
-
     if controls.label is None:
         raise ValueError(
             "The default baselines need the label of the control cells in train: pass control as a label, fitted "
             "baselines, or baselines=None."
         )
+    from scperturbdiff.baselines import default_baselines
+
     fitted = dict(default_baselines())
     for baseline in fitted.values():
         baseline.fit(

@@ -67,6 +67,7 @@ def _scanpy_test(cells: Any, control: Any, method: str) -> pd.DataFrame:
     from anndata import AnnData
 
     both = AnnData(sparse.vstack([sparse.csr_matrix(cells), sparse.csr_matrix(control)], format="csr"))
+    both.obs_names = np.arange(both.n_obs).astype(str)
     both.obs["group"] = pd.Categorical(np.repeat(["cells", "control"], [cells.shape[0], control.shape[0]]))
     both.uns["log1p"] = {"base": None}
     with warnings.catch_warnings():
