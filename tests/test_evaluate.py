@@ -9,9 +9,15 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scperturbdiff.metrics import METRICS, evaluate, summarize_evaluation
+from scperturbdiff.metrics import METRICS, cell_eval, evaluate, summarize_evaluation, to_cell_eval
 
-KEYS: dict[str, Any] = {"perturbation_key": "perturbation", "context_keys": "cell_type", "n_top": 10, "n_pcs": 8, "n_splits": 2}
+KEYS: dict[str, Any] = {
+    "perturbation_key": "perturbation",
+    "context_keys": "cell_type",
+    "n_top": 10,
+    "n_pcs": 8,
+    "n_splits": 2,
+}
 N_GENES = 40
 FAST = ["energy_distance", "pearson_delta", "mse_mean", "sd_ratio"]
 
@@ -317,3 +323,51 @@ def test_summary_refuses_bad_input() -> None:
         summarize_evaluation(table.drop(columns="value"))
     with pytest.raises(ValueError, match="Unknown metric 'mae'"):
         summarize_evaluation(_hand_made({"prediction": [1.0]}, "mae"))
+
+
+# ---- cell-eval2
+
+
+def test_what_is_handed_to_cell_eval(real: ad.AnnData, replicate: ad.AnnData) -> None:
+    pred = replicate[replicate.obs["perturbation"] == "B"]
+    pred = pred[:, np.random.default_rng(0).permutation(N_GENES)].copy()
+    pairs = to_cell_eval(pred, real, "control", perturbation_key="perturbation", context_keys="cell_type")
+    assert list(pairs) == [("type0",), ("type1",)]
+    for (cell_type,), (predicted, observed) in pairs.items():
+        for cells in (predicted, observed):
+            assert cells.var_names.equals(real.var_names)
+            assert cells.obs["perturbation"].value_counts().to_dict() == {"B": 60, "control": 60}
+            np.testing.assert_allclose(np.expm1(cells.X.toarray()).sum(axis=1), 1e4, rtol=1e-4)
+        rows = (real.obs["cell_type"] == cell_type) & (real.obs["perturbation"] == "control")
+        counts = real[rows].X.toarray()
+        for cells in (predicted, observed):
+            expected = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+            np.testing.assert_allclose(cells[cells.obs["perturbation"] == "control"].X.toarray(), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="real cells lack conditions of pred, 2 of 2"):
+        to_cell_eval(pred, real[real.obs["perturbation"] != "B"], "control",
+                     perturbation_key="perturbation", context_keys="cell_type")  # fmt: skip
+
+
+def test_cell_eval2_agrees_on_what_both_define(real: ad.AnnData) -> None:
+    pytest.importorskip("cell_eval2", reason="cell-eval2 comes with the extra eval")
+    pairs = {
+        "delta_pearson": "pearson_delta",
+        "expr_mse": "mse_mean",
+        "pds_l1": "discrimination_l1",
+        "pds_l2": "discrimination_l2",
+        "pds_cosine": "discrimination_cosine",
+        "de_wilcoxon_sig_recall": "de_recall",
+    }
+    # A poor prediction, so that there is something to disagree about: perturbations mixed up in one cell type.
+    poor = _screen(9, effect=0.3)
+    mixed = poor.obs["perturbation"].map({"A": "B", "B": "C", "C": "A", "control": "control"})
+    poor.obs["perturbation"] = mixed.where(poor.obs["cell_type"] == "type0", poor.obs["perturbation"])
+    keys = {"perturbation_key": "perturbation", "context_keys": "cell_type"}
+    theirs = cell_eval(poor, real, "control", metrics=list(pairs), **keys)
+    ours = evaluate(
+        poor, real, "control", baselines=None, ceiling=False, metrics=pairs.values(), de_method="wilcoxon", **keys
+    )
+    index = ["cell_type", "perturbation", "metric"]
+    both = theirs.replace({"metric": pairs}).merge(ours, on=index, suffixes=("_theirs", "_ours"))
+    assert len(both) == 6 * len(pairs) and both.groupby("metric")["value_ours"].nunique().gt(1).all()
+    np.testing.assert_allclose(both["value_ours"], both["value_theirs"], rtol=1e-3, atol=1e-6)

@@ -201,10 +201,10 @@ def test_discrimination() -> None:
     assert (swapped[:2] < swapped[2:]).all() and swapped[2:] == pytest.approx([1, 1])
     # All perturbations predicted alike: the average is what chance gives.
     alike = shifts.perturbation_discrimination(np.tile([0.3, 0.2, 0.1], (4, 1)), real, metric="l2")
-    assert alike.mean() == pytest.approx((4 + 1) / 8)
+    assert alike.mean() == pytest.approx(0.5)
     none = np.zeros((4, 3))
     assert np.isnan(shifts.perturbation_discrimination(none, real, metric="cosine")).all()
-    assert shifts.perturbation_discrimination(none[:3], real[:3]) == pytest.approx([2 / 3] * 3)  # ties
+    assert shifts.perturbation_discrimination(none[:3], real[:3]) == pytest.approx([0.5] * 3)  # ties
     assert np.isnan(shifts.perturbation_discrimination(real[:1], real[:1])).all()
     with pytest.raises(ValueError, match="metric='L9' is unknown. Allowed: 'l1', 'l2', 'cosine'"):
         shifts.perturbation_discrimination(real, real, metric="L9")  # type: ignore[arg-type]
@@ -271,8 +271,9 @@ def test_agreement_of_two_tests_by_hand() -> None:
     real = _table([9, -8, 7, 0.1, 0.2, -0.3], [0.001, 0.001, 0.001, 0.9, 0.9, 0.9])
     pred = _table([5, 6, 0.4, -4, 0.1, 0.2], [0.001, 0.001, 0.7, 0.001, 0.9, 0.9])
     assert expression.de_overlap(pred, real, k=3) == pytest.approx(2 / 3)
-    assert expression.de_precision(pred, real) == pytest.approx(1 / 3)  # one right, one of the wrong sign, one false
-    assert expression.de_recall(pred, real) == pytest.approx(1 / 3)
+    assert expression.de_precision(pred, real) == pytest.approx(2 / 3)
+    assert expression.de_recall(pred.assign(fdr=[0.9, 0.9, 0.9, 0.01, 0.9, 0.01]), real) == 0
+    assert expression.de_recall(pred.assign(fdr=0.001), real) == 1
     assert expression.de_direction(pred, real) == pytest.approx(2 / 3)
     assert expression.de_auroc(pred, real) == pytest.approx(8 / 9)
     assert expression.de_auprc(pred, real) == pytest.approx((1 + 1 + 3 / 4) / 3)

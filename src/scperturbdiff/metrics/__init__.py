@@ -1,5 +1,6 @@
 """Measures of how well predicted cells match real ones, each a function that can be called alone."""
 
+from scperturbdiff.metrics.cell_eval import cell_eval, to_cell_eval
 from scperturbdiff.metrics.distances import energy_distance, median_bandwidth, mmd, sliced_wasserstein
 from scperturbdiff.metrics.evaluate import evaluate
 from scperturbdiff.metrics.expression import (
@@ -27,6 +28,7 @@ from scperturbdiff.metrics.summary import summarize_evaluation
 __all__ = [
     "METRICS",
     "Metric",
+    "cell_eval",
     "correlation_distance",
     "de_auprc",
     "de_auroc",
@@ -48,5 +50,6 @@ __all__ = [
     "sd_ratio",
     "sliced_wasserstein",
     "summarize_evaluation",
+    "to_cell_eval",
     "top_genes",
 ]

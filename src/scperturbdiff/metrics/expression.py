@@ -118,19 +118,19 @@ def de_overlap(pred: pd.DataFrame, real: pd.DataFrame, *, k: int = 100) -> float
 
 
 def de_precision(pred: pd.DataFrame, real: pd.DataFrame, *, fdr: float = 0.05) -> float:
-    """Share of the genes significant in the predicted cells that are so in the real cells, with the same sign.
+    """Share of the genes significant in the predicted cells that are so in the real cells, whatever the sign.
 
     0 to 1, higher is better. NaN when no gene is significant in the predicted cells, or a test could not be made.
     """
     if not _both_tested(pred, real):
         return float("nan")
     called = pred["fdr"] < fdr
-    right = called & (real["fdr"] < fdr) & (np.sign(pred["score"]) == np.sign(real["score"]))
+    right = called & (real["fdr"] < fdr)
     return float(right.sum() / called.sum()) if called.any() else float("nan")
 
 
 def de_recall(pred: pd.DataFrame, real: pd.DataFrame, *, fdr: float = 0.05) -> float:
-    """Share of the genes significant in the real cells that are so in the predicted cells, with the same sign.
+    """Share of the genes significant in the real cells that are so in the predicted cells, whatever the sign.
 
     0 to 1, higher is better. NaN when no gene is significant in the real cells, or a test could not be made.
     """

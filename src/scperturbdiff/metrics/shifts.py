@@ -213,14 +213,15 @@ def perturbation_discrimination(
 
     Returns
     -------
-    Per perturbation `1 - rank / N`, where `rank` counts the other perturbations whose real shift is nearer to the
-    predicted one than the true one is (a tie counts one half): from `1 / N` to 1, higher is better, `(N + 1) / 2N` at
-    random (near 0.5). It depends on `N`, so compare models on the same perturbations only. NaN with fewer than two
-    perturbations, for a row with a NaN and, with `metric="cosine"`, for a predicted shift of zero.
+    Per perturbation `1 - rank / (N - 1)`, where `rank` counts the other perturbations whose real shift is nearer to
+    the predicted one than the true one is (a tie counts one half): 0 to 1, higher is better, 0.5 on average by chance.
+    The steps depend on `N`, so compare models on the same perturbations only. NaN with fewer than two perturbations,
+    for a row with a NaN and, with `metric="cosine"`, for a predicted shift of zero.
 
     Notes
     -----
-    The perturbation discrimination score of Wu et al. (2024, PerturBench) as normalised in cell-eval.
+    The perturbation discrimination score of cell-eval, after the rank of Wu et al. (2024, PerturBench). cell-eval
+    divides by `N`, which makes chance `(N + 1) / 2N`; cell-eval2 divides by `N - 1` as here.
     """
     from scipy.spatial.distance import cdist
 
@@ -239,4 +240,4 @@ def perturbation_discrimination(
         distances = cdist(predicted, observed, metric=names[metric])
     true = np.diag(distances)[:, None]
     rank = (distances < true).sum(axis=1) + 0.5 * ((distances == true).sum(axis=1) - 1)
-    return np.where(np.isnan(distances).any(axis=1), np.nan, 1 - rank / n)
+    return np.where(np.isnan(distances).any(axis=1), np.nan, 1 - rank / (n - 1))
