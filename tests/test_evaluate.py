@@ -193,6 +193,27 @@ def test_several_models_and_fitted_baselines(real: ad.AnnData, replicate: ad.Ann
     assert (_value(table, "mse_mean", "good").to_numpy() < _value(table, "mse_mean", "resample").to_numpy()).all()
 
 
+def test_default_baselines_are_fitted_on_the_training_cells(real: ad.AnnData, replicate: ad.AnnData) -> None:
+    held_out = (real.obs["cell_type"] == "type1") & real.obs["perturbation"].isin(["A", "B"])
+    asked = replicate[(replicate.obs["cell_type"] == "type1") & replicate.obs["perturbation"].isin(["A", "B"])]
+    keywords = {**KEYS, "ceiling": False, "metrics": ["mse_mean", "r2_delta", "de_overlap"]}
+    table = evaluate(asked, real, "control", train=real[~held_out.to_numpy()].copy(), **keywords)
+    names = set(table.query("role == 'baseline'")["model"])
+    assert {"no_change", "perturbation_mean_shift", "context_mean_shift"} <= names
+    assert "additive" not in names  # A and B were never seen in type1
+    assert table["value"].notna().all() and len(table) == (len(names) + 1) * 2 * 3
+    mse = table.query("metric == 'mse_mean'").groupby("model")["value"].mean()
+    assert mse["prediction"] < mse["perturbation_mean_shift"] < mse["no_change"]
+
+    # Without A anywhere in training, rules that look A up have no value for it.
+    unseen = real[(real.obs["perturbation"] != "A") & ~held_out.to_numpy()].copy()
+    table = evaluate(asked, real, "control", train=unseen, **keywords).query("metric == 'mse_mean'")
+    values = table.set_index(["model", "perturbation"])["value"]
+    assert np.isnan(values["perturbation_mean_shift", "A"]) and np.isfinite(values["perturbation_mean_shift", "B"])
+    assert np.isfinite(values["context_mean_shift", "A"]) and np.isfinite(values["no_change", "A"])
+    assert summarize_evaluation(table).set_index("model").loc["perturbation_mean_shift", "n_nan"] == 1
+
+
 def test_doses_define_conditions_but_not_controls(real: ad.AnnData, replicate: ad.AnnData) -> None:
     observed, predicted = real.copy(), replicate.copy()
     for cells, kind in ((observed, np.float64), (predicted, np.float32)):

@@ -27,6 +27,14 @@ class Controls(NamedTuple):
     rows: Mapping[Condition, NDArray[np.intp]]
 
 
+class Cells(NamedTuple):
+    """Cells to score, the layer of their counts, and whether they may lack conditions (scored as NaN)."""
+
+    adata: AnnData
+    layer: str | None
+    partial: bool = False
+
+
 def baseline_cells(
     baselines: Any,
     train: AnnData | None,
@@ -36,10 +44,11 @@ def baseline_cells(
     *,
     layers: tuple[str | None, str | None],
     seed: int,
-) -> dict[str, tuple[AnnData, str | None]]:
-    """AnnData of cells and the layer of their counts for every baseline.
+) -> dict[str, Cells]:
+    """Cells of every baseline.
 
-    `sizes` holds the number of real cells per condition; `layers` those of predictions and of real cells.
+    `sizes` holds the number of real cells per condition; `layers` those of predictions and of real cells. A fitted
+    object with `can_predict` is asked only for the conditions it can predict and left out if there are none.
     """
     if baselines is None or (isinstance(baselines, str) and baselines == "default" and train is None):
         return {}
@@ -47,12 +56,14 @@ def baseline_cells(
         if baselines != "default":
             raise ValueError(f"baselines={baselines!r} is unknown. Allowed: 'default', a mapping of names, None.")
         baselines = _fit_default(train, controls, keys, layers[1])
-    cells: dict[str, tuple[AnnData, str | None]] = {}
+    cells: dict[str, Cells] = {}
     for name, baseline in baselines.items():
         if is_anndata(baseline):
-            cells[name] = baseline, layers[0]
+            cells[name] = Cells(baseline, layers[0])
         elif hasattr(baseline, "predict"):
-            cells[name] = _predict(baseline, controls, sizes, keys, seed), COUNTS
+            predicted = _predict(baseline, controls, sizes, keys, seed)
+            if predicted is not None:
+                cells[name] = Cells(predicted, COUNTS, partial=hasattr(baseline, "can_predict"))
         else:
             raise TypeError(
                 f"baselines[{name!r}] must be an AnnData of cells or a fitted object with a predict method, "
@@ -69,7 +80,8 @@ def _fit_default(train: Any, controls: Controls, keys: Keys, layer: str | None) 
         )
     from scperturbdiff.baselines import default_baselines
 
-    fitted = dict(default_baselines())
+    # The rules for every kind of split; those that know nothing of any condition drop out in _predict.
+    fitted: dict[str, Any] = {**default_baselines("pairs"), **default_baselines("combinations")}
     for baseline in fitted.values():
         baseline.fit(
             train,
@@ -81,22 +93,25 @@ def _fit_default(train: Any, controls: Controls, keys: Keys, layer: str | None) 
     return fitted
 
 
-def _predict(baseline: Any, controls: Controls, sizes: Mapping[Condition, int], keys: Keys, seed: int) -> AnnData:
-    """Let a fitted object predict the conditions, context by context."""
+def _predict(
+    baseline: Any, controls: Controls, sizes: Mapping[Condition, int], keys: Keys, seed: int
+) -> AnnData | None:
+    """Let a fitted object predict the conditions it can, context by context; `None` if it can do none."""
     import anndata as ad
 
+    can_predict = getattr(baseline, "can_predict", lambda perturbation, context: True)
     per_context: dict[Condition, list[Condition]] = {}
     for condition in sizes:
-        per_context.setdefault(keys.context(condition), []).append(condition)
+        if can_predict(condition[-1], keys.context(condition)):
+            per_context.setdefault(keys.context(condition), []).append(condition)
     parts = []
     for context, conditions in per_context.items():
         cells = controls.adata[controls.rows[context]]
         cells = cells.to_memory() if cells.isbacked else cells.copy()
         wanted: Any = [condition[-1] for condition in conditions]
         if keys.conditions:
-            wanted = pd.DataFrame(
-                [c[len(context) :] for c in conditions], columns=[*keys.conditions, keys.perturbation]
-            )
+            columns = [*keys.conditions, keys.perturbation]
+            wanted = pd.DataFrame([c[len(context) :] for c in conditions], columns=columns)
         n_cells = max(sizes[condition] for condition in conditions)
         parts.append(baseline.predict(cells, wanted, n_cells=n_cells, seed=seed))
-    return ad.concat(parts, index_unique="-", merge="same")
+    return ad.concat(parts, index_unique="-", merge="same") if parts else None

@@ -132,6 +132,9 @@ class Comparison:
         """Differential expression of predicted and real cells at the same number of cells."""
         observed = self.observed
         n = min(self.pred.shape[0], observed.real.shape[0])
+        if n < 2:
+            untested = rank_genes(self.pred[:n], observed.control, method=observed.de_method)
+            return untested, untested
         pred = rank_genes(self.pred, observed.control, method=observed.de_method, n_cells=n, seed=observed.seed)
         return pred, observed.tested(n)
 

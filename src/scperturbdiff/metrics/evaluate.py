@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.metrics.baseline_cells import Controls, baseline_cells
+from scperturbdiff.metrics.baseline_cells import Cells, Controls, baseline_cells
 from scperturbdiff.metrics.comparison import Comparison, Observed, Projection
 from scperturbdiff.metrics.inputs import Keys, group_cells, is_anndata, read_expression, require, split_control
 from scperturbdiff.metrics.registry import choose_metrics
@@ -75,7 +75,8 @@ def evaluate(
         The real cells the models were trained on, for the principal components and the default baselines; counts in
         `layer_real`. `None`: components are fitted on `real` and the controls.
     baselines
-        `"default"`: :func:`scperturbdiff.baselines.default_baselines` fitted on `train` (none without `train`).
+        `"default"`: the rules of :func:`scperturbdiff.baselines.default_baselines` that can predict any of the
+        conditions, fitted on `train` (none without `train`); where one cannot, its values are NaN.
         Or AnnData of cells as in `pred`, or fitted objects with
         `predict(controls, perturbations, n_cells=..., seed=...)`, by name.
     metrics
@@ -135,12 +136,13 @@ def evaluate(
     )  # fmt: skip
     _check_names(models, floors)
     rows: list[dict[str, Any]] = []
-    for role, group in ((PREDICTION, {n: (a, layer_pred) for n, a in models.items()}), (BASELINE, floors)):
-        for name, (adata, layer) in group.items():
+    for role, group in ((PREDICTION, {n: Cells(a, layer_pred) for n, a in models.items()}), (BASELINE, floors)):
+        for name, (adata, layer, partial) in group.items():
             matrix = read(adata, layer, name)
             where = group_cells(adata, keys.all, name)
-            require(conditions, list(where), f"{name}: lacks conditions,", keys)
-            pairs = ((c, Comparison(matrix[where[c]], observed[c])) for c in conditions)
+            if not partial:
+                require(conditions, list(where), f"{name}: lacks conditions,", keys)
+            pairs = ((c, Comparison(matrix[where.get(c, [])], observed[c])) for c in conditions)
             rows += _score(name, role, pairs, chosen, keys)
     table = _tidy(rows, keys)
     if ceiling:
