@@ -125,7 +125,7 @@ intersphinx_timeout = 10
 
 # Names of other projects become links where an inventory has them and stay plain text otherwise, so that the build is
 # as strict without a network as with one: every name of this package must resolve.
-foreign = ["collections", "numbers", "os", "pathlib", "typing", *PROJECTS]
+foreign = ["abc", "collections", "dataclasses", "numbers", "os", "pathlib", "typing", *PROJECTS]
 builtin = ["bool", "bytes", "dict", "float", "int", "list", "object", "set", "str", "tuple", "type", "Ellipsis", "None"]
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(foreign)})(\..+)?"),

@@ -1,4 +1,4 @@
-"""Lets the Returns section of a numpy-style docstring be prose; the type comes from the annotation."""
+"""Lets Returns sections and docstrings of properties be prose, colons included; types come from annotations."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ def parse_returns(self: NumpyDocstring, section: str) -> list[str]:
     return [*self._format_block(":returns: ", self._dedent(self._consume_to_next_section())), ""]
 
 
+def parse_attribute(self: NumpyDocstring) -> list[str]:
+    """The docstring as written, where napoleon would take what precedes a colon for a type."""
+    return self._consume_to_end()
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     NumpyDocstring._parse_returns_section = parse_returns  # type: ignore[method-assign]
+    NumpyDocstring._parse_attribute_docstring = parse_attribute  # type: ignore[method-assign]
     return {"parallel_read_safe": True, "parallel_write_safe": True}
