@@ -17,7 +17,10 @@ PSEUDO = 1.0
 """Added to means (counts per 10,000) before a ratio is taken: without it, genes seen in a few cells explode."""
 MAX_CELLS = 500
 """Cells used to find the shares that give a wanted mean of log-normalised expression."""
-ROUNDS = 8
+ROUNDS = 12
+STEP = 0.4
+"""Power of a correction. Mean log expression answers more than in proportion where controls are overdispersed, so
+that whole corrections (1) swing from side to side."""
 
 
 def mean_rows(matrix: sparse.csr_matrix) -> NDArray[np.float64]:
@@ -75,7 +78,7 @@ def shares_for_log_means(
 ) -> NDArray[np.float64]:
     """Shares for which resampled counts have given means of log-normalised expression.
 
-    Because E[log1p(x)] is not log1p(E[x]), the shares are found by trial: resample, compare, correct, eight times.
+    Because E[log1p(x)] is not log1p(E[x]), the shares are found by trial: resample, compare, correct, twelve times.
 
     Parameters
     ----------
@@ -102,7 +105,7 @@ def shares_for_log_means(
     for _ in range(ROUNDS):
         share /= share.sum()
         found = np.expm1(mean_rows(log_normalize(resample(counts, here, share, rng))))
-        share = share * np.clip((goal + floor) / (found + floor), 0.5, 2.0)
+        share = share * np.clip((goal + floor) / (found + floor), 0.25, 4.0) ** STEP
     share /= share.sum()
     # Corrections were found on `counts`; carry them over to the mean shares of all cells.
     share = np.where(here > 0, before * share / np.where(here > 0, here, 1.0), share)
