@@ -213,7 +213,7 @@ def test_dose_uses_the_nearest_measured_one():
     shifts = {d: log_mean(treated[(treated.obs["dose"] == d).to_numpy()]) - profile for d in (0.01, 100.0)}
     for asked, used, other in ((0.02, 0.01, 100.0), (60.0, 100.0, 0.01)):
         found = log_mean(predicted[(predicted.obs["dose"] == asked).to_numpy()], "counts") - profile
-        assert agreement_of_shifts(found, shifts[used], profile) > 0.93
+        assert agreement_of_shifts(found, shifts[used], profile) > 0.85
         assert agreement_of_shifts(found, shifts[other], profile) < 0.7
     with pytest.raises(ValueError, match="missing: 'dose'"):
         fitted.predict(cells_of(screen, "control", "C1"), ["P01"])
