@@ -116,14 +116,16 @@ def test_no_change_returns_control_cells(screen):
     assert len(used) == controls.n_obs and set(used) == {2, 3}
 
 
-def test_mean_shift_is_the_mean_over_other_contexts(screen, split):
+def test_mean_shift_is_the_mean_over_other_contexts(screen):
     """Also where the pair itself is in training: its own cells must not count."""
     controls = cells_of(screen, "control", "C3")
     expected = np.mean([shift_of(screen, "P01", context) for context in ("C1", "C2", "C4")], axis=0)
-    predicted = baselines.PerturbationMeanShift().fit(screen, **KEYS).predict(controls, ["P01"], seed=0)
+    predicted = baselines.PerturbationMeanShift().fit(screen, **KEYS).predict(controls, ["P01"], n_cells=600, seed=0)
     found = log_mean(predicted, "counts") - log_mean(controls)
-    assert np.corrcoef(found, expected)[0, 1] > 0.97
+    with_own = (3 * expected + shift_of(screen, "P01", "C3")) / 4
+    assert agreement_of_shifts(found, expected, log_mean(controls)) > 0.95
     assert np.polyfit(expected, found, 1)[0] == pytest.approx(1.0, abs=0.15)
+    assert np.corrcoef(found, expected)[0, 1] > np.corrcoef(found, with_own)[0, 1]
 
 
 def test_nearest_context_is_the_one_with_the_nearest_controls(screen):
@@ -170,9 +172,9 @@ def test_additive_sums_components_in_any_order(screen):
 
 
 def test_features_predict_unseen_perturbations():
-    screen = simulate(1, 32, 40, 120, n_batches=1, n_features=12, batch_scale=0.0, n_control_cells=200)
+    screen = simulate(1, 60, 40, 120, n_batches=1, n_features=16, batch_scale=0.0, n_control_cells=200)
     table = screen.uns["perturbation_embedding"]
-    held = splits.hold_out_perturbations(screen, perturbation_key="perturbation", control="control", fraction=0.25)
+    held = splits.hold_out_perturbations(screen, perturbation_key="perturbation", control="control", fraction=0.2)
     controls = screen[held.controls]
     scores = {}
     for name, baseline in {

@@ -80,6 +80,8 @@ def shares_for_log_means(
     """Shares for which resampled counts have given means of log-normalised expression.
 
     Because E[log1p(x)] is not log1p(E[x]), the shares are found by trial: resample, compare, correct, twelve times.
+    Counts normalised per cell add up to the same number, so means that do not fit together (a shift that takes the
+    largest gene away and gives its counts to nobody) are reached up to a common factor only.
 
     Parameters
     ----------

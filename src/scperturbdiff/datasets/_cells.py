@@ -38,7 +38,9 @@ def draw_cells(
     dose, factor = (table[c].to_numpy(dtype=np.float32)[population] for c in ("dose", "hidden_factor"))
     n_genes = len(genes.base)
     rows = max(1, BLOCK_ENTRIES // n_genes)
-    data, indices, lengths = [], [], []
+    values, columns = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32)
+    indptr = np.zeros(len(population) + 1, dtype=np.int64)
+    used = 0
     for start in range(0, len(population), rows):
         at = slice(start, start + rows)
         log_rate, activity = _unperturbed(rng, context[at], genes, contexts)
@@ -50,13 +52,20 @@ def draw_cells(
             which = (context[at][treated], label[at][treated], dose[at][treated])
             log_rate[treated] += _effect(*which, activity[treated], contexts, effects)
         counts = _sample_counts(rng, log_rate, genes.dispersion, library_size)
-        data.append(counts.data)
-        indices.append(counts.indices)
-        lengths.append(np.diff(counts.indptr))
-    indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
-    values = np.concatenate(data)
-    data.clear()
-    return sparse.csr_matrix((values, np.concatenate(indices), indptr), shape=(len(population), n_genes))
+        indptr[start + 1 : start + 1 + counts.shape[0]] = used + counts.indptr[1:]
+        if used + counts.nnz > values.size:
+            # Enough for the rest if blocks go on like this one; growing in place avoids a second copy of everything.
+            size = used + int(1.05 * counts.nnz * max(1.0, (len(population) - start) / rows)) + 1
+            values.resize(size, refcheck=False)
+            columns.resize(size, refcheck=False)
+        values[used : used + counts.nnz] = counts.data
+        columns[used : used + counts.nnz] = counts.indices
+        used += counts.nnz
+    values.resize(used, refcheck=False)
+    columns.resize(used, refcheck=False)
+    if used < np.iinfo(np.int32).max:
+        indptr = indptr.astype(np.int32)
+    return sparse.csr_matrix((values, columns, indptr), shape=(len(population), n_genes))
 
 
 def _unperturbed(
@@ -93,17 +102,17 @@ def _effect(
         if not rows.size:
             continue
         component = label[rows] if part is None else effects.pairs[pair[rows], part]
-        strength = (
-            response(activity[rows, effects.pathway[component]]) * effects.context_scale[context[rows], component]
-        )
+        scale = effects.context_scale[context[rows], component]
         if not np.isnan(dose[rows]).any():
-            strength = strength * saturation(dose[rows], effects.ec50[component])
-        out[rows] += strength.astype(np.float32)[:, None] * effects.programme[component]
+            scale = scale * saturation(dose[rows], effects.ec50[component])
+        for k in range(effects.programme.shape[1]):
+            strength = scale * response(activity[rows, effects.pathway[component, k]])
+            out[rows] += strength.astype(np.float32)[:, None] * effects.programme[component, k]
     rows = np.flatnonzero(pair >= 0)
     if rows.size and effects.interaction.any():
         parts = effects.pairs[pair[rows]]
         # The mean strength of the context, not the cell's, so that the true effect has a closed form.
-        both = effects.strength[context[rows, None], parts]
+        both = effects.strength[context[rows, None], parts].mean(axis=-1)
         if not np.isnan(dose[rows]).any():
             both = both * saturation(dose[rows, None], effects.ec50[parts])
         out[rows] += np.sqrt(both.prod(axis=1)).astype(np.float32)[:, None] * effects.interaction[pair[rows]]

@@ -57,10 +57,11 @@ def simulate(
     subtype; the markers of a few pathways, in proportion to the cell's activity of each; the batch; the effect of
     the perturbation; the unrecorded factor.
 
-    A perturbation is a sparse programme of log fold changes and acts through one pathway. Its strength is a sigmoid of
-    the *cell's* activity of that pathway, which varies mostly between contexts and shows in the markers, so that the
-    response in an unseen (context, perturbation) can be learned; a factor per gene and context and a lognormal
-    factor per (context, perturbation) (standard deviation 0.12) are added. About one perturbation in six is weak.
+    A perturbation is two sparse programmes of log fold changes, each acting through a pathway of its own. The strength
+    of each is a sigmoid of the *cell's* activity of its pathway, which varies mostly between contexts and shows in
+    the markers; so size and direction of the response depend on the context, in a way that can be learned for an unseen
+    (context, perturbation). A factor per gene and context and a lognormal factor per (context, perturbation) (standard
+    deviations 0.25 and 0.12) come on top. About one perturbation in six is weak.
 
     Parameters
     ----------
@@ -114,9 +115,9 @@ def simulate(
 
     * `obs`: `perturbation` (`"control"` for controls), `cell_type`, `donor`, `dose` (with `doses`), `hidden_factor`;
     * `uns["truth"]`: every law and realised value, in particular `populations` (DataFrame), `pathway_activity`,
-      `strength` (mean over cells, contexts x perturbations), `programme` (perturbations x genes), `gene_response`,
-      `pairs`, `interaction`, `ec50`, `batch_effect`, `hidden_law`, `hidden_programme` (scaled). Effects
-      are natural logarithms. :func:`true_log_fold_change` puts them together.
+      `strength` (mean over cells, contexts x perturbations x 2), `programme` (perturbations x 2 x genes),
+      `gene_response`, `pairs`, `interaction`, `ec50`, `batch_effect`, `hidden_law`, `hidden_programme` (scaled).
+      Effects are natural logarithms. :func:`true_log_fold_change` puts them together.
 
     Raises
     ------

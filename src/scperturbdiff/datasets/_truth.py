@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 N_PATHWAYS = 4
+N_PARTS = 2
+"""Parts of a perturbation's programme, each acting through a pathway of its own."""
 N_STATES = 3
 N_SUBTYPES = 2
 N_FACTORS = 4
@@ -66,15 +68,15 @@ class Perturbations:
     """Single perturbations and pairs of them."""
 
     programme: Floats
-    """Log fold change at strength 1, shape `(n_perturbations, n_genes)`."""
+    """Log fold change of each part at strength 1, shape `(n_perturbations, n_parts, n_genes)`."""
     pathway: NDArray[np.int64]
-    """Pathway each one acts through, shape `(n_perturbations,)`."""
+    """Pathway each part acts through, shape `(n_perturbations, n_parts)`."""
     factors: Floats
-    """What an informative embedding shows, shape `(n_perturbations, n_pathways + n_factors)`."""
+    """What an informative embedding shows, shape `(n_perturbations, n_parts * n_pathways + n_factors)`."""
     context_scale: Floats
     """Part of the strength that nothing explains, shape `(n_contexts, n_perturbations)`."""
     strength: Floats
-    """Mean strength over the cells of a context, shape `(n_contexts, n_perturbations)`."""
+    """Mean strength over the cells of a context, shape `(n_contexts, n_perturbations, n_parts)`."""
     ec50: Floats
     """Dose of half the maximal effect, shape `(n_perturbations,)`."""
     pairs: NDArray[np.int64]
@@ -91,8 +93,8 @@ def sparse_programme(rng: np.random.Generator, shape: tuple[int, ...], fraction:
 
 
 def response(activity: ArrayLike) -> NDArray[Any]:
-    """Strength of a perturbation as a function of the activity of its pathway: sigmoid from 0.4 to 1.6."""
-    return 0.4 + 1.2 / (1.0 + np.exp(-6.0 * (np.asarray(activity) - 0.5)))
+    """Strength of a part as a function of the activity of its pathway: a sigmoid from 0.2 to 1.8."""
+    return 0.2 + 1.6 / (1.0 + np.exp(-6.0 * (np.asarray(activity) - 0.5)))
 
 
 def saturation(dose: ArrayLike, ec50: ArrayLike, slope: float = 1.5) -> NDArray[Any]:
@@ -118,7 +120,7 @@ def draw_contexts(rng: np.random.Generator, n_contexts: int, genes: Genes) -> Co
     place = rng.normal(size=(n_contexts, n_axes))
     to_activity = rng.normal(size=(n_axes, N_PATHWAYS))
     to_activity /= np.linalg.norm(to_activity, axis=0)
-    activity = 1.0 / (1.0 + np.exp(-1.2 * (place @ to_activity + rng.normal(0.0, 0.4, (n_contexts, N_PATHWAYS)))))
+    activity = 1.0 / (1.0 + np.exp(-1.5 * (place @ to_activity + rng.normal(0.0, 0.4, (n_contexts, N_PATHWAYS)))))
     shared = place @ sparse_programme(rng, (n_axes, n_genes), 0.25, 0.6)
     own = sparse_programme(rng, (n_contexts, n_genes), 0.05, 1.0)
     return Contexts(
@@ -127,7 +129,7 @@ def draw_contexts(rng: np.random.Generator, n_contexts: int, genes: Genes) -> Co
         usage=rng.uniform(0.4, 1.2, (n_contexts, N_STATES)).astype(np.float32),
         subtypes=sparse_programme(rng, (n_contexts, N_SUBTYPES, n_genes), 0.06, 0.7),
         fraction=rng.uniform(0.3, 0.7, n_contexts).astype(np.float32),
-        gene_response=np.exp(rng.normal(0.0, 0.2, (n_contexts, n_genes))).astype(np.float32),
+        gene_response=np.exp(rng.normal(0.0, 0.25, (n_contexts, n_genes))).astype(np.float32),
     )
 
 
@@ -140,37 +142,39 @@ def draw_perturbations(
     effect_scale: float,
     doses: NDArray[np.float64],
 ) -> Perturbations:
-    """Draw perturbations: those that share a pathway share part of their programme; about one in six is weak."""
+    """Draw perturbations: those that share a pathway share a programme; about one in six is weak."""
     n_contexts, n_genes = contexts.base.shape
-    pathway = rng.permutation(np.arange(n_perturbations) % N_PATHWAYS)
+    first = rng.permutation(np.arange(n_perturbations) % N_PATHWAYS)
+    second = (first + rng.integers(1, N_PATHWAYS, n_perturbations)) % N_PATHWAYS
+    pathway = np.column_stack([first, second])
     loading = rng.normal(size=(n_perturbations, N_FACTORS))
     weak = rng.permutation(np.arange(n_perturbations) % 6 == 5)
     size = effect_scale * np.exp(rng.normal(0.0, 0.2, n_perturbations)) * np.where(weak, 0.2, 1.0)
-    core = sparse_programme(rng, (N_PATHWAYS, n_genes), 0.1, 0.8)[pathway]
-    factor = loading @ sparse_programme(rng, (N_FACTORS, n_genes), 0.08, 0.5)
-    own = sparse_programme(rng, (n_perturbations, n_genes), 0.02, 0.6)
-    programme = (size[:, None] * (core + factor + own).clip(-MAX_EFFECT, MAX_EFFECT)).astype(np.float32)
+    core = sparse_programme(rng, (N_PATHWAYS, n_genes), 0.1, 0.7)[pathway]
+    factor = np.einsum("pf,fkg->pkg", loading, sparse_programme(rng, (N_FACTORS, N_PARTS, n_genes), 0.05, 0.5))
+    own = sparse_programme(rng, (n_perturbations, N_PARTS, n_genes), 0.01, 0.6)
+    programme = (size[:, None, None] * (core + factor + own).clip(-MAX_EFFECT, MAX_EFFECT)).astype(np.float32)
 
     nodes, weights = np.polynomial.hermite_e.hermegauss(15)
     at_nodes = response(contexts.activity[:, pathway, None] + ACTIVITY_SD * nodes)
     context_scale = np.exp(rng.normal(0.0, 0.12, (n_contexts, n_perturbations)))
-    strength = context_scale * (at_nodes @ weights) / weights.sum()
+    strength = context_scale[..., None] * (at_nodes @ weights) / weights.sum()
 
     if n_pairs:
         codes = np.sort(rng.choice(n_perturbations * (n_perturbations - 1) // 2, n_pairs, replace=False))
         pairs = np.column_stack(np.triu_indices(n_perturbations, k=1))[codes]
     else:
         pairs = np.empty((0, 2), dtype=np.int64)
-    low, high = np.sort(pathway[pairs], axis=1).T
+    low, high = np.sort(first[pairs], axis=1).T
     synergy = rng.choice([-1.0, 1.0], (N_PATHWAYS, N_PATHWAYS)) * rng.uniform(0.3, 0.8, (N_PATHWAYS, N_PATHWAYS))
     joint = sparse_programme(rng, (N_PATHWAYS, N_PATHWAYS, n_genes), 0.08, 0.7 * effect_scale)
-    extra = synergy[low, high, None] * programme[pairs].sum(axis=1) + joint[low, high]
+    extra = synergy[low, high, None] * programme[pairs].sum(axis=(1, 2)) + joint[low, high]
 
     middle = np.exp(np.log(doses).mean()) if doses.size else 1.0
     return Perturbations(
         programme=programme,
         pathway=pathway,
-        factors=(size[:, None] * np.hstack([np.eye(N_PATHWAYS)[pathway], loading * 0.5])).astype(np.float32),
+        factors=(size[:, None] * np.hstack([*np.eye(N_PATHWAYS)[pathway.T], loading * 0.5])).astype(np.float32),
         context_scale=context_scale.astype(np.float32),
         strength=strength.astype(np.float32),
         ec50=(middle * np.exp(rng.normal(0.0, 0.5, n_perturbations))).astype(np.float32),
@@ -215,15 +219,15 @@ def true_log_fold_change(adata: AnnData, perturbation: str, context: str, dose: 
     if dose is not None and not 0 <= dose < np.inf:
         raise ValueError(f"dose={dose} must be finite and not negative.")
     if perturbation == truth["control"]:
-        return np.zeros(truth["programme"].shape[1], dtype=np.float32)
+        return np.zeros(truth["programme"].shape[-1], dtype=np.float32)
     at = _position(truth["contexts"], context, "context")
     label = _position(truth["labels"], perturbation, "perturbation")
     n_single = len(truth["perturbations"])
     parts = [label] if label < n_single else list(truth["pairs"][label - n_single])
     strength = truth["strength"][at, parts]
     if dose is not None:
-        strength = strength * saturation(dose, truth["ec50"][parts])
-    effect = strength @ truth["programme"][parts]
+        strength = strength * saturation(dose, truth["ec50"][parts])[:, None]
+    effect = np.einsum("pk,pkg->g", strength, truth["programme"][parts])
     if label >= n_single:
-        effect = effect + np.sqrt(strength.prod()) * truth["interaction"][label - n_single]
+        effect = effect + np.sqrt(strength.mean(axis=1).prod()) * truth["interaction"][label - n_single]
     return (effect * truth["gene_response"][at]).astype(np.float32)
