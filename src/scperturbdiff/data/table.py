@@ -1,0 +1,138 @@
+"""The table of training populations: one row for each perturbation, dose, context, covariates and batch."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scperturbdiff.data.conditions import DOSE, PERTURBATION, ConditionSpace
+from scperturbdiff.data.populations import ControlMatch, Ragged, group_rows, match_controls
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PopulationTable:
+    """Treated populations with their matched controls.
+
+    Attributes
+    ----------
+    labels
+        One row per population: perturbation, dose, contexts, covariates and batch.
+    cells
+        Rows of the treated cells of each population.
+    match
+        Control cells of each population.
+    component, dose
+        See :meth:`ConditionSpace.encode_perturbations`.
+    categories, numbers
+        See :meth:`ConditionSpace.encode_covariates`.
+    context
+        Number of each population's context.
+    controls
+        Rows of the control cells grouped by :attr:`ConditionSpace.obs_keys`: populations with no perturbation.
+    """
+
+    labels: pd.DataFrame
+    cells: Ragged
+    match: ControlMatch
+    component: NDArray[np.int64]
+    dose: NDArray[np.float64]
+    categories: NDArray[np.int64]
+    numbers: NDArray[np.float64]
+    context: NDArray[np.int64]
+    controls: Ragged
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: NDArray[np.int64]) -> PopulationTable:
+        """The populations of `rows`, with all controls."""
+        match = self.match
+        return PopulationTable(
+            self.labels.iloc[rows].reset_index(drop=True),
+            Ragged.from_lists([self.cells[r] for r in rows]),
+            ControlMatch(match.pools, match.pool[rows], match.n_agreeing[rows], match.keys),
+            self.component[rows],
+            self.dose[rows],
+            self.categories[rows],
+            self.numbers[rows],
+            self.context[rows],
+            self.controls,
+        )
+
+    @property
+    def report(self) -> pd.DataFrame:
+        """One row per population: its labels, its numbers of cells and of controls, and whether controls match exactly."""
+        out = self.labels.rename(columns={PERTURBATION: "perturbation", DOSE: "dose"})
+        pools = self.match.pools.count[self.match.pool] if len(self) else np.empty(0, np.int64)
+        return out.assign(n_cells=self.cells.count, n_controls=pools, exact_match=self.match.exact)
+
+
+def build_populations(space: ConditionSpace, obs: pd.DataFrame) -> PopulationTable:
+    """Group the cells of a data set into populations and match their controls.
+
+    Raises
+    ------
+    ValueError
+        If there are no controls, or a context has treated cells but no controls.
+    """
+    labels = space.read_labels(obs)
+    control = space.is_control(labels)
+    keys = [PERTURBATION, DOSE, *space.obs_keys]
+    rows = np.arange(len(labels))
+    if not control.any():
+        raise ValueError(f"There are no control cells (obs[{space.perturbation_key!r}] == {space.control!r}).")
+    treated = labels[~control]
+    table, codes = group_rows(treated, keys)
+    if len(treated) == 0:
+        table = treated[keys].iloc[:0]
+    cells = Ragged.from_codes(codes, rows[~control], len(table))
+    required = [k for k in space.context_keys if k in space.control_match_keys]
+    match = match_controls(table, labels[control], rows[control], space.control_match_keys, required)
+    groups, control_codes = group_rows(labels[control], list(space.obs_keys))
+    _warn_of_populations(table, cells, match)
+    component, dose = space.encode_perturbations(table)
+    categories, numbers = space.encode_covariates(table)
+    return PopulationTable(
+        table,
+        cells,
+        match,
+        component,
+        dose,
+        categories,
+        numbers,
+        space.context_codes(table),
+        Ragged.from_codes(control_codes, rows[control], max(len(groups), 1)),
+    )
+
+
+def _warn_of_populations(table: pd.DataFrame, cells: Ragged, match: ControlMatch) -> None:
+    if len(table) > 100 and len(table) > cells.count.sum() / 2:
+        logger.warning(
+            "There are %d populations for %d treated cells: is a continuous covariate different in every cell?",
+            len(table),
+            cells.count.sum(),
+        )
+    single = int((cells.count == 1).sum())
+    if single:
+        logger.warning(
+            "%d of %d populations have a single cell; they say little about the shape of a population.",
+            single,
+            len(table),
+        )
+    inexact = int((~match.exact).sum())
+    if inexact:
+        logger.warning(
+            "%d of %d populations have no controls that agree on all of %s; the nearest were taken. See model.populations.",
+            inexact,
+            len(table),
+            list(match.keys),
+        )

@@ -1,0 +1,20 @@
+"""Torch modules: the latent VAE, the perturbation encoder, the population transformer, the anchor and what joins them."""
+
+from scperturbdiff.module.anchor import Conditions, ResponseAnchor
+from scperturbdiff.module.generator import Condition, Generator
+from scperturbdiff.module.joint import PerturbDiffModule
+from scperturbdiff.module.perturbation import Components, PerturbationEncoder
+from scperturbdiff.module.transformer import PopulationTransformer
+from scperturbdiff.module.vae import LatentVAE
+
+__all__ = [
+    "Components",
+    "Condition",
+    "Conditions",
+    "Generator",
+    "LatentVAE",
+    "PerturbDiffModule",
+    "PerturbationEncoder",
+    "PopulationTransformer",
+    "ResponseAnchor",
+]

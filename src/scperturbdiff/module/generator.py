@@ -1,0 +1,253 @@
+"""The generator: a denoiser of latent populations anchored to controls and to retrieved responses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from scperturbdiff.diffusion import NoiseSchedule, guide, sample
+from scperturbdiff.module.perturbation import Components, PerturbationEncoder
+from scperturbdiff.module.transformer import EncodedControls, PopulationTransformer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scperturbdiff.diffusion.samplers import Sampler
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is known of `b` populations before they are drawn.
+
+    Attributes
+    ----------
+    components
+        Perturbations.
+    anchor
+        Retrieved mean shift, standardised latent space, `(b, n_latent)`.
+    anchor_variance
+        Its variance per dimension, `(b,)`.
+    categories
+        Codes of the categorical covariates, `(b, n_categorical)`; -1 for a dropped one.
+    numbers
+        Standardised continuous covariates, `(b, n_continuous)`.
+    keep
+        1 where the perturbation is shown to the network, 0 where it is hidden (condition dropout), `(b,)`.
+    """
+
+    components: Components
+    anchor: Tensor
+    anchor_variance: Tensor
+    categories: Tensor
+    numbers: Tensor
+    keep: Tensor
+
+    def repeat(self, times: int) -> Condition:
+        """Each population `times` times, next to each other."""
+
+        def again(x: Tensor) -> Tensor:
+            return x.repeat_interleave(times, 0)
+
+        return Condition(
+            Components(again(self.components.index), again(self.components.dose)),
+            again(self.anchor),
+            again(self.anchor_variance),
+            again(self.categories),
+            again(self.numbers),
+            again(self.keep),
+        )
+
+    def hidden(self) -> Condition:
+        """The same populations with the perturbation hidden from the network."""
+        return replace(self, keep=torch.zeros_like(self.keep))
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """Noise that makes draws differ given the same noised population.
+
+    Attributes
+    ----------
+    population
+        Shared by all cells of a population, `(b, n_population_noise)`.
+    cell
+        One for each cell, `(b, n_cells, n_cell_noise)`.
+    """
+
+    population: Tensor
+    cell: Tensor
+
+
+class Generator(nn.Module):
+    r"""Denoiser of latent populations.
+
+    For a noised population :math:`z_t` whose cells start from control cells :math:`c_j`, with anchor :math:`a`,
+
+    .. math::
+        \hat z_j = \alpha_t z_{t,j} + \sigma_t^2 (c_j + a) + f_\theta(z_t, c, \dots)_j .
+
+    The first two terms are the posterior mean when a treated cell is its control cell plus the anchor plus unit
+    Gaussian noise; the network adds what that leaves out. "No effect" is the zero of the network, an unseen context
+    carries its own state and the shape of its populations, and which control a cell starts from is part of the noise:
+    no treated cell is ever paired with a control.
+
+    Parameters
+    ----------
+    n_latent
+        Dimension of a cell.
+    n_names, n_features
+        See :class:`~scperturbdiff.module.PerturbationEncoder`.
+    n_categories
+        Number of categories of each categorical covariate.
+    n_numbers
+        Number of continuous covariates.
+    width, n_layers, n_heads, dropout
+        Size of the transformer.
+    n_population_noise, n_cell_noise
+        Dimensions of the extra noise.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_names: int,
+        n_features: int = 0,
+        n_categories: Sequence[int] = (),
+        n_numbers: int = 0,
+        *,
+        width: int = 128,
+        n_layers: int = 3,
+        n_heads: int = 4,
+        dropout: float = 0.0,
+        n_population_noise: int = 16,
+        n_cell_noise: int = 8,
+        schedule: NoiseSchedule | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.n_population_noise, self.n_cell_noise = n_population_noise, n_cell_noise
+        self.schedule = schedule or NoiseSchedule()
+        self.perturbation = PerturbationEncoder(n_names, n_features, width)
+        self.categorical = nn.ModuleList(nn.Embedding(n, width) for n in n_categories)
+        self.continuous = nn.Linear(n_numbers, width) if n_numbers else None
+        self.anchor = nn.Sequential(nn.Linear(n_latent + 1, width), nn.SiLU(), nn.Linear(width, width))
+        self.population_noise = nn.Linear(n_population_noise, width)
+        self.hidden = nn.Parameter(torch.zeros(width))
+        self.transformer = PopulationTransformer(
+            n_latent, 2 * n_latent + n_cell_noise, width=width, n_layers=n_layers, n_heads=n_heads, dropout=dropout
+        )
+
+    def draw_randomness(self, n_populations: int, n_cells: int, device: torch.device | str) -> Randomness:
+        """Fresh extra noise."""
+        return Randomness(
+            torch.randn(n_populations, self.n_population_noise, device=device),
+            torch.randn(n_populations, n_cells, self.n_cell_noise, device=device),
+        )
+
+    def encode_controls(self, controls: Tensor, mask: Tensor | None = None) -> EncodedControls:
+        """Encode control cells `(b, n_controls, n_latent)` once, for all draws and steps."""
+        encoded: EncodedControls = self.transformer.control_encoder(controls, mask)
+        return encoded
+
+    def embed(self, condition: Condition, features: Tensor | None, has_features: Tensor | None) -> Tensor:
+        """Vector of a condition, `(b, width)`."""
+        known = condition.keep[:, None]
+        out = known * self.perturbation(condition.components, features, has_features) + (1 - known) * self.hidden
+        out = out + self.anchor(torch.cat([condition.anchor, condition.anchor_variance[:, None].log1p()], dim=-1))
+        for i, table in enumerate(self.categorical):
+            code = condition.categories[:, i]
+            out = out + table(code.clamp_min(0)) * (code >= 0)[:, None]
+        if self.continuous is not None:
+            out = out + self.continuous(condition.numbers)
+        return out
+
+    def forward(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        start: Tensor,
+        condition: Tensor,
+        anchor: Tensor,
+        controls: EncodedControls,
+        randomness: Randomness,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Estimate clean populations `(b, n_cells, n_latent)`.
+
+        Parameters
+        ----------
+        z_t
+            Noised populations, `(b, n_cells, n_latent)`.
+        t
+            Times, `(b,)`.
+        start
+            Control cell that each cell starts from, `(b, n_cells, n_latent)`.
+        condition
+            Output of :meth:`embed`.
+        anchor
+            Retrieved mean shifts, `(b, n_latent)`.
+        controls
+            Output of :meth:`encode_controls`.
+        randomness
+            Extra noise.
+        mask
+            Which cells there are, `(b, n_cells)`.
+        """
+        cells = torch.cat([z_t, start, randomness.cell], dim=-1)
+        condition = condition + self.population_noise(randomness.population)
+        correction = self.transformer(cells, t, condition, controls, mask)
+        alpha, variance = self.schedule.alpha(t)[:, None, None], self.schedule.sigma(t)[:, None, None].square()
+        return alpha * z_t + variance * (start + anchor[:, None, :]) + correction
+
+    @torch.no_grad()
+    def sample(
+        self,
+        start: Tensor,
+        condition: Condition,
+        controls: EncodedControls,
+        *,
+        features: Tensor | None = None,
+        has_features: Tensor | None = None,
+        population_noise: Tensor | None = None,
+        n_steps: int = 1,
+        sampler: Sampler = "renoise",
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Draw populations `(b, n_cells, n_latent)`.
+
+        Parameters
+        ----------
+        start
+            Control cell that each cell starts from, `(b, n_cells, n_latent)`, standardised.
+        condition
+            Conditions of the `b` populations.
+        controls
+            Encoded controls of the `b` populations.
+        features, has_features
+            Feature table of components.
+        population_noise
+            Noise shared by the population, `(b, n_population_noise)`; the same for all pieces of a population that is
+            drawn in pieces. `None` draws it.
+        n_steps, sampler
+            See :func:`scperturbdiff.diffusion.sample`.
+        guidance
+            Weight of classifier-free guidance; 1 is off.
+        """
+        b, m, _ = start.shape
+        embedded = self.embed(condition, features, has_features)
+        unconditional = self.embed(condition.hidden(), features, has_features) if guidance != 1.0 else None
+        if population_noise is None:
+            population_noise = torch.randn(b, self.n_population_noise, device=start.device)
+
+        def denoise(z: Tensor, t: Tensor) -> Tensor:
+            randomness = Randomness(population_noise, torch.randn(b, m, self.n_cell_noise, device=z.device))
+            estimate = self(z, t, start, embedded, condition.anchor, controls, randomness)
+            if unconditional is None:
+                return estimate
+            blind = self(z, t, start, unconditional, condition.anchor, controls, randomness)
+            return guide(estimate, blind, guidance)
+
+        return sample(denoise, self.schedule.noise_like(start), self.schedule, n_steps, sampler)

@@ -1,0 +1,82 @@
+"""Stage 1: scvi-tools' count VAE, read and decoded the way the second stage needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module import VAE
+from scvi.module.base import LossOutput
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+EPS = 1e-8
+"""As in scvi-tools' own negative binomial."""
+
+
+def negative_binomial_log_prob(counts: Tensor, mean: Tensor, dispersion: Tensor) -> Tensor:
+    """Log probability of counts, summed over genes, `(n_cells, n_genes) -> (n_cells,)`.
+
+    Equal to :class:`scvi.distributions.NegativeBinomial`, but the gamma functions, which are nearly all of its cost on a
+    CPU, are evaluated only where a count is not zero: elsewhere they cancel.
+    """
+    log_total = torch.log(dispersion + mean + EPS)
+    dense = dispersion * (torch.log(dispersion + EPS) - log_total) + counts * (torch.log(mean + EPS) - log_total)
+    cell, gene = counts.nonzero(as_tuple=True)
+    count, theta = counts[cell, gene], dispersion.expand_as(counts)[cell, gene]
+    gammas = torch.lgamma(count + theta) - torch.lgamma(theta) - torch.lgamma(count + 1)
+    return dense.sum(-1).index_add(0, cell, gammas)
+
+
+class LatentVAE(VAE):
+    """scvi-tools' negative binomial VAE with deterministic encoding and seeded decoding of counts."""
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+        kl_weight: Tensor | float = 1.0,
+    ) -> LossOutput:
+        """Negative evidence lower bound, as scvi-tools computes it for a negative binomial."""
+        px = generative_outputs["px"]
+        reconstruction = -negative_binomial_log_prob(tensors[REGISTRY_KEYS.X_KEY], px.mu, px.theta)
+        kl = kl_divergence(inference_outputs["qz"], generative_outputs["pz"]).sum(-1)
+        return LossOutput(
+            loss=torch.mean(reconstruction + kl_weight * kl),
+            reconstruction_loss=reconstruction,
+            kl_local={"kl_divergence_z": kl},
+        )
+
+    @torch.no_grad()
+    def encode(self, counts: Tensor) -> Tensor:
+        """Posterior means `(n_cells, n_latent)` of counts `(n_cells, n_genes)`."""
+        batch = torch.zeros(len(counts), 1, device=counts.device)  # the encoder does not see the batch
+        outputs = self.inference(x=counts, batch_index=batch)
+        mean: Tensor = outputs["qz"].loc
+        return mean
+
+    @torch.no_grad()
+    def decode_counts(self, latent: Tensor, library_size: Tensor, batch: Tensor) -> Tensor:
+        """Sample counts `(n_cells, n_genes)`.
+
+        Parameters
+        ----------
+        latent
+            `(n_cells, n_latent)`, not standardised.
+        library_size
+            Counts per cell, `(n_cells,)`.
+        batch
+            Batch codes, `(n_cells,)`.
+        """
+        outputs = self.generative(z=latent, library=library_size.log()[:, None], batch_index=batch[:, None].long())
+        sampled: Tensor = outputs["px"].sample()
+        return sampled
+
+    def decode_frequencies(self, latent: Tensor, batch: Tensor) -> Tensor:
+        """Expected share of each gene in a cell's counts `(n_cells, n_genes)`; differentiable."""
+        library = torch.zeros(len(latent), 1, device=latent.device)
+        outputs = self.generative(z=latent, library=library, batch_index=batch[:, None].long())
+        scale: Tensor = outputs["px"].scale
+        return scale

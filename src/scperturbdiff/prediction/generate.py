@@ -1,0 +1,272 @@
+"""Generating the cells of requested populations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from scvi.utils import track
+
+from scperturbdiff.data.conditions import DOSE, PERTURBATION
+from scperturbdiff.data.counts import read_genes
+from scperturbdiff.data.output import CONTROL_CELL, POPULATION
+from scperturbdiff.data.seeds import derive_seed, seeded
+from scperturbdiff.module.anchor import Conditions
+from scperturbdiff.module.generator import Condition
+from scperturbdiff.module.perturbation import Components
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from scperturbdiff.data.conditions import ConditionSpace
+    from scperturbdiff.diffusion.samplers import Sampler
+    from scperturbdiff.module.joint import PerturbDiffModule
+    from scperturbdiff.module.transformer import EncodedControls
+    from scperturbdiff.prediction.request import ControlGroups, PopulationRequest
+
+PIECE = 256
+"""Cells of a population that attend to each other; larger populations are drawn in pieces with the same population noise."""
+CONTEXT_CELLS = 256
+"""Control cells shown to the network, at most."""
+ENCODE_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class GroupState:
+    """A control group, encoded once for all that is asked of it.
+
+    Attributes
+    ----------
+    rows
+        Rows in the AnnData.
+    latent
+        Standardised latent vectors, `(n, n_latent)`.
+    library_size
+        Counts per cell, `(n,)`.
+    controls
+        What the network sees of them.
+    """
+
+    rows: NDArray[np.int64]
+    latent: Tensor
+    library_size: Tensor
+    controls: EncodedControls
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How populations are drawn; see :meth:`scperturbdiff.PerturbDiff.predict`."""
+
+    seed: int
+    n_populations: int = 1
+    n_steps: int = 1
+    sampler: Sampler = "renoise"
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Generated cells of one draw of one population: counts, latent vectors and annotation."""
+
+    counts: sparse.csr_matrix
+    latent: NDArray[np.float32]
+    obs: pd.DataFrame
+
+
+@torch.no_grad()
+def encode_rows(module: PerturbDiffModule, counts: sparse.csr_matrix) -> Tensor:
+    """Latent vectors (posterior means, not standardised) of counts `(n_cells, n_genes)`, on the module's device."""
+    parts = []
+    for start in range(0, counts.shape[0], ENCODE_CHUNK):
+        block = torch.as_tensor(counts[start : start + ENCODE_CHUNK].toarray(), device=module.device)
+        parts.append(module.vae.encode(block))
+    return torch.cat(parts)
+
+
+class PopulationGenerator:
+    """Draws requested populations from the controls of an AnnData.
+
+    Everything random is seeded by what it is for, and every network call has shapes that depend only on the population at
+    hand: a prediction does not depend on what else is in the call, to the last bit.
+
+    Parameters
+    ----------
+    module
+        The trained module, in evaluation mode.
+    space
+        The model's conditions (with the features of this call).
+    adata, genes, layer
+        Where control counts are.
+    batches
+        Batch names the decoder knows, in order of their codes.
+    groups
+        Control groups of `adata`.
+    settings
+        How to draw.
+    transform_batch
+        Decode every cell as if it came from this batch.
+    """
+
+    def __init__(
+        self,
+        module: PerturbDiffModule,
+        space: ConditionSpace,
+        adata: AnnData,
+        genes: pd.Index,
+        layer: str | None,
+        batches: list[str],
+        groups: ControlGroups,
+        settings: Settings,
+        transform_batch: str | None = None,
+    ) -> None:
+        self.transform_batch = transform_batch
+        self.module, self.space, self.settings = module, space, settings
+        self.adata, self.genes, self.layer, self.batches = adata, genes, layer, batches
+        self.groups = groups
+        self._states: dict[int, GroupState] = {}
+        features = space.feature_matrix()
+        self._raw_features = None if features is None else features.astype(np.float64)
+        self._features, self._has_features = module.scale_features(features)
+
+    def generate(self, request: PopulationRequest, progress: bool = True) -> Iterator[Piece]:
+        """Yield the populations of `request`, each draw on its own, in order."""
+        component, dose = self.space.encode_perturbations(request.table)
+        codes, numbers = self.space.encode_covariates(request.table)
+        context = self.space.context_codes(request.table)
+        batch = self._batch_codes(request)
+        for i in track(range(len(request)), description="Generating populations", disable=not progress):
+            state = self._state(request.group[i])
+            mean = state.latent.double().mean(0).cpu().numpy()[None]
+            condition = self._condition(
+                Conditions(
+                    mean, component[i : i + 1], dose[i : i + 1], context[i : i + 1], np.full(1, 1 / len(state.rows))
+                ),
+                codes[i : i + 1],
+                numbers[i : i + 1],
+            )
+            names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
+            for draw in range(self.settings.n_populations):
+                seed = derive_seed(self.settings.seed, *names, draw)
+                yield self._draw(request, i, state, condition, batch[i], draw, seed)
+
+    def _batch_codes(self, request: PopulationRequest) -> NDArray[np.int64]:
+        if self.space.batch_key is None:
+            return np.zeros(len(request), np.int64)
+        if self.transform_batch is not None:
+            if self.transform_batch not in self.batches:
+                raise ValueError(
+                    f"transform_batch={self.transform_batch!r} is not one of the training batches {self.batches}."
+                )
+            return np.full(len(request), self.batches.index(self.transform_batch), np.int64)
+        codes: NDArray[np.int64] = pd.Index(self.batches).get_indexer(request.table[self.space.batch_key].astype(str))
+        if (codes < 0).any():
+            new = request.table.loc[codes < 0, self.space.batch_key].astype(str).unique()
+            raise ValueError(
+                f"Control cells come from batches of obs[{self.space.batch_key!r}] never seen in training: {list(new)}. The decoder knows "
+                f"{self.batches}. Pass transform_batch=... to decode as one of these, or adapt the model with load_query_data."
+            )
+        return codes
+
+    def _state(self, group: int) -> GroupState:
+        """Encode a control group, once."""
+        if group not in self._states:
+            rows = self.groups.cells[group]
+            counts = read_genes(self.adata, self.genes, self.layer, rows)
+            latent = self.module.standardize(encode_rows(self.module, counts))
+            library = torch.as_tensor(np.asarray(counts.sum(axis=1)).ravel(), device=latent.device)
+            shown = latent
+            if len(rows) > CONTEXT_CELLS:
+                names = self.groups.labels.iloc[group].astype(str)
+                order = np.random.default_rng(derive_seed(self.settings.seed, "controls", *names)).permutation(
+                    len(rows)
+                )
+                shown = latent[torch.as_tensor(order[:CONTEXT_CELLS], device=latent.device)]
+            self._states[group] = GroupState(
+                rows, latent, library, self.module.generator_ema.encode_controls(shown[None])
+            )
+        return self._states[group]
+
+    def _condition(self, conditions: Conditions, codes: NDArray[np.int64], numbers: NDArray[np.float64]) -> Condition:
+        device = self.module.device
+        anchor, variance = np.zeros_like(conditions.control_mean), np.zeros(1)
+        if self.module.anchor.is_fitted and (conditions.component >= 0).any():
+            novelty = self.module.anchor.novelty(conditions)[0]
+            anchor, variance = self.module.anchor.predict(conditions, novelty, self._raw_features)
+
+        def put(values: NDArray, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.as_tensor(values, dtype=dtype, device=device)
+
+        return Condition(
+            Components(put(conditions.component, torch.long), put(conditions.dose)),
+            put(anchor),
+            put(variance),
+            put(codes, torch.long),
+            put(numbers),
+            torch.ones(1, device=device),
+        )
+
+    def _draw(
+        self,
+        request: PopulationRequest,
+        i: int,
+        state: GroupState,
+        condition: Condition,
+        batch: int,
+        draw: int,
+        seed: int,
+    ) -> Piece:
+        chosen = choose_controls(len(state.rows), request.n_cells[i], seed)
+        at = torch.as_tensor(chosen, device=state.latent.device)
+        generator, settings = self.module.generator_ema, self.settings
+        latents, counts = [], []
+        with seeded(seed, state.latent.device):
+            shared = torch.randn(1, generator.n_population_noise, device=state.latent.device)
+            for start in range(0, len(chosen), PIECE):
+                piece = at[start : start + PIECE]
+                z = generator.sample(
+                    state.latent[piece][None],
+                    condition,
+                    state.controls,
+                    features=self._features,
+                    has_features=self._has_features,
+                    population_noise=shared,
+                    n_steps=settings.n_steps,
+                    sampler=settings.sampler,
+                    guidance=settings.guidance,
+                )[0]
+                latent = self.module.unstandardize(z)
+                codes = torch.full((len(piece),), batch, device=latent.device)
+                sampled = self.module.vae.decode_counts(latent, state.library_size[piece], codes)
+                latents.append(latent.cpu().numpy())
+                counts.append(sparse.csr_matrix(sampled.cpu().numpy()))
+        return Piece(
+            sparse.vstack(counts, format="csr"),
+            np.concatenate(latents),
+            self._annotate(request, i, state.rows[chosen], draw),
+        )
+
+    def _annotate(self, request: PopulationRequest, i: int, rows: NDArray[np.int64], draw: int) -> pd.DataFrame:
+        space = self.space
+        columns: dict[str, object] = {str(space.perturbation_key): request.label[i]}
+        if space.dose_key is not None:
+            columns[space.dose_key] = request.dose[i]
+        columns |= {key: request.table[key].iloc[i] for key in space.obs_keys}
+        obs = pd.DataFrame(columns, index=np.arange(len(rows)))
+        obs[CONTROL_CELL] = self.adata.obs_names[rows].to_numpy()
+        obs[POPULATION] = str(draw)
+        return obs
+
+
+def choose_controls(n_controls: int, n_cells: int, seed: int) -> NDArray[np.int64]:
+    """Control cells that generated cells start from: all used equally often, in random order."""
+    rng = np.random.default_rng(seed)
+    rounds = [rng.permutation(n_controls) for _ in range(-(-n_cells // n_controls))]
+    return np.concatenate(rounds)[:n_cells]

@@ -1,0 +1,190 @@
+"""Training plan of the second stage."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from scperturbdiff.diffusion import energy_distance, functional_energy_score, mean_squared_error, squared_mmd
+from scperturbdiff.data.seeds import seeded
+
+if TYPE_CHECKING:
+    from scperturbdiff.data.sampler import PopulationSampler
+    from scperturbdiff.diffusion.scores import Objective
+    from scperturbdiff.module.joint import PerturbDiffModule
+    from scperturbdiff.train.data import PopulationTensors
+
+OBJECTIVES: tuple[str, ...] = ("energy_score", "mmd", "mmd+mse", "mse")
+VALIDATION_METRIC = "energy_distance_validation"
+"""Mean energy distance (U-statistic) of generated to held-out populations, standardised latent space."""
+
+
+class GeneratorTrainingPlan(pl.LightningModule):
+    """Trains the generator on populations drawn on the device.
+
+    Parameters
+    ----------
+    module
+        The joint module; only its generator is trained.
+    latent
+        Standardised latent vectors of all cells, `(n_cells, n_latent)`.
+    sampler
+        Draws training populations.
+    tensors
+        Their conditions.
+    validation
+        Sampler and conditions of held-out populations.
+    objective
+        ``"energy_score"`` (functional energy score), ``"mmd"``, ``"mmd+mse"`` (the paper's), ``"mse"``.
+    n_populations, n_cells, n_draws
+        Populations a step, cells a population, draws a population (at least 2 for the energy score).
+    n_steps
+        Steps planned: the learning rate falls along a cosine to a tenth.
+    lr, weight_decay, warmup_steps
+        Of AdamW.
+    ema_decay
+        Of the moving average, reached gradually.
+    p_terminal
+        Share of populations trained at pure noise, where one-step generation starts.
+    p_drop_condition
+        Share of populations whose perturbation is hidden (for guidance).
+    mse_weight
+        Weight of the squared error in ``"mmd+mse"``.
+    seed
+        Of the validation draws.
+    """
+
+    def __init__(
+        self,
+        module: PerturbDiffModule,
+        latent: Tensor,
+        sampler: PopulationSampler,
+        tensors: PopulationTensors,
+        validation: tuple[PopulationSampler, PopulationTensors] | None = None,
+        *,
+        objective: Objective = "energy_score",
+        n_populations: int = 16,
+        n_cells: int = 64,
+        n_draws: int = 2,
+        n_steps: int = 1000,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+        warmup_steps: int = 50,
+        ema_decay: float = 0.995,
+        p_terminal: float = 0.5,
+        p_drop_condition: float = 0.1,
+        mse_weight: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective={objective!r} is not one of {OBJECTIVES}.")
+        if objective == "energy_score" and n_draws < 2:
+            raise ValueError(f"n_draws={n_draws}: the energy score compares draws and needs at least 2.")
+        self.module = module
+        self.register_buffer("latent", latent, persistent=False)
+        self.sampler, self.tensors, self.validation = sampler, tensors, validation
+        self.objective, self.seed = objective, seed
+        self.n_populations, self.n_cells, self.n_draws = n_populations, n_cells, n_draws
+        self.n_steps, self.lr, self.weight_decay, self.warmup_steps = n_steps, lr, weight_decay, warmup_steps
+        self.ema_decay, self.mse_weight = ema_decay, mse_weight
+        self.p_terminal, self.p_drop_condition = p_terminal, p_drop_condition
+
+    latent: Tensor
+
+    def on_train_epoch_start(self) -> None:
+        """Put cells in a new order."""
+        self.sampler.shuffle()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Draw populations, noise them, denoise them `n_draws` times and score the result."""
+        drawn = self.sampler.draw(self.n_populations, self.n_cells, self.n_draws)
+        clean, start = self.latent[drawn.cells], self.latent[drawn.starts]
+        b, k = drawn.group.shape[0], self.n_draws
+        generator, device = self.module.generator, clean.device
+        novelty = torch.randint(len(self.tensors.anchor), (b,), device=device)
+        keep = (torch.rand(b, device=device) >= self.p_drop_condition).float()
+        condition = self.tensors.condition(drawn.group, novelty, keep)
+        t = generator.schedule.sample_times((b,), self.p_terminal, device)
+        z_t = generator.schedule.add_noise(clean[:, None].expand_as(start), t[:, None], self._noise(start, t))
+        embedded = generator.embed(condition, self.module.features, self.module.has_features)
+        randomness = generator.draw_randomness(b * k, self.n_cells, device)
+        estimate = generator(
+            z_t.flatten(0, 1),
+            t.repeat_interleave(k, 0),
+            start.flatten(0, 1),
+            embedded.repeat_interleave(k, 0),
+            condition.anchor.repeat_interleave(k, 0),
+            generator.encode_controls(self.latent[drawn.controls]).repeat(k),
+            randomness,
+            drawn.mask.repeat_interleave(k, 0),
+        ).unflatten(0, (b, k))
+        loss = self._objective(estimate, clean, drawn.mask, t).mean()
+        self.log("generator_loss_train", loss, on_step=False, on_epoch=True, batch_size=b, prog_bar=True)
+        return loss
+
+    def _noise(self, start: Tensor, t: Tensor) -> Tensor:
+        """Noise `(b, n_draws, n_cells, n_latent)`: independent at pure noise, else shared, as draws share the noised cells."""
+        noise = self.module.generator.schedule.noise_like(start)
+        return torch.where((t >= 1)[:, None, None, None], noise, noise[:, :1].expand_as(noise))
+
+    def _objective(self, estimate: Tensor, clean: Tensor, mask: Tensor, t: Tensor) -> Tensor:
+        if self.objective == "energy_score":
+            return functional_energy_score(estimate, clean, mask, mask)
+        error = mean_squared_error(estimate, clean, mask)
+        if self.objective == "mse":
+            return error
+        distance = squared_mmd(estimate, clean, mask, mask)
+        return distance if self.objective == "mmd" else distance + self.mse_weight * error
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Move the average of the weights."""
+        step = self.global_step
+        self.module.update_ema(min(self.ema_decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Generate every held-out population with the averaged weights from fixed seeds and score it."""
+        assert self.validation is not None
+        sampler, tensors = self.validation
+        generator = self.module.generator_ema
+        was_training = generator.training
+        generator.eval()
+        with seeded(self.seed, self.device):
+            group = torch.arange(sampler.n_populations, device=self.device)
+            cells, mask = sampler.cells.draw(group, min(int(sampler.cells.count.max()), 256))
+            starts, _ = sampler.pools.draw(sampler.pool[group], cells.shape[1])
+            condition = tensors.condition(group, torch.zeros_like(group), torch.ones(len(group), device=self.device))
+            start = self.latent[starts]
+            drawn = generator.sample(
+                start,
+                condition,
+                generator.encode_controls(start),
+                features=self.module.features,
+                has_features=self.module.has_features,
+            )
+        generator.train(was_training)
+        distance = energy_distance(drawn, self.latent[cells], None, mask)
+        self.log(VALIDATION_METRIC, distance.mean(), on_epoch=True, batch_size=len(group), prog_bar=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with warm-up and cosine decay; no weight decay on vectors."""
+        parameters = [p for p in self.module.generator.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+
+        def scale(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / self.warmup_steps
+            share = min((step - self.warmup_steps) / max(self.n_steps - self.warmup_steps, 1), 1.0)
+            return 0.1 + 0.45 * (1 + math.cos(math.pi * share))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

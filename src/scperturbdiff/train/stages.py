@@ -1,0 +1,241 @@
+"""The two stages of training, run through scvi-tools' trainer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scvi.dataloaders import DataSplitter
+from scvi.train import TrainingPlan, TrainRunner
+
+from scperturbdiff.data.counts import iter_rows
+from scperturbdiff.data.populations import Ragged
+from scperturbdiff.data.sampler import PopulationSampler
+from scperturbdiff.data.table import PopulationTable, build_populations
+from scperturbdiff.train.callbacks import KeepBestGenerator, StepsDataModule
+from scperturbdiff.train.data import PopulationTensors, describe, fit_anchor, population_tensors, useful_novelties
+from scperturbdiff.train.plan import VALIDATION_METRIC, GeneratorTrainingPlan
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from scperturbdiff._model import PerturbDiff
+
+logger = logging.getLogger(__name__)
+
+VAE_STEPS, VAE_MAX_EPOCHS = 2500, 400
+GENERATOR_EPOCHS, STEPS_PER_EPOCH = 30, 50
+MIN_POPULATIONS_TO_VALIDATE = 20
+"""With fewer populations holding some out costs more than early stopping gains."""
+
+
+@dataclass(frozen=True)
+class TrainerArguments:
+    """What both stages hand to scvi-tools' trainer."""
+
+    accelerator: str
+    devices: Any
+    kwargs: dict[str, Any]
+
+
+def default_vae_epochs(n_cells: int, batch_size: int) -> int:
+    """Epochs that make about :data:`VAE_STEPS` steps."""
+    return int(min(VAE_MAX_EPOCHS, max(1, math.ceil(VAE_STEPS * batch_size / n_cells))))
+
+
+def plan_epochs(
+    n_cells: int, batch_size: int, max_epochs: int | None, vae: int | None, generator: int | None, *, trained: bool
+) -> tuple[int, int]:
+    """Epochs of both stages from what the user gave; a trained model's VAE is kept unless asked for."""
+    for name, value in (("max_epochs", max_epochs), ("max_epochs_vae", vae), ("max_epochs_generator", generator)):
+        if value is not None and (int(value) != value or value < 0):
+            raise ValueError(f"{name}={value!r} must be a whole number, 0 or more.")
+    if vae is None:
+        vae = 0 if trained else default_vae_epochs(n_cells, batch_size)
+    if generator is None:
+        generator = GENERATOR_EPOCHS
+    bound = math.inf if max_epochs is None else max_epochs
+    return int(min(vae, bound)), int(min(generator, bound))
+
+
+def _run(
+    model: PerturbDiff, plan: Any, data: Any, max_epochs: int, trainer: TrainerArguments, **kwargs: Any
+) -> dict[str, pd.DataFrame]:
+    """Run one stage and return its history (the runner would drop the keys of a second stage)."""
+    model.history_, model.is_trained_ = None, False
+    TrainRunner(
+        model,
+        training_plan=plan,
+        data_splitter=data,
+        max_epochs=max_epochs,
+        accelerator=trainer.accelerator,
+        devices=trainer.devices,
+        **{**trainer.kwargs, **kwargs},
+    )()
+    return model.history_ or {}
+
+
+def train_vae(
+    model: PerturbDiff,
+    max_epochs: int,
+    batch_size: int,
+    train_size: float,
+    trainer: TrainerArguments,
+    max_kl_weight: float = 0.05,
+    lr: float = 1e-3,
+    eps: float = 1e-8,
+    n_epochs_kl_warmup: int | None = None,
+    **plan_kwargs: Any,
+) -> dict[str, pd.DataFrame]:
+    """Stage 1: train the VAE on all cells; the weight of its KL term rises over the first half of the epochs."""
+    model.module.vae.train()
+    plan = TrainingPlan(
+        model.module.vae,
+        max_kl_weight=max_kl_weight,
+        n_epochs_kl_warmup=n_epochs_kl_warmup or max(1, max_epochs // 2),
+        lr=lr,
+        eps=eps,
+        **plan_kwargs,
+    )
+    splitter = DataSplitter(
+        model.adata_manager,
+        train_size=train_size,
+        batch_size=batch_size,
+        drop_last=_drop_last(model.adata.n_obs, batch_size),
+    )
+    return _run(model, plan, splitter, max_epochs, trainer, early_stopping=False)
+
+
+def _drop_last(n_cells: int, batch_size: int) -> bool:
+    return n_cells > batch_size  # a last batch of one cell would break batch normalisation
+
+
+@torch.no_grad()
+def encode_training_cells(model: PerturbDiff, chunk: int = 4096) -> torch.Tensor:
+    """Latent vectors of all cells the model was set up with, `(n_cells, n_latent)`, on the module's device."""
+    model.module.eval()
+    matrix = model.adata_manager.get_from_registry("X")
+    parts = []
+    for block in iter_rows(matrix, chunk=chunk):
+        dense = block.toarray() if hasattr(block, "toarray") else np.asarray(block)
+        parts.append(model.module.vae.encode(torch.as_tensor(dense, dtype=torch.float32, device=model.module.device)))
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class GeneratorData:
+    """Populations the second stage trains on and is validated on."""
+
+    table: PopulationTable
+    training: NDArray[np.int64]
+    validation: NDArray[np.int64]
+
+
+def split_populations(table: PopulationTable, validation_size: float | None, seed: int) -> GeneratorData:
+    """Hold out a share of the populations, whole conditions at a time (all batches of a perturbation in a context)."""
+    n = len(table)
+    if validation_size is None:
+        validation_size = 0.1 if n >= MIN_POPULATIONS_TO_VALIDATE else 0.0
+    if not 0 <= validation_size < 1:
+        raise ValueError(f"validation_size={validation_size} must lie in [0, 1): the share of populations held out.")
+    wanted = round(n * validation_size)
+    keys = np.concatenate([table.component, table.dose, table.context[:, None]], axis=1)
+    condition = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+    order = np.random.default_rng(seed).permutation(condition.max() + 1) if n else np.empty(0, int)
+    held = np.zeros(n, bool)
+    for c in order:
+        members = condition == c
+        if held.sum() + members.sum() > wanted:
+            continue
+        held |= members
+    return GeneratorData(table, np.flatnonzero(~held), np.flatnonzero(held))
+
+
+def train_generator(
+    model: PerturbDiff,
+    max_epochs: int,
+    validation_size: float | None,
+    early_stopping: bool,
+    seed: int,
+    trainer: TrainerArguments,
+    steps_per_epoch: int = STEPS_PER_EPOCH,
+    gradient_clip_val: float = 1.0,
+    **plan_kwargs: Any,
+) -> dict[str, pd.DataFrame]:
+    """Stage 2: fix the latent space, retrieve anchors, train the generator on populations."""
+    module, space = model.module, model.conditions
+    latent = encode_training_cells(model)
+    module.set_latent_scale(latent)
+    latent = module.standardize(latent)
+    table = build_populations(space, model.adata.obs)
+    data = split_populations(table, validation_size, seed)
+    features = space.feature_matrix()
+    training = table.take(data.training)
+    fit_anchor(module.anchor, training, latent, features, seed)
+    sampler, tensors = _training_set(module, training, latent, features)
+    validation = (
+        _validation_set(module, table.take(data.validation), latent, features) if len(data.validation) else None
+    )
+    plan = GeneratorTrainingPlan(
+        module, latent, sampler, tensors, validation, n_steps=max_epochs * steps_per_epoch, seed=seed, **plan_kwargs
+    )
+    module.generator.train()
+    callbacks = [*trainer.kwargs.get("callbacks", []), KeepBestGenerator()]
+    stop = {
+        "early_stopping": early_stopping,
+        "early_stopping_monitor": VALIDATION_METRIC,
+        "early_stopping_patience": 10,
+    }
+    options: dict[str, Any] = {
+        "callbacks": callbacks,
+        "gradient_clip_val": gradient_clip_val,
+        "check_val_every_n_epoch": 1,
+    }
+    if validation is None:
+        stop = {"early_stopping": False}
+    options = {**stop, **options, **{k: v for k, v in trainer.kwargs.items() if k != "callbacks"}}
+    history = _run(
+        model, plan, StepsDataModule(steps_per_epoch, validation is not None), max_epochs, trainer, **options
+    )
+    model.populations_ = table.report.assign(held_out=np.isin(np.arange(len(table)), data.validation))
+    if len(data.validation):  # what was held out to stop in time is evidence for predictions all the same
+        fit_anchor(module.anchor, table, latent, features, seed)
+    return history
+
+
+def _training_set(
+    module: Any, table: PopulationTable, latent: torch.Tensor, features: NDArray[np.float32] | None
+) -> tuple[PopulationSampler, PopulationTensors]:
+    double = None if features is None else features.astype(np.float64)
+    anchors = (
+        [tuple(module.anchor.leave_out(n, double)) for n in useful_novelties(table, features is not None)]
+        if len(table)
+        else []
+    )
+    tensors = population_tensors(table, anchors, latent.shape[1], latent.device)  # type: ignore[arg-type]
+    return _sampler(table, latent.device), tensors
+
+
+def _validation_set(
+    module: Any, table: PopulationTable, latent: torch.Tensor, features: NDArray[np.float32] | None
+) -> tuple[PopulationSampler, PopulationTensors]:
+    conditions, _ = describe(table, latent)
+    double = None if features is None else features.astype(np.float64)
+    novelty = module.anchor.novelty(conditions)
+    predicted = [module.anchor.predict(conditions.take(slice(i, i + 1)), novelty[i], double) for i in range(len(table))]
+    mean, variance = (np.concatenate(parts) for parts in zip(*predicted, strict=True))
+    tensors = population_tensors(table, [(mean, variance)], latent.shape[1], latent.device)
+    return _sampler(table, latent.device), tensors
+
+
+def _sampler(table: PopulationTable, device: torch.device, p_control: float = 0.125) -> PopulationSampler:
+    empty = Ragged.from_lists([])
+    controls = table.controls if len(table.controls) else empty
+    return PopulationSampler(
+        table.cells, table.match.pools, torch.as_tensor(table.match.pool), controls, p_control, device
+    )
