@@ -88,12 +88,12 @@ class ConditionSpace:
         return None if self.features is None else self.features.rows(self.all_components)
 
     def with_features(self, table: Any) -> ConditionSpace:
-        """This space with the components of another feature table added."""
+        """The space with the components of another feature table added."""
         parsed = FeatureTable.parse(table)
         if self.features is None:
             raise ValueError(
-                "perturbation_embeddings was given, but the model was set up without: the network has not learned to read "
-                "features. Pass perturbation_embeddings to setup_anndata and train again."
+                "perturbation_embeddings was given, but the model was set up without: the network has not learned to "
+                "read features. Pass perturbation_embeddings to setup_anndata and train again."
             )
         return replace(self, features=self.features.extended(parsed))
 
@@ -147,12 +147,14 @@ class ConditionSpace:
         if not components:
             if any(d != 0 and not np.isnan(d) for d in doses):
                 raise ValueError(
-                    f"obs[{self.dose_key!r}]={dose!r} for control cells ({self.control!r}): controls must have dose 0 or none."
+                    f"obs[{self.dose_key!r}]={dose!r} for control cells ({self.control!r}): controls must have "
+                    "dose 0 or none."
                 )
             return str(self.control), ""
         if not np.isfinite(doses).all() or min(doses) < 0:
             raise ValueError(
-                f"obs[{self.dose_key!r}]={dose!r} for {self._join(components)!r}: doses must be finite and not negative."
+                f"obs[{self.dose_key!r}]={dose!r} for {self._join(components)!r}: doses must be finite and not "
+                "negative."
             )
         present = sorted((c, d) for c, d in zip(components, doses, strict=True) if d > 0)
         return self._join([c for c, _ in present]), self.separator.join(f"{d:.12g}" for _, d in present)
@@ -193,7 +195,7 @@ class ConditionSpace:
         codes = np.zeros((len(table), len(self.categorical_keys)), np.int64)
         for i, key in enumerate(self.categorical_keys):
             values = (self.categories or {})[key]
-            codes[:, i] = pd.Index(values).get_indexer(table[key].astype(str))
+            codes[:, i] = pd.Index(values).get_indexer(pd.Index(table[key].astype(str)))
             if (codes[:, i] < 0).any():
                 new = table.loc[codes[:, i] < 0, key].astype(str).unique()
                 raise ValueError(
@@ -214,7 +216,7 @@ class ConditionSpace:
     def context_codes(self, table: pd.DataFrame) -> NDArray[np.int64]:
         """Number of each row's context among :attr:`contexts`, -1 for one without treated cells in training."""
         codes: NDArray[np.int64] = pd.Index(self.contexts, dtype=object).get_indexer(
-            self.context_labels(table).astype(object)
+            pd.Index(self.context_labels(table), dtype=object)
         )
         return codes
 
@@ -314,7 +316,8 @@ def _check_control(adata: AnnData, perturbation_key: str | None, control: str | 
         near = closest(control, labels)
         hint = f" Did you mean {preview(near)}?" if near else ""
         raise ValueError(
-            f"control={control!r} is not a value of obs[{perturbation_key!r}].{hint} Values: {preview(sorted(labels), 30)}."
+            f"control={control!r} is not a value of obs[{perturbation_key!r}].{hint} "
+            f"Values: {preview(sorted(labels), 30)}."
         )
 
 

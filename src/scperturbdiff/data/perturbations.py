@@ -103,10 +103,11 @@ class FeatureTable:
         return cls(tuple(names), values)
 
     def extended(self, other: FeatureTable) -> FeatureTable:
-        """This table with the names of `other` added; raises where the widths differ."""
+        """The table with the names of `other` added; raises where the widths differ."""
         if other.values.shape[1] != self.values.shape[1]:
             raise ValueError(
-                f"perturbation_embeddings has {other.values.shape[1]} features, the model was set up with {self.values.shape[1]}."
+                f"perturbation_embeddings has {other.values.shape[1]} features, the model was set up with "
+                f"{self.values.shape[1]}."
             )
         new = [i for i, name in enumerate(other.names) if name not in set(self.names)]
         names = self.names + tuple(other.names[i] for i in new)

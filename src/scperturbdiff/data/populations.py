@@ -52,7 +52,7 @@ def group_rows(table: pd.DataFrame, keys: Sequence[str]) -> tuple[pd.DataFrame, 
     if not keys:
         return pd.DataFrame(index=[0]), np.zeros(len(table), np.int64)
     grouped = table.groupby(list(keys), observed=True, sort=True, dropna=False)
-    codes = grouped.ngroup().to_numpy(np.int64)
+    codes: Ints = grouped.ngroup().to_numpy().astype(np.int64)
     first = np.unique(codes, return_index=True)[1]
     return table[list(keys)].iloc[first].reset_index(drop=True), codes
 
@@ -125,11 +125,12 @@ def match_controls(
     if lost.any():
         named = populations.loc[lost, list(required)].drop_duplicates().astype(str).agg(" / ".join, axis=1)
         raise ValueError(
-            f"{int(lost.sum())} populations have no control cells: no control agrees on {list(required)} = {preview(named)}. "
-            "Add their controls, or pass control_match_keys=[...] to choose the keys on which controls must agree."
+            f"{int(lost.sum())} populations have no control cells: no control agrees on {list(required)} = "
+            f"{preview(named)}. Add their controls, or pass control_match_keys=[...] to choose the keys on which "
+            "controls must agree."
         )
     chosen = weight == weight.max(axis=1, keepdims=True)
     patterns, pool = np.unique(chosen, axis=0, return_inverse=True)
-    pools = Ragged.from_lists([np.concatenate([members[g] for g in np.flatnonzero(p)]) for p in patterns])
+    pools = Ragged.from_lists([np.concatenate([members[int(g)] for g in np.flatnonzero(p)]) for p in patterns])
     best = weight.argmax(axis=1)
     return ControlMatch(pools, pool.reshape(-1), n_agreeing[np.arange(len(populations)), best], keys)

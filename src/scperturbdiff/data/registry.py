@@ -59,6 +59,7 @@ def check_genes(adata: AnnData, registry: Mapping[str, Any]) -> None:
     )
     first = next((i for i, (a, b) in enumerate(zip(names, genes, strict=False)) if a != b), np.nan)
     raise ValueError(
-        f"adata has {what} (first difference at position {first}). Attach it as adata[:, model.get_var_names()].copy(), or load "
-        "the model with adata=False: predict and get_latent_representation find genes by name."
+        f"adata has {what} (first difference at position {first}). Attach it as adata[:, "
+        "model.get_var_names()].copy(), or load the model with adata=False: "
+        "predict and get_latent_representation find genes by name."
     )

@@ -70,7 +70,7 @@ class PopulationTable:
 
     @property
     def report(self) -> pd.DataFrame:
-        """One row per population: its labels, its numbers of cells and of controls, and whether controls match exactly."""
+        """One row per population: labels, numbers of cells and of controls, and whether controls match exactly."""
         out = self.labels.rename(columns={PERTURBATION: "perturbation", DOSE: "dose"})
         pools = self.match.pools.count[self.match.pool] if len(self) else np.empty(0, np.int64)
         return out.assign(n_cells=self.cells.count, n_controls=pools, exact_match=self.match.exact)
@@ -131,7 +131,8 @@ def _warn_of_populations(table: pd.DataFrame, cells: Ragged, match: ControlMatch
     inexact = int((~match.exact).sum())
     if inexact:
         logger.warning(
-            "%d of %d populations have no controls that agree on all of %s; the nearest were taken. See model.populations.",
+            "%d of %d populations have no controls that agree on all of %s; the nearest were taken. "
+            "See model.populations.",
             inexact,
             len(table),
             list(match.keys),

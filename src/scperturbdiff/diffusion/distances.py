@@ -16,9 +16,10 @@ FLOOR = 1e-6
 
 
 def pairwise_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances `(..., n, m)` between the cells of `x` `(..., n, d)` and `y` `(..., m, d)`, by matrix products.
+    """Euclidean distances `(..., n, m)` of the cells of `x` `(..., n, d)` to those of `y` `(..., m, d)`.
 
-    Differentiable everywhere. Both are centred first, which keeps the products small where populations lie far out.
+    By matrix products; differentiable everywhere. Both are centred first, which keeps the products small where
+    populations lie far out.
     """
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     x, y = x.to(dtype), y.to(dtype)

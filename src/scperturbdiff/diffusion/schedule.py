@@ -47,7 +47,7 @@ class NoiseSchedule:
         return math.sqrt(1 - self.rho) * noise + math.sqrt(self.rho) * shared
 
     def add_noise(self, z: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Noised populations; `z` is `(..., n_cells, n_latent)` and `t` broadcasts to `(...)`, one time a population."""
+        """Noised populations; `z` is `(..., n_cells, n_latent)`, `t` broadcasts to `(...)`: one time a population."""
         noise = self.noise_like(z) if noise is None else noise
         return self.alpha(t)[..., None, None] * z + self.sigma(t)[..., None, None] * noise
 

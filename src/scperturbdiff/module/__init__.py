@@ -1,4 +1,4 @@
-"""Torch modules: the latent VAE, the perturbation encoder, the population transformer, the anchor and what joins them."""
+"""Torch modules: the latent VAE, perturbation encoder, population transformer, anchor and what joins them."""
 
 from scperturbdiff.module.anchor import Conditions, ResponseAnchor
 from scperturbdiff.module.generator import Condition, Generator

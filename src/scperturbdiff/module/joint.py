@@ -124,7 +124,8 @@ class PerturbDiffModule(BaseModuleClass):
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
         """Move the averaged generator towards the trained one."""
-        averaged, trained = list(self.generator_ema.parameters()), list(self.generator.parameters())
+        averaged: list[Tensor] = list(self.generator_ema.parameters())
+        trained: list[Tensor] = list(self.generator.parameters())
         torch._foreach_lerp_(averaged, trained, 1 - decay)
 
     # ---- BaseModuleClass: the forward pass of the first stage ---------------------------------------------------

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 
-class Components(NamedTuple):
+@dataclass(frozen=True)
+class Components:
     """Perturbations of `b` populations as padded sets of at most `c` components.
 
     Attributes

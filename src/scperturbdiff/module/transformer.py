@@ -82,6 +82,7 @@ class ControlEncoder(nn.Module):
         """Encode `controls` `(b, n_controls, n_latent)`."""
         h = self.project(controls)
         for i, (attention, feed_forward) in enumerate(zip(self.attentions, self.feed_forwards, strict=True)):
+            assert isinstance(attention, Attention)
             x = self.norms[2 * i](h)
             h = h + attention(x, *attention.keys_values(x), mask)
             h = h + feed_forward(self.norms[2 * i + 1](h))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from scperturbdiff.prediction.request import ControlGroups, PopulationRequest
 
 PIECE = 256
-"""Cells of a population that attend to each other; larger populations are drawn in pieces with the same population noise."""
+"""Cells that attend to each other; larger populations are drawn in pieces with the same population noise."""
 CONTEXT_CELLS = 256
 """Control cells shown to the network, at most."""
 ENCODE_CHUNK = 2048
@@ -94,8 +94,8 @@ def encode_rows(module: PerturbDiffModule, counts: sparse.csr_matrix) -> Tensor:
 class PopulationGenerator:
     """Draws requested populations from the controls of an AnnData.
 
-    Everything random is seeded by what it is for, and every network call has shapes that depend only on the population at
-    hand: a prediction does not depend on what else is in the call, to the last bit.
+    Everything random is seeded by what it is for, and every network call has shapes that depend only on the
+    population at hand: a prediction does not depend on what else is in the call, to the last bit.
 
     Parameters
     ----------
@@ -166,12 +166,14 @@ class PopulationGenerator:
                     f"transform_batch={self.transform_batch!r} is not one of the training batches {self.batches}."
                 )
             return np.full(len(request), self.batches.index(self.transform_batch), np.int64)
-        codes: NDArray[np.int64] = pd.Index(self.batches).get_indexer(request.table[self.space.batch_key].astype(str))
+        names = pd.Index(request.table[self.space.batch_key].astype(str))
+        codes: NDArray[np.int64] = pd.Index(self.batches).get_indexer(names)
         if (codes < 0).any():
             new = request.table.loc[codes < 0, self.space.batch_key].astype(str).unique()
             raise ValueError(
-                f"Control cells come from batches of obs[{self.space.batch_key!r}] never seen in training: {list(new)}. The decoder knows "
-                f"{self.batches}. Pass transform_batch=... to decode as one of these, or adapt the model with load_query_data."
+                f"Control cells come from batches of obs[{self.space.batch_key!r}] never seen in training: "
+                f"{list(new)}. The decoder knows {self.batches}. Pass transform_batch=... to decode as one of "
+                "these, or adapt the model with load_query_data."
             )
         return codes
 

@@ -92,7 +92,8 @@ def read_controls(space: ConditionSpace, adata: AnnData, overridden: Sequence[st
         if rows.size == 0:
             values = adata.obs[space.perturbation_key].astype(str).unique()
             raise ValueError(
-                f"adata has no control cells: obs[{space.perturbation_key!r}] is never {space.control!r}. Values: {preview(values)}."
+                f"adata has no control cells: obs[{space.perturbation_key!r}] is never {space.control!r}. "
+                f"Values: {preview(values)}."
             )
     if rows.size == 0:
         raise ValueError("adata has no cells.")
@@ -113,8 +114,8 @@ def read_wanted(space: ConditionSpace, perturbations: Any) -> pd.DataFrame:
     space
         The model's conditions.
     perturbations
-        Names, or a DataFrame with a column named like the perturbation key (or ``"perturbation"``) and, as wanted, the dose
-        key, covariates, context and batch keys (to choose among control cells) and ``n_cells``.
+        Names, or a DataFrame with a column named like the perturbation key (or ``"perturbation"``) and, as wanted, the
+        dose key, covariates, context and batch keys (to choose among control cells) and ``n_cells``.
     """
     if isinstance(perturbations, str):
         raise TypeError(
@@ -131,7 +132,8 @@ def read_wanted(space: ConditionSpace, perturbations: Any) -> pd.DataFrame:
     extra = [column for column in wanted.columns if column not in allowed]
     if extra:
         raise KeyError(
-            f"perturbations has columns the model knows nothing of: {preview(extra)}. Allowed: {preview(sorted(filter(None, allowed)))}."
+            f"perturbations has columns the model knows nothing of: {preview(extra)}. "
+            f"Allowed: {preview(sorted(filter(None, allowed)))}."
         )
     if len(wanted) == 0:
         raise ValueError("perturbations is empty.")
@@ -173,7 +175,8 @@ def plan_request(
         if not fits.any():
             asked = {key: row[key] for key in chosen_by}
             raise ValueError(
-                f"No control cells for {row[_LABEL]!r} with {asked}. Groups: {preview(groups.labels.astype(str).agg(' / '.join, axis=1))}."
+                f"No control cells for {row[_LABEL]!r} with {asked}. "
+                f"Groups: {preview(groups.labels.astype(str).agg(' / '.join, axis=1))}."
             )
         for context in dict.fromkeys(contexts[fits]):
             members = np.flatnonzero(fits & (contexts == context))
