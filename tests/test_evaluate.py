@@ -324,6 +324,9 @@ def test_summary_compares_on_shared_conditions() -> None:
     assert np.isnan(summary.loc["b2", "mean"]) and np.isnan(summary.loc["b2", "normalized"])
     worse = summarize_evaluation(_hand_made({"prediction": [2.0], "b": [1.0], "ceiling": [1.0]}))
     assert worse["normalized"].isna().all()
+    # Better on average, but not beyond doubt: 0.9 against 1 here, 1.1 against 1 there.
+    close = summarize_evaluation(_hand_made({"prediction": [2, 2, 2], "b": [1, 1, 1.5], "ceiling": [0.9, 1.1, 1.1]}))
+    assert close["normalized"].isna().all()
 
 
 def test_bootstrap_interval_covers() -> None:

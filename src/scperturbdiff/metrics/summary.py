@@ -43,7 +43,7 @@ def summarize_evaluation(
     `normalized` is `(u - floor) / (ceiling - floor)` of the means over those conditions where model, floor and ceiling
     all have a value: 0 is as good as the floor, 1 as good as the ceiling. (Where 1 is the best value, `u` is the
     distance from 1.) It is NaN where there is no baseline or no ceiling, or where the ceiling is not better than the
-    floor, which then says nothing about the model. The ceiling compares halves of the real cells; a model that
+    floor (the interval of their difference reaches 0), which then says nothing about the model. The ceiling compares halves of the real cells; a model that
     samples more cells has less noise and may pass 1. Intervals are over conditions only and NaN for a single one.
     """
     needed = [column for column in _FIXED[:4] if column not in table]
@@ -90,11 +90,14 @@ def _summarize_metric(
         if floor_name is not None and top is not None:
             trio = np.array([costs[str(model)], costs[floor_name], costs[top]])
             trio = np.where(np.isfinite(trio).all(axis=0), trio, np.nan)
-            row["normalized"] = float(_normalize(trio))
-            resampled = _normalize(trio[:, draws])
-            row["normalized_low"], row["normalized_high"] = _interval(
-                resampled, quantiles, np.isfinite(trio[0]).sum() if np.isfinite(row["normalized"]) else 0
-            )
+            n_shared = int(np.isfinite(trio[0]).sum())
+            gap = _mean(trio[1][draws]) - _mean(trio[2][draws])
+            # A gap within its own noise makes a quotient of any size.
+            if n_shared < 2 or _interval(gap, quantiles, n_shared)[0] > 0:
+                row["normalized"] = float(_normalize(trio))
+            if np.isfinite(row["normalized"]):
+                resampled = _normalize(trio[:, draws])
+                row["normalized_low"], row["normalized_high"] = _interval(resampled, quantiles, n_shared)
         rows.append(row)
     return rows
 

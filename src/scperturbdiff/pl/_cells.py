@@ -115,45 +115,41 @@ def get_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
     return ax
 
 
+_DIRECTIONS = ((1, 0.3), (-1, 0.3), (1, -0.6), (-1, -0.6), (0, 1), (0, -1), (1, 1.2), (-1, 1.2), (1, -1.5), (-1, -1.5))
+_RADII = (8, 16, 26, 38, 52, 68)
+
+
 def label_points(ax: Axes, x: NDArray[Any], y: NDArray[Any], names: Sequence[str], *, fontsize: float = 8) -> None:
     """Write `names` next to points, each at the nearest place where it covers neither a label nor a labelled point."""
+    from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
     figure = ax.figure
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    pixels = figure.dpi / 72
     points = ax.transData.transform(np.column_stack([x, y]))
     taken = [Bbox.from_bounds(px - 3, py - 3, 6, 6) for px, py in points]
-    directions = [
-        (1, 0.3),
-        (-1, 0.3),
-        (1, -0.6),
-        (-1, -0.6),
-        (0, 1),
-        (0, -1),
-        (1, 1.2),
-        (-1, 1.2),
-        (1, -1.5),
-        (-1, -1.5),
-    ]
-    for i, name in enumerate(names):
+    for (px, py), at, name in zip(points, zip(x, y, strict=True), names, strict=True):
         text = ax.annotate(
-            name, (x[i], y[i]), xytext=(0, 0), textcoords="offset points", fontsize=fontsize, va="center",
+            name, at, xytext=(0, 0), textcoords="offset points", fontsize=fontsize, va="center",
             arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.5", "shrinkA": 0, "shrinkB": 2},
         )  # fmt: skip
-        best: tuple[float, tuple[float, float], Any] | None = None
-        for radius in (8, 16, 26, 38, 52, 68):
-            for dx, dy in directions:
-                text.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
-                text.set_position((dx * radius, dy * radius))
-                box = text.get_window_extent(renderer)
-                inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
-                covered = sum(box.overlaps(other) for other in taken) + 2 * (not inside)
-                if best is None or covered < best[0]:
-                    best = covered, (dx * radius, dy * radius), text.get_horizontalalignment()
-            if best is not None and best[0] == 0:
+        # Annotation's own extent includes its line; only the letters must keep clear.
+        size = Text.get_window_extent(text, renderer)
+        width, height = size.width + 2, size.height
+        best: tuple[int, float, float, Bbox] | None = None
+        for dx, dy in ((float(radius * a), float(radius * b)) for radius in _RADII for a, b in _DIRECTIONS):
+            left = px + dx * pixels - width * 0.5 * (1 - np.sign(dx))
+            box = Bbox.from_bounds(left, py + dy * pixels - height / 2, width, height)
+            outside = box.x0 < ax.bbox.x0 or box.x1 > ax.bbox.x1 or box.y0 < ax.bbox.y0 or box.y1 > ax.bbox.y1
+            covered = sum(bool(box.overlaps(other)) for other in taken) + 2 * outside
+            if best is None or covered < best[0]:
+                best = covered, dx, dy, box
+            if covered == 0:
                 break
         if best is not None:
-            text.set_position(best[1])
-            text.set_horizontalalignment(best[2])
-            taken.append(text.get_window_extent(renderer))
+            _, dx, dy, box = best
+            text.set_position((dx, dy))
+            text.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
+            taken.append(box)
