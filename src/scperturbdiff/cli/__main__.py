@@ -1,0 +1,7 @@
+"""`python -m scperturbdiff.cli`."""
+
+import sys
+
+from scperturbdiff.cli._main import main
+
+sys.exit(main())

@@ -1,0 +1,61 @@
+"""Files of the commands: read with clear errors, never overwritten by accident."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import pandas as pd
+    from anndata import AnnData
+
+
+def read_cells(path: Path) -> AnnData:
+    """Read an h5ad file; errors name it."""
+    import anndata as ad
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    try:
+        return ad.read_h5ad(path)
+    except (OSError, KeyError, ValueError, ad.io.AnnDataReadError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as h5ad: {error}") from error
+
+
+def read_table(path: Path, index_col: int | None = None) -> pd.DataFrame:
+    """Read a CSV file; errors name it."""
+    import pandas as pd
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    try:
+        table: pd.DataFrame = pd.read_csv(path, index_col=index_col)
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as CSV: {error}") from error
+    return table
+
+
+def check_free(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise a `FileExistsError` if any output is there already; checked before long work, not after."""
+    taken = [str(path) for path in paths if path.exists()]
+    if taken and not overwrite:
+        raise FileExistsError(f"{', '.join(taken)} already there. Pass --overwrite to replace, or another --out.")
+
+
+def check_model(folder: Path) -> None:
+    """Raise a `FileNotFoundError` unless `folder` looks like a saved model."""
+    if not (folder / "model.pt").is_file():
+        raise FileNotFoundError(f"{str(folder)!r} is not a folder of a saved model: it has no model.pt.")
+
+
+def write_cells(adata: AnnData, path: Path) -> None:
+    """Write an h5ad file, through a temporary one beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        adata.write_h5ad(partial, compression="gzip")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,143 @@
+"""Arguments of the commands."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEMO_FOLDER = Path("scperturbdiff-demo")
+"""Where the demo writes unless told otherwise; files there are its own and are replaced."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; the parsed options have the function to call as `run`."""
+    parser = argparse.ArgumentParser(
+        prog="scperturbdiff", description="Predict how populations of single cells respond to a perturbation."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_train, _add_predict, _add_evaluate):
+        command = add(commands)
+        command.add_argument("--overwrite", action="store_true", help="replace files that are there")
+        command.add_argument("--traceback", action="store_true", help="show where in the program an error occurred")
+    return parser
+
+
+def _lazy(module: str, function: str) -> Callable[[argparse.Namespace], None]:
+    """A command whose module is imported when it is run."""
+
+    def run(options: argparse.Namespace) -> None:
+        from importlib import import_module
+
+        getattr(import_module(f"scperturbdiff.cli.{module}"), function)(options)
+
+    return run
+
+
+def _add_demo(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "demo",
+        help="simulate a screen, hold out populations, train, predict them and compare",
+        description="Simulate a screen, hold out (context, perturbation) pairs, train on the rest, predict the "
+        "held-out populations from control cells alone, and compare with the real ones beside simple rules.",
+    )
+    command.add_argument("--out", type=Path, help=f"folder for the results (default: {DEMO_FOLDER})")
+    _add_seed(command)
+    command.add_argument(
+        "--quick", action="store_true", help="a few steps on a tiny screen: shows that it runs, not how well"
+    )
+    command.set_defaults(run=_lazy("_demo", "run_demo"))
+    return command
+
+
+def _add_train(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "train", help="train a model on an h5ad file", description="Train a model on an h5ad file with raw counts."
+    )
+    command.add_argument("data", type=Path, metavar="data.h5ad", help="perturbed and control cells, raw counts")
+    command.add_argument("--out", type=Path, required=True, help="folder of the model")
+    _add_keys(command)
+    command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with donors, plates or batches")
+    command.add_argument("--dose-key", metavar="COLUMN", help="column of obs with doses")
+    command.add_argument("--layer", help="layer with raw counts (default: X)")
+    _add_embeddings(command)
+    command.add_argument("--separator", default="+", help="joins the names of a combination (default: +)")
+    command.add_argument("--max-epochs", type=_positive, help="upper bound on the epochs of both stages")
+    command.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, mps (default: auto)")
+    _add_seed(command)
+    command.set_defaults(run=_lazy("_commands", "run_train"))
+    return command
+
+
+def _add_predict(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "predict",
+        help="predict perturbed cells from the control cells of an h5ad file",
+        description="Predict cells of each perturbation in each context of the control cells.",
+    )
+    command.add_argument("model", type=Path, metavar="model_dir", help="folder of a trained model")
+    command.add_argument("controls", type=Path, metavar="controls.h5ad", help="control cells, raw counts")
+    wanted = command.add_mutually_exclusive_group()
+    wanted.add_argument(
+        "--perturbations", nargs="+", metavar="NAME", help="names, combinations as A+B (default: all of training)"
+    )
+    wanted.add_argument(
+        "--table", type=Path, metavar="wanted.csv", help="one row a wanted population: perturbation, dose, context ..."
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="pred.h5ad", help="file of the predicted cells")
+    command.add_argument("--n-cells", type=_positive, help="cells per context and perturbation (default: as controls)")
+    command.add_argument("--n-populations", type=_positive, default=1, help="independent draws (default: 1)")
+    command.add_argument("--n-steps", type=_positive, help="network evaluations a population")
+    command.add_argument("--layer", help="layer of the controls with raw counts (default: as in training)")
+    _add_embeddings(command)
+    _add_seed(command)
+    command.set_defaults(run=_lazy("_commands", "run_predict"))
+    return command
+
+
+def _add_evaluate(commands: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        "evaluate",
+        help="score predicted cells against real ones",
+        description="Score predicted cells against real ones, beside a replicate of the real cells and, with --train, "
+        "beside simple rules. Writes table.csv (each condition), summary.csv and figures.",
+    )
+    command.add_argument("pred", type=Path, metavar="pred.h5ad", help="predicted cells")
+    command.add_argument("real", type=Path, metavar="real.h5ad", help="real perturbed and control cells")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for table and figures")
+    _add_keys(command)
+    command.add_argument("--condition-key", nargs="+", action="extend", default=[], metavar="COLUMN",
+                         help="further columns that define a condition, such as the dose")  # fmt: skip
+    command.add_argument("--train", type=Path, metavar="train.h5ad", help="training cells, for the simple rules")
+    command.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to compute (default: all)")
+    command.add_argument("--layer-pred", default="counts", help="layer of pred with counts, X for X (default: counts)")
+    command.add_argument("--layer", help="layer of real and train with counts (default: X)")
+    _add_seed(command)
+    command.set_defaults(run=_lazy("_commands", "run_evaluate"))
+    return command
+
+
+def _add_keys(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--perturbation-key", required=True, metavar="COLUMN", help="column of obs with perturbations")
+    command.add_argument("--control", required=True, metavar="LABEL", help="its value for control cells")
+    command.add_argument("--context-key", nargs="+", action="extend", default=[], metavar="COLUMN",
+                         help="columns of obs that name the context: cell type, line, patient")  # fmt: skip
+
+
+def _add_embeddings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--embeddings", type=Path, metavar="table.csv",
+                         help="features of perturbations, one row each, names in the first column")  # fmt: skip
+
+
+def _add_seed(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
