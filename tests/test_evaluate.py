@@ -326,7 +326,8 @@ def test_summary_compares_on_shared_conditions() -> None:
     assert worse["normalized"].isna().all()
     # Better on average, but not beyond doubt: 0.9 against 1 here, 1.1 against 1 there.
     close = summarize_evaluation(_hand_made({"prediction": [2, 2, 2], "b": [1, 1, 1.5], "ceiling": [0.9, 1.1, 1.1]}))
-    assert close["normalized"].isna().all()
+    assert close["normalized"].notna().all() and not close["separated"].any()
+    assert close[["normalized_low", "normalized_high"]].isna().all(axis=None)
 
 
 def test_bootstrap_interval_covers() -> None:

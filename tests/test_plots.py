@@ -65,7 +65,7 @@ def summary() -> pd.DataFrame:
         ("ceiling", "ceiling", "energy_distance", 1.0),
         ("ceiling", "ceiling", "pearson_delta", 1.0),
     ]
-    return pd.DataFrame(rows, columns=["model", "role", "metric", "normalized"])
+    return pd.DataFrame(rows, columns=["model", "role", "metric", "normalized"]).assign(separated=True)
 
 
 def _offsets(ax: Axes) -> list[np.ndarray]:
@@ -161,6 +161,8 @@ def test_scores_heat_map(summary: pd.DataFrame) -> None:
     _, given = plt.subplots()
     few = pl.scores(summary, models=["floor"], metrics=["pearson_delta"], ax=given)
     assert few is given and [t.get_text() for t in few.texts] == ["-12"]
+    unsure = pl.scores(summary.assign(separated=summary["metric"] == "pearson_delta"))
+    assert [t.get_text() for t in unsure.texts] == ["(0.70)", "–", "(0.00)", "-12"]
     with pytest.raises(ValueError, match="metrics not in the summary: 'mmd'"):
         pl.scores(summary, metrics=["mmd"])
     with pytest.raises(ValueError, match="no normalised score"):

@@ -37,14 +37,16 @@ def summarize_evaluation(
     Returns
     -------
     One row per model and metric with columns `model`, `role`, `metric`, `better`, `mean` over the conditions with a
-    value and its interval `low`, `high`; `normalized`, `normalized_low`, `normalized_high`; `floor`, the name of the
-    floor; `n_conditions` and `n_nan`, how many of these have no value.
+    value and its interval `low`, `high`; `normalized`, `normalized_low`, `normalized_high`; `separated`; `floor`, the
+    name of the floor; `n_conditions` and `n_nan`, how many of these have no value.
 
     `normalized` is `(u - floor) / (ceiling - floor)` of the means over those conditions where model, floor and ceiling
     all have a value: 0 is as good as the floor, 1 as good as the ceiling. (Where 1 is the best value, `u` is the
     distance from 1.) It is NaN where there is no baseline or no ceiling, or where the ceiling is not better than the
-    floor (the interval of their difference reaches 0), which then says nothing about the model. The ceiling compares halves of the real cells; a model that
-    samples more cells has less noise and may pass 1. Intervals are over conditions only and NaN for a single one.
+    floor, which then says nothing about the model. `separated` tells whether the interval of `ceiling - floor` leaves
+    out 0; where it does not, the quotient can have any size and no interval is given. The ceiling compares halves of
+    the real cells; a model that samples more cells has less noise and may pass 1. Intervals are over conditions only
+    and NaN for a single one.
     """
     needed = [column for column in _FIXED[:4] if column not in table]
     if needed:
@@ -84,7 +86,8 @@ def _summarize_metric(
         row = {
             "model": model, "role": role, "metric": metric.name, "better": metric.better,
             "mean": float(_mean(values)), "low": low, "high": high,
-            "normalized": np.nan, "normalized_low": np.nan, "normalized_high": np.nan, "floor": floor_name,
+            "normalized": np.nan, "normalized_low": np.nan, "normalized_high": np.nan,
+            "separated": False, "floor": floor_name,
             "n_conditions": len(values), "n_nan": int(np.isnan(values).sum()),
         }  # fmt: skip
         if floor_name is not None and top is not None:
@@ -92,12 +95,12 @@ def _summarize_metric(
             trio = np.where(np.isfinite(trio).all(axis=0), trio, np.nan)
             n_shared = int(np.isfinite(trio[0]).sum())
             gap = _mean(trio[1][draws]) - _mean(trio[2][draws])
-            # A gap within its own noise makes a quotient of any size.
-            if n_shared < 2 or _interval(gap, quantiles, n_shared)[0] > 0:
-                row["normalized"] = float(_normalize(trio))
-            if np.isfinite(row["normalized"]):
-                resampled = _normalize(trio[:, draws])
-                row["normalized_low"], row["normalized_high"] = _interval(resampled, quantiles, n_shared)
+            row["normalized"] = float(_normalize(trio))
+            row["separated"] = bool(_interval(gap, quantiles, n_shared)[0] > 0)
+            if row["separated"]:
+                row["normalized_low"], row["normalized_high"] = _interval(
+                    _normalize(trio[:, draws]), quantiles, n_shared
+                )
         rows.append(row)
     return rows
 

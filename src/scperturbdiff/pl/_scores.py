@@ -39,7 +39,8 @@ def scores(
 
     Returns
     -------
-    The Axes: one row per model, one column per metric. Colours end at -1 and 1, the numbers do not; `–` is undefined.
+    The Axes: one row per model, one column per metric. Colours end at -1 and 1, the numbers do not; `–` is undefined,
+    and numbers stand in brackets where ceiling and floor cannot be told apart with these conditions.
     """
     table = summary.pivot(index="model", columns="metric", values="normalized")
     if models is None:
@@ -58,8 +59,12 @@ def scores(
 
     colors = mpl.colormaps["RdBu"].with_extremes(bad="0.9")
     image = ax.imshow(np.ma.masked_invalid(values), cmap=colors, vmin=-1, vmax=1, aspect="auto")
+    sure = (
+        summary.pivot(index="model", columns="metric", values="separated").loc[list(models), list(metrics)].to_numpy()
+    )
     for (row, column), value in np.ndenumerate(values):
         text = "–" if np.isnan(value) else f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
+        text = text if sure[row, column] or np.isnan(value) else f"({text})"
         ax.text(
             column, row, text, ha="center", va="center", fontsize=7.5, color="white" if abs(value) > 0.65 else "black"
         )
