@@ -193,15 +193,19 @@ class ResponseAnchor(nn.Module):
         between = np.sqrt(np.maximum(_squared_distances(means, means), 0))[np.triu_indices(len(means), 1)]
         self.median_distance = float(np.median(between)) if between.size else 1.0
         self.signal = max(float((self.shifts**2).mean() - conditions.noise.mean()), 1e-3)
-        tried = np.random.default_rng(seed).permutation(len(conditions))[:n_tried]
+        tried = np.sort(np.random.default_rng(seed).permutation(len(conditions))[:n_tried])
+        part, targets = conditions.take(tried), self.shifts[tried]
         names = [n for n in GRID if n != "feature_share" or features is not None]
         for novelty in ("replicate", "pair", "context", "perturbation"):
-            self.widths[novelty] = self._choose(tried, novelty, names, features)
+            self.widths[novelty] = self._choose(part, targets, novelty, names, features)
         self.widths["seen"] = self.widths["replicate"]
 
-    def _choose(self, tried: NDArray[np.int64], novelty: Novelty, names: list[str], features: Floats | None) -> Widths:
+    def _choose(
+        self, part: Conditions, targets: Floats, novelty: Novelty, names: list[str], features: Floats | None
+    ) -> Widths:
         """Coordinate descent over `GRID` on the error for conditions left out in the way of `novelty`."""
-        assert self.train_conditions is not None and self.shifts is not None
+        left_out = part.excluded(part, novelty) | np.eye(len(part), dtype=bool)
+        patterns, pattern = np.unique(left_out, axis=0, return_inverse=True)
         best, best_error = Widths(feature_share=0.0 if features is None else 0.5), np.inf
         for _ in range(2):
             for name in names:
@@ -209,11 +213,33 @@ class ResponseAnchor(nn.Module):
                     widths = replace(best, **{name: value})
                     if widths == best and np.isfinite(best_error):
                         continue
-                    predicted = self._predict(self.train_conditions.take(tried), novelty, widths, features, leave=tried)
-                    error = float(((predicted.mean - self.shifts[tried]) ** 2).mean())
+                    error = self._left_out_error(part, targets, widths, features, patterns, pattern.reshape(-1))
                     if error < best_error * (1 - 1e-3):
                         best, best_error = widths, error
         return best
+
+    def _left_out_error(
+        self,
+        part: Conditions,
+        targets: Floats,
+        widths: Widths,
+        features: Floats | None,
+        patterns: NDArray[np.bool_],
+        pattern: NDArray[np.int64],
+    ) -> float:
+        """Mean squared error when each condition and what it excludes are left out (closed form, one inverse)."""
+        similarity = _component_similarity(features, _n_components(part), widths.feature_share)
+        covariance = self._kernel(part, part, similarity, widths)
+        covariance[np.diag_indices(len(part))] += widths.nugget + part.noise / self.signal
+        precision = np.linalg.inv(covariance)
+        weighted = precision @ targets
+        error = np.zeros(len(part))
+        for number, out in enumerate(patterns):
+            members = np.flatnonzero(out)
+            residual = np.linalg.solve(precision[np.ix_(members, members)], weighted[members])
+            wanted = pattern[members] == number
+            error[members[wanted]] = (residual[wanted] ** 2).mean(1)
+        return float(error.mean())
 
     def predict(self, conditions: Conditions, novelty: Novelty, features: Floats | None = None) -> AnchorPrediction:
         """Shifts of new conditions, each using every training condition that `novelty` allows."""
@@ -259,6 +285,7 @@ class ResponseAnchor(nn.Module):
         similarity = _component_similarity(features, _n_components(queries, known), widths.feature_share)
         mean, variance = np.zeros((len(queries), self.shifts.shape[1])), np.zeros(len(queries))
         k = min(self.n_neighbors, len(known))
+        shared = self._kernel(known, known, similarity, widths) if k == len(known) else None
         for start in range(0, len(queries), chunk):
             rows = slice(start, min(start + chunk, len(queries)))
             part = queries.take(rows)
@@ -273,7 +300,10 @@ class ResponseAnchor(nn.Module):
                 else np.tile(np.arange(k), (len(part), 1))
             )
             to_known = np.take_along_axis(covariance, near, axis=1)
-            system = np.stack([self._kernel(known.take(n), known.take(n), similarity, widths) for n in near])
+            if shared is not None:
+                system = np.repeat(shared[None], len(part), axis=0)
+            else:
+                system = np.stack([self._kernel(known.take(n), known.take(n), similarity, widths) for n in near])
             # what may not be used gets endless noise, hence no weight
             own_noise = (
                 widths.nugget + known.noise[near] / self.signal + 1e9 * np.take_along_axis(forbidden, near, axis=1)

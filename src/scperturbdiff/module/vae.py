@@ -30,7 +30,16 @@ def negative_binomial_log_prob(counts: Tensor, mean: Tensor, dispersion: Tensor)
 
 
 class LatentVAE(VAE):
-    """scvi-tools' negative binomial VAE with deterministic encoding and seeded decoding of counts."""
+    """scvi-tools' negative binomial VAE with deterministic encoding and seeded decoding of counts.
+
+    The dispersions start at one value: scvi-tools starts them at random, and in short runs the random start remains, which
+    adds noise to generated counts.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.dispersion == "gene":
+            torch.nn.init.constant_(self.px_r, 1.0)
 
     def loss(
         self,

@@ -35,14 +35,22 @@ class KeepBestGenerator(pl.Callback):
         """Resume."""
         self.best_score, self.best_weights = state_dict["best_score"], state_dict["best_weights"]
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Score the weights training starts from: the untrained network predicts the anchor, which may not be beaten."""
+        plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
+        if plan.validation is not None and self.best_weights is None:
+            self._keep(float(plan.score_validation()[0]), plan)
+
+    def _keep(self, score: float, plan: GeneratorTrainingPlan) -> None:
+        self.best_score = score
+        self.best_weights = {k: v.detach().clone() for k, v in plan.module.generator_ema.state_dict().items()}
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep a copy of the averaged weights if they are the best so far."""
         score = trainer.callback_metrics.get(VALIDATION_METRIC)
         if score is None or not float(score) < self.best_score:
             return
-        self.best_score = float(score)
-        plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
-        self.best_weights = {k: v.detach().clone() for k, v in plan.module.generator_ema.state_dict().items()}
+        self._keep(float(score), pl_module)  # type: ignore[arg-type]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the best weights back."""

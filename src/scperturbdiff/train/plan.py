@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from scperturbdiff.diffusion import energy_distance, functional_energy_score, mean_squared_error, squared_mmd
 from scperturbdiff.data.seeds import seeded
+from scperturbdiff.diffusion import energy_distance, functional_energy_score, mean_squared_error, squared_mmd
 
 if TYPE_CHECKING:
     from scperturbdiff.data.sampler import PopulationSampler
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from scperturbdiff.train.data import PopulationTensors
 
 OBJECTIVES: tuple[str, ...] = ("energy_score", "mmd", "mmd+mse", "mse")
-VALIDATION_METRIC = "energy_distance_validation"
-"""Mean energy distance (U-statistic) of generated to held-out populations, standardised latent space."""
+VALIDATION_METRIC = "energy_score_validation"
+"""Mean functional energy score of populations generated for held-out conditions, standardised latent space."""
+VALIDATION_CELLS, VALIDATION_DRAWS = 128, 4
 
 
 class GeneratorTrainingPlan(pl.LightningModule):
@@ -146,30 +147,43 @@ class GeneratorTrainingPlan(pl.LightningModule):
         step = self.global_step
         self.module.update_ema(min(self.ema_decay, (1 + step) / (10 + step)))
 
-    @torch.no_grad()
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Generate every held-out population with the averaged weights from fixed seeds and score it."""
+        """Log the scores of the averaged weights."""
+        score, distance = self.score_validation()
+        n = self.validation[0].n_populations if self.validation is not None else 1
+        self.log(VALIDATION_METRIC, score, on_epoch=True, batch_size=n, prog_bar=True)
+        self.log("energy_distance_validation", distance, on_epoch=True, batch_size=n)
+
+    @torch.no_grad()
+    def score_validation(self) -> tuple[Tensor, Tensor]:
+        """Generate every held-out population with the averaged weights from fixed seeds and score it.
+
+        Returns
+        -------
+        Mean functional energy score and mean energy distance (U-statistic).
+        """
         assert self.validation is not None
         sampler, tensors = self.validation
-        generator = self.module.generator_ema
+        generator, k = self.module.generator_ema, VALIDATION_DRAWS
         was_training = generator.training
         generator.eval()
         with seeded(self.seed, self.device):
             group = torch.arange(sampler.n_populations, device=self.device)
-            cells, mask = sampler.cells.draw(group, min(int(sampler.cells.count.max()), 256))
-            starts, _ = sampler.pools.draw(sampler.pool[group], cells.shape[1])
+            cells, mask = sampler.cells.draw(group, min(int(sampler.cells.count.max()), VALIDATION_CELLS))
+            starts, _ = sampler.pools.draw(sampler.pool[group], k * cells.shape[1])
+            start = self.latent[starts].unflatten(1, (k, -1))
             condition = tensors.condition(group, torch.zeros_like(group), torch.ones(len(group), device=self.device))
-            start = self.latent[starts]
             drawn = generator.sample(
-                start,
-                condition,
-                generator.encode_controls(start),
+                start.flatten(0, 1),
+                condition.repeat(k),
+                generator.encode_controls(start[:, 0]).repeat(k),
                 features=self.module.features,
                 has_features=self.module.has_features,
-            )
+            ).unflatten(0, (-1, k))
         generator.train(was_training)
-        distance = energy_distance(drawn, self.latent[cells], None, mask)
-        self.log(VALIDATION_METRIC, distance.mean(), on_epoch=True, batch_size=len(group), prog_bar=True)
+        target = self.latent[cells]
+        distance = energy_distance(drawn, target[:, None], mask[:, None].expand(-1, k, -1), mask[:, None])
+        return functional_energy_score(drawn, target, mask, mask).mean(), distance.mean()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with warm-up and cosine decay; no weight decay on vectors."""

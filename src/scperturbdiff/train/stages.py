@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from scvi.dataloaders import DataSplitter
-from scvi.train import TrainingPlan, TrainRunner
+from scvi.train import TrainRunner
 
 from scperturbdiff.data.counts import iter_rows
 from scperturbdiff.data.populations import Ragged
@@ -19,6 +19,7 @@ from scperturbdiff.data.table import PopulationTable, build_populations
 from scperturbdiff.train.callbacks import KeepBestGenerator, StepsDataModule
 from scperturbdiff.train.data import PopulationTensors, describe, fit_anchor, population_tensors, useful_novelties
 from scperturbdiff.train.plan import VALIDATION_METRIC, GeneratorTrainingPlan
+from scperturbdiff.train.vae_plan import LatentTrainingPlan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +31,7 @@ logger = logging.getLogger(__name__)
 
 VAE_STEPS, VAE_MAX_EPOCHS = 2500, 400
 GENERATOR_EPOCHS, STEPS_PER_EPOCH = 30, 50
-MIN_POPULATIONS_TO_VALIDATE = 20
-"""With fewer populations holding some out costs more than early stopping gains."""
+MIN_POPULATIONS_TO_VALIDATE = 4
 
 
 @dataclass(frozen=True)
@@ -87,19 +87,15 @@ def train_vae(
     train_size: float,
     trainer: TrainerArguments,
     max_kl_weight: float = 0.05,
-    lr: float = 1e-3,
-    eps: float = 1e-8,
     n_epochs_kl_warmup: int | None = None,
     **plan_kwargs: Any,
 ) -> dict[str, pd.DataFrame]:
     """Stage 1: train the VAE on all cells; the weight of its KL term rises over the first half of the epochs."""
     model.module.vae.train()
-    plan = TrainingPlan(
+    plan = LatentTrainingPlan(
         model.module.vae,
         max_kl_weight=max_kl_weight,
         n_epochs_kl_warmup=n_epochs_kl_warmup or max(1, max_epochs // 2),
-        lr=lr,
-        eps=eps,
         **plan_kwargs,
     )
     splitter = DataSplitter(
@@ -140,7 +136,7 @@ def split_populations(table: PopulationTable, validation_size: float | None, see
     """Hold out a share of the populations, whole conditions at a time (all batches of a perturbation in a context)."""
     n = len(table)
     if validation_size is None:
-        validation_size = 0.1 if n >= MIN_POPULATIONS_TO_VALIDATE else 0.0
+        validation_size = min(max(2, round(0.1 * n)), n // 3) / n if n >= MIN_POPULATIONS_TO_VALIDATE else 0.0
     if not 0 <= validation_size < 1:
         raise ValueError(f"validation_size={validation_size} must lie in [0, 1): the share of populations held out.")
     wanted = round(n * validation_size)
