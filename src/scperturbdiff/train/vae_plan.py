@@ -30,10 +30,10 @@ class LatentTrainingPlan(TrainingPlan):
         self,
         module: LatentVAE,
         *,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         weight_decay: float = 1e-6,
         eps: float = 1e-8,
-        dispersion_lr_factor: float = 20.0,
+        dispersion_lr_factor: float = 10.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, **kwargs)
