@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scvi.dataloaders import DataSplitter
 from scvi.train import TrainRunner
 
 from scperturbdiff.data.counts import iter_rows
@@ -17,6 +16,7 @@ from scperturbdiff.data.populations import Ragged
 from scperturbdiff.data.sampler import PopulationSampler
 from scperturbdiff.data.table import PopulationTable, build_populations
 from scperturbdiff.train.callbacks import KeepBestGenerator, StepsDataModule
+from scperturbdiff.train.cells import CellDataModule
 from scperturbdiff.train.data import PopulationTensors, describe, fit_anchor, population_tensors, useful_novelties
 from scperturbdiff.train.plan import VALIDATION_METRIC, GeneratorTrainingPlan
 from scperturbdiff.train.vae_plan import LatentTrainingPlan
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VAE_STEPS, VAE_MAX_EPOCHS = 2500, 400
+VAE_MIN_STEPS, VAE_MAX_STEPS, VAE_PASSES = 1250, 5000, 15
+"""Steps of the first stage: this many passes over the cells, within these bounds."""
 GENERATOR_EPOCHS, STEPS_PER_EPOCH = 30, 50
 MIN_POPULATIONS_TO_VALIDATE = 4
 
@@ -44,8 +45,10 @@ class TrainerArguments:
 
 
 def default_vae_epochs(n_cells: int, batch_size: int) -> int:
-    """Epochs that make about :data:`VAE_STEPS` steps."""
-    return int(min(VAE_MAX_EPOCHS, max(1, math.ceil(VAE_STEPS * batch_size / n_cells))))
+    """Epochs that make a sensible number of steps for this many cells."""
+    per_epoch = max(1, n_cells // batch_size)
+    steps = min(max(VAE_PASSES * per_epoch, VAE_MIN_STEPS), VAE_MAX_STEPS)
+    return max(1, round(steps / per_epoch))
 
 
 def plan_epochs(
@@ -98,17 +101,14 @@ def train_vae(
         n_epochs_kl_warmup=n_epochs_kl_warmup or max(1, max_epochs // 2),
         **plan_kwargs,
     )
-    splitter = DataSplitter(
-        model.adata_manager,
-        train_size=train_size,
-        batch_size=batch_size,
-        drop_last=_drop_last(model.adata.n_obs, batch_size),
+    return _run(
+        model,
+        plan,
+        CellDataModule(model.adata_manager, train_size, batch_size),
+        max_epochs,
+        trainer,
+        early_stopping=False,
     )
-    return _run(model, plan, splitter, max_epochs, trainer, early_stopping=False)
-
-
-def _drop_last(n_cells: int, batch_size: int) -> bool:
-    return n_cells > batch_size  # a last batch of one cell would break batch normalisation
 
 
 @torch.no_grad()
