@@ -245,6 +245,14 @@ class ResponseAnchor(nn.Module):
         """Shifts of new conditions, each using every training condition that `novelty` allows."""
         return self._predict(conditions, novelty, self.widths[novelty], features)
 
+    def prior_variance(self, conditions: Conditions, novelty: Novelty, features: Floats | None = None) -> Floats:
+        """Variance per dimension of the shifts before any training condition is looked at, `(n,)`."""
+        widths = self.widths[novelty]
+        similarity = _component_similarity(features, _n_components(conditions), widths.feature_share)
+        parts = (conditions.take(slice(i, i + 1)) for i in range(len(conditions)))
+        prior = np.array([self._kernel(part, part, similarity, widths)[0, 0] for part in parts])
+        return self.signal * (prior + widths.nugget)
+
     def leave_out(self, novelty: Novelty, features: Floats | None = None) -> AnchorPrediction:
         """Shifts of the training conditions as if each were new in the way of `novelty`."""
         assert self.train_conditions is not None
