@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 KEYS: dict[str, Any] = {"perturbation_key": "perturbation", "control": "control", "context_keys": ["cell_type"]}
 MODEL = "PerturbDiff"
 COLUMNS = {"energy_distance": "energy distance", "pearson_delta": "delta correlation"}
-CAPTION = "Energy distance: 0 is best. Delta correlation: 1 is best. Ceiling: one half of the real cells against the other."
+CAPTION = (
+    "Energy distance: 0 is best. Delta correlation: 1 is best. Ceiling: one half of the real cells against the rest."
+)
 N_PANELS = 6
 
 

@@ -197,7 +197,7 @@ def _cells_wanted(n: Any, default: int) -> int:
     if n is None or (isinstance(n, float) and np.isnan(n)):
         return default
     if int(n) != n or n < 1:
-        raise ValueError(f"n_cells={n!r} must be a positive integer.")
+        raise ValueError(f"n_cells={n} must be a positive integer.")
     return int(n)
 
 
