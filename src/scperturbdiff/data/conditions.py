@@ -114,7 +114,7 @@ class ConditionSpace:
         raw = obs[self.perturbation_key]
         if raw.isna().any():
             raise ValueError(f"obs[{self.perturbation_key!r}] is missing (NaN) for {int(raw.isna().sum())} cells.")
-        codes, labels = pd.factorize(raw.map(tuple) if _holds_lists(raw) else raw.astype(str))
+        codes, labels = pd.factorize(_hashable(raw))
         parts = [self._components_of(label) for label in labels]
         if self.dose_key is None:
             names = np.array([self._join(p) for p in parts], dtype=object)
@@ -209,8 +209,8 @@ class ConditionSpace:
 
     def context_labels(self, table: pd.DataFrame) -> pd.Series:
         """One text per row that names its context."""
-        if not self.context_keys:
-            return pd.Series("", index=table.index)
+        if not self.context_keys or len(table) == 0:
+            return pd.Series("", index=table.index, dtype=object)
         return table[list(self.context_keys)].astype(str).agg("\x1f".join, axis=1)
 
     def context_codes(self, table: pd.DataFrame) -> NDArray[np.int64]:
@@ -240,8 +240,11 @@ class ConditionSpace:
         return [p for p, d in zip(parts, doses, strict=True) if p in ranges and not ranges[p][0] <= d <= ranges[p][1]]
 
 
-def _holds_lists(column: pd.Series) -> bool:
-    return column.dtype == object and bool(column.map(lambda v: isinstance(v, list | tuple | set | np.ndarray)).any())
+def _hashable(column: pd.Series) -> pd.Series:
+    """Labels as text, lists of names as tuples."""
+    if column.dtype != object or not column.map(lambda v: isinstance(v, list | tuple | set | np.ndarray)).any():
+        return column.astype(str)
+    return column.map(lambda v: tuple(map(str, v)) if isinstance(v, list | tuple | set | np.ndarray) else str(v))
 
 
 def learn_conditions(
@@ -300,6 +303,11 @@ def learn_conditions(
         scales={key: _scale(adata.obs[key], key) for key in continuous},
     )
     space = replace(space, control_match_keys=space.obs_keys if match is None else match)
+    if stray := [key for key in space.control_match_keys if key not in space.obs_keys]:
+        raise ValueError(
+            f"control_match_keys has {preview(stray)}, on which the cells of a population may differ. Allowed: contexts, "
+            f"covariates and batch ({preview(space.obs_keys)})."
+        )
     _check_missing(adata.obs, space.obs_keys)
     return _learn_perturbations(space, space.read_labels(adata.obs))
 
@@ -311,8 +319,9 @@ def _check_control(adata: AnnData, perturbation_key: str | None, control: str | 
         return
     if control is None:
         raise ValueError("control=... is needed: the value of the perturbation column that marks control cells.")
-    labels = adata.obs[perturbation_key].astype(str).unique()
-    if str(control) not in labels:
+    labels = _hashable(adata.obs[perturbation_key]).unique().tolist()
+    if not any(label in (str(control), (str(control),)) for label in labels):
+        labels = [str(label) for label in labels]
         near = closest(control, labels)
         hint = f" Did you mean {preview(near)}?" if near else ""
         raise ValueError(

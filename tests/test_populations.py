@@ -1,0 +1,328 @@
+"""Populations, their matched controls, and the drawing of cells on the device."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scperturbdiff.data.conditions import PERTURBATION, ConditionSpace, learn_conditions
+from scperturbdiff.data.populations import Ragged, group_rows, match_controls
+from scperturbdiff.data.sampler import GroupIndex, PopulationSampler
+from scperturbdiff.data.table import PopulationTable, build_populations
+from scperturbdiff.datasets import simulate
+
+SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def learn(adata: ad.AnnData, **kwargs: Any) -> ConditionSpace:
+    arguments: dict[str, Any] = dict.fromkeys(
+        (
+            "context_keys",
+            "batch_key",
+            "dose_key",
+            "categorical_covariate_keys",
+            "continuous_covariate_keys",
+            "perturbation_embeddings",
+            "control_match_keys",
+        )
+    )
+    arguments |= {"perturbation_key": "perturbation", "control": "control", "separator": "+"}
+    return learn_conditions(adata, **(arguments | kwargs))
+
+
+def build(adata: ad.AnnData, **kwargs: Any) -> PopulationTable:
+    return build_populations(learn(adata, **kwargs), adata.obs)
+
+
+def cells(rows: list[tuple[str, ...]], columns: tuple[str, ...] = ("perturbation", "cell_type", "donor")) -> ad.AnnData:
+    obs = pd.DataFrame(rows, columns=list(columns), index=[f"c{i}" for i in range(len(rows))])
+    return ad.AnnData(np.ones((len(rows), 1), np.float32), obs=obs)
+
+
+# ---- groups --------------------------------------------------------------------------------------------------------
+
+
+@SETTINGS
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=30))
+def test_groups_hold_their_rows(codes: list[int]) -> None:
+    at = np.array(codes)
+    rows = 100 + np.arange(len(at))
+    groups = Ragged.from_codes(at, rows, 6)
+    assert len(groups) == 6
+    for g in range(6):
+        assert groups[g].tolist() == rows[at == g].tolist()
+    again = Ragged.from_lists([groups[g] for g in range(6)])
+    for name in ("rows", "start", "count"):
+        assert np.array_equal(getattr(again, name), getattr(groups, name))
+
+
+def test_no_groups() -> None:
+    assert len(Ragged.from_lists([])) == 0 and Ragged.from_lists([]).rows.size == 0
+
+
+def test_combinations_of_keys_are_sorted_and_numbered() -> None:
+    table = pd.DataFrame({"a": ["y", "x", "y", "x"], "b": [1, 2, 1, 1]})
+    unique, codes = group_rows(table, ["a", "b"])
+    assert unique.to_numpy().tolist() == [["x", 1], ["x", 2], ["y", 1]]
+    assert codes.tolist() == [2, 1, 2, 0]
+    assert group_rows(table, [])[1].tolist() == [0, 0, 0, 0]
+
+
+# ---- controls ------------------------------------------------------------------------------------------------------
+
+
+def frame(rows: list[tuple[str, ...]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["type", "donor", "site"][: len(rows[0])])
+
+
+def matched(populations: list[tuple[str, ...]], controls: list[tuple[str, ...]], required: tuple[str, ...] = ()):
+    p, c = frame(populations), frame(controls)
+    match = match_controls(p, c, 10 + np.arange(len(c)), list(p.columns), required)
+    return match, [sorted(match.pools[int(g)].tolist()) for g in match.pool]
+
+
+def test_exact_controls_come_first() -> None:
+    match, pools = matched([("T", "d1"), ("B", "d2")], [("T", "d1"), ("T", "d2"), ("B", "d2"), ("T", "d1")])
+    assert pools == [[10, 13], [12]]
+    assert match.exact.tolist() == [True, True]
+
+
+def test_the_nearest_controls_stand_in() -> None:
+    """No T cells of d3: all T controls agree on one key, as does d3's B; the first key decides."""
+    match, pools = matched([("T", "d3")], [("T", "d1"), ("T", "d2"), ("B", "d3"), ("B", "d1")])
+    assert pools == [[10, 11]]
+    assert match.n_agreeing.tolist() == [1] and not match.exact.any()
+
+
+def test_more_agreement_beats_more_important_keys() -> None:
+    _, pools = matched([("T", "d1", "s1")], [("T", "d2", "s2"), ("B", "d1", "s1")])
+    assert pools == [[11]]
+
+
+def test_required_keys_are_not_given_up() -> None:
+    controls = [("T", "d2", "s2"), ("B", "d1", "s1")]
+    match, pools = matched([("T", "d1", "s1")], controls, ("type",))
+    assert pools == [[10]] and match.n_agreeing.tolist() == [1]
+    with pytest.raises(ValueError, match=r"1 populations have no control cells.*\['type'\] = 'NK'"):
+        matched([("NK", "d1", "s1"), ("T", "d1", "s1")], controls, ("type",))
+
+
+def test_populations_of_one_pool_share_it() -> None:
+    match, _ = matched([("T", "d1"), ("T", "d1"), ("B", "d1")], [("T", "d1"), ("B", "d1")])
+    assert len(match.pools) == 2
+    assert match.pool[0] == match.pool[1] != match.pool[2]
+
+
+def test_without_keys_all_controls_match() -> None:
+    controls = pd.DataFrame(index=range(3))
+    match = match_controls(pd.DataFrame(index=range(2)), controls, np.arange(3), [])
+    assert match.exact.all() and [match.pools[int(g)].tolist() for g in match.pool] == [[0, 1, 2]] * 2
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def screen() -> ad.AnnData:
+    adata = simulate(
+        n_contexts=3, n_perturbations=3, n_cells_per_population=7, n_genes=20, n_batches=2, combinations=1, doses=(1, 4)
+    )
+    return adata[np.random.default_rng(0).permutation(adata.n_obs)].copy()
+
+
+@pytest.fixture(scope="module")
+def table(screen: ad.AnnData) -> PopulationTable:
+    return build(screen, context_keys="cell_type", batch_key="donor", dose_key="dose")
+
+
+def test_every_treated_cell_is_in_one_population(screen: ad.AnnData, table: PopulationTable) -> None:
+    treated = np.flatnonzero(screen.obs["perturbation"] != "control")
+    assert sorted(table.cells.rows.tolist()) == treated.tolist()
+    keys = ["perturbation", "dose", "cell_type", "donor"]
+    assert len(table) == len(screen.obs.iloc[treated][keys].drop_duplicates())
+
+
+def test_a_population_shares_everything_and_its_controls_fit(screen: ad.AnnData, table: PopulationTable) -> None:
+    for g in range(len(table)):
+        label, obs = table.labels.iloc[g], screen.obs.iloc[table.cells[g]]
+        assert (obs["cell_type"] == label["cell_type"]).all() and (obs["donor"] == label["donor"]).all()
+        assert obs["perturbation"].nunique() == obs["dose"].nunique() == 1
+        controls = screen.obs.iloc[table.match.pools[int(table.match.pool[g])]]
+        expected = screen.obs.query("perturbation == 'control'")
+        expected = expected[(expected["cell_type"] == label["cell_type"]) & (expected["donor"] == label["donor"])]
+        assert sorted(controls.index) == sorted(expected.index)
+    assert table.match.exact.all()
+
+
+def test_report(table: PopulationTable) -> None:
+    report = table.report
+    assert list(report.columns[:2]) == ["perturbation", "dose"]
+    assert (report["n_cells"] == 7).all() and (report["n_controls"] == 14).all() and report["exact_match"].all()
+
+
+def test_control_populations_keep_to_context_and_batch(screen: ad.AnnData, table: PopulationTable) -> None:
+    assert len(table.controls) == 6
+    for g in range(6):
+        obs = screen.obs.iloc[table.controls[g]]
+        assert (obs["perturbation"] == "control").all()
+        assert obs["cell_type"].nunique() == obs["donor"].nunique() == 1
+
+
+def test_part_of_the_populations(table: PopulationTable) -> None:
+    rows = np.array([5, 2])
+    part = table.take(rows)
+    assert len(part) == 2 and part.labels.equals(table.labels.iloc[rows].reset_index(drop=True))
+    for i, row in enumerate(rows):
+        assert part.cells[i].tolist() == table.cells[int(row)].tolist()
+        ours, theirs = (m.pools[int(m.pool[j])].tolist() for m, j in ((part.match, i), (table.match, row)))
+        assert ours == theirs
+    assert np.array_equal(part.component, table.component[rows]) and len(table.take(np.empty(0, int))) == 0
+
+
+def test_a_context_without_controls_is_named() -> None:
+    adata = cells([("A", "T", "d1"), ("control", "B", "d1"), ("A", "NK", "d1"), ("control", "T", "d1")])
+    with pytest.raises(ValueError, match=r"no control agrees on \['cell_type'\] = 'NK'"):
+        build(adata, context_keys="cell_type", batch_key="donor")
+    assert (
+        len(build(adata, context_keys="cell_type", batch_key="donor", control_match_keys=["donor"])) == 2
+    )  # its remedy
+
+
+def test_controls_match_on_keys_of_populations_only() -> None:
+    adata = cells([("A", "T", "d1"), ("control", "T", "d1")])
+    with pytest.raises(ValueError, match=r"control_match_keys has 'donor'.*Allowed: .*\('cell_type'\)"):
+        build(adata, context_keys="cell_type", control_match_keys=["cell_type", "donor"])
+
+
+def test_controls_of_another_batch_stand_in(caplog: pytest.LogCaptureFixture) -> None:
+    adata = cells([("A", "T", "d1"), ("A", "T", "d1"), ("control", "T", "d2"), ("control", "B", "d1")])
+    with caplog.at_level(logging.WARNING, logger="scperturbdiff"):
+        found = build(adata, context_keys="cell_type", batch_key="donor")
+    assert found.match.pools[0].tolist() == [2]
+    assert found.report["exact_match"].tolist() == [False]
+    assert "1 of 1 populations have no controls that agree on all of ['cell_type', 'donor']" in caplog.text
+
+
+def test_populations_of_one_cell_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    adata = cells([("A", "T", "d1"), ("B", "T", "d1"), ("B", "T", "d1"), ("control", "T", "d1")])
+    with caplog.at_level(logging.WARNING, logger="scperturbdiff"):
+        build(adata, context_keys="cell_type")
+    assert "1 of 2 populations have a single cell" in caplog.text
+
+
+def test_covariates_split_populations() -> None:
+    rows = [("A", "x", "1"), ("A", "y", "1"), ("A", "x", "2"), ("control", "x", "1"), ("control", "y", "1")]
+    adata = cells(rows, ("perturbation", "site", "hours"))
+    adata.obs["hours"] = adata.obs["hours"].astype(float)
+    found = build(adata, categorical_covariate_keys=["site"], continuous_covariate_keys=["hours"])
+    assert len(found) == 3
+    assert found.match.pools.count[found.match.pool].tolist() == [1, 1, 1]
+    assert found.match.exact.tolist() == [True, False, True]  # rows are sorted: x 1, x 2, y 1
+
+
+@pytest.mark.parametrize("keys", [{}, {"context_keys": "cell_type", "batch_key": "donor"}])
+@pytest.mark.parametrize("labels", [{}, {"perturbation_key": None, "control": None}])
+def test_controls_only(keys: dict[str, str], labels: dict[str, None]) -> None:
+    adata = cells([("control", "T", "d1"), ("control", "T", "d1"), ("control", "B", "d1")])
+    found = build(adata, **keys, **labels)
+    assert len(found) == 0 and len(found.report) == 0
+    assert sorted(found.controls.count.tolist()) == ([1, 2] if keys else [3])
+
+
+def test_no_controls() -> None:
+    adata = cells([("control", "T", "d1"), ("A", "T", "d1")])
+    space = learn(adata)
+    with pytest.raises(ValueError, match=r"no control cells \(obs\['perturbation'\] == 'control'\)"):
+        build_populations(space, adata[1:].obs)
+
+
+# ---- drawing -------------------------------------------------------------------------------------------------------
+
+
+def index_of(*sizes: int) -> tuple[GroupIndex, list[np.ndarray]]:
+    ends = np.cumsum(sizes)
+    groups = [1000 + np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    return GroupIndex(Ragged.from_lists(groups), "cpu"), groups
+
+
+@SETTINGS
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 60), st.integers(0, 2**31))
+def test_drawn_cells_are_distinct_and_of_their_group(sizes: list[int], n: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    index, groups = index_of(*sizes)
+    index.shuffle()
+    group = torch.arange(len(sizes)).repeat(3)
+    rows, mask = index.draw(group, n)
+    assert rows.shape == mask.shape == (len(group), n)
+    for g, drawn, there in zip(group.tolist(), rows.numpy(), mask.numpy(), strict=True):
+        assert there.tolist() == [j < sizes[g] for j in range(n)]
+        assert set(drawn) <= set(groups[g].tolist())
+        assert len(set(drawn[there])) == min(n, sizes[g])
+        assert np.bincount(drawn - 1000).max() <= -(-n // sizes[g])  # a small group goes round again, evenly
+
+
+def test_every_cell_is_drawn_equally_often() -> None:
+    index, _ = index_of(5, 23)
+    rows, _ = index.draw(torch.ones(20_000, dtype=torch.long), 4)
+    for column in (*rows.T, rows.flatten()):  # in every place
+        share = torch.bincount(column - 1005, minlength=23) / len(column)
+        assert (share * 23).min() > 0.8 and (share * 23).max() < 1.2
+
+
+def test_every_pair_of_cells_is_drawn_equally_often_after_shuffling() -> None:
+    index, _ = index_of(9)
+    together = torch.zeros(9, 9)
+    for _ in range(300):
+        index.shuffle()
+        rows, _ = index.draw(torch.zeros(20, dtype=torch.long), 3)
+        chosen = torch.zeros(20, 9).scatter_(1, rows - 1000, 1.0)
+        together += chosen.T @ chosen
+    pairs = together[~torch.eye(9, dtype=torch.bool)] / (300 * 20)
+    expected = 3 * 2 / (9 * 8)
+    assert pairs.min() > 0.75 * expected and pairs.max() < 1.25 * expected
+
+
+def test_shuffling_keeps_the_groups() -> None:
+    index, groups = index_of(4, 1, 30)
+    before = index.rows.clone()
+    index.shuffle()
+    assert not torch.equal(index.rows, before)
+    for start, count, group in zip(index.start.tolist(), index.count.tolist(), groups, strict=True):
+        assert sorted(index.rows[start : start + count].tolist()) == group.tolist()
+
+
+def sampler(table: PopulationTable, p_control: float) -> PopulationSampler:
+    match = table.match
+    return PopulationSampler(table.cells, match.pools, torch.as_tensor(match.pool), table.controls, p_control, "cpu")
+
+
+def test_drawn_populations_have_their_own_controls(screen: ad.AnnData, table: PopulationTable) -> None:
+    batch = sampler(table, 0.25).draw(40, 5, 3)
+    assert batch.cells.shape == batch.mask.shape == (40, 5) and batch.starts.shape == (40, 3, 5)
+    assert (batch.group >= 0).sum() == 30 and (batch.group[30:] == -1).all()
+    labels = table.labels
+    obs = screen.obs
+    for i in range(40):
+        group, drawn = int(batch.group[i]), obs.iloc[batch.cells[i].tolist()]
+        starts = obs.iloc[batch.starts[i].flatten().tolist()]
+        assert (starts["perturbation"] == "control").all()
+        assert starts["cell_type"].unique().tolist() == drawn["cell_type"].unique().tolist()
+        assert starts["donor"].unique().tolist() == drawn["donor"].unique().tolist()
+        if group < 0:
+            assert (drawn["perturbation"] == "control").all()
+        else:
+            assert sorted(drawn["perturbation"].iloc[0].split("+")) == labels[PERTURBATION].iloc[group].split("+")
+    assert len({tuple(s) for s in batch.starts[0].tolist()}) == 3  # draws start from different controls
+
+
+def test_without_treated_cells_only_controls_are_drawn(table: PopulationTable) -> None:
+    batch = sampler(table.take(np.empty(0, np.int64)), 0.1).draw(6, 4, 2)
+    assert (batch.group == -1).all() and batch.cells.shape == (6, 4)
