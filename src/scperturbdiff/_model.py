@@ -15,14 +15,15 @@ from scvi.utils import setup_anndata_dsp
 
 from scperturbdiff.data.conditions import ConditionSpace, learn_conditions
 from scperturbdiff.data.counts import check_counts, check_unique_names, get_matrix, read_genes
-from scperturbdiff.data.registry import CONDITIONS, check_genes, stored_batches, stored_space
+from scperturbdiff.data.registry import CONDITIONS, check_genes, stored_batches, stored_genes, stored_space
 from scperturbdiff.data.seeds import resolve_seed, seeded
 from scperturbdiff.module import PerturbDiffModule
-from scperturbdiff.prediction import Settings, encode_rows, predict_cells
+from scperturbdiff.prediction import Prediction, Settings, encode_rows, predict_cells, prepare
 from scperturbdiff.train.stages import TrainerArguments, plan_epochs, train_generator, train_vae
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import numpy as np
     import pandas as pd
@@ -35,10 +36,10 @@ logger = logging.getLogger(__name__)
 
 
 class PerturbDiff(BaseModelClass):
-    """Functional diffusion over populations of cells :cite:p:`Yuan26`.
+    """Functional diffusion over populations of cells :cite:p:`yuan2026`.
 
     Learns how populations of single cells respond to perturbations and generates whole populations for perturbations,
-    contexts or pairs of both that were never measured, from control cells alone. A count VAE :cite:p:`Lopez18` gives the
+    contexts or pairs of both that were never measured, from control cells alone. A count VAE :cite:p:`lopez2018` gives the
     latent space; a set transformer, trained with a proper score for distributions over distributions, generates
     populations in it.
 
@@ -216,11 +217,12 @@ class PerturbDiff(BaseModelClass):
         return stored_space(self.registry_)
 
     @property
-    def populations(self) -> pd.DataFrame:
-        """Training populations, their numbers of cells and controls, and whether controls agreed on every key."""
-        self._check_trained("populations")
-        assert self.populations_ is not None
-        return self.populations_.copy()
+    def populations(self) -> pd.DataFrame | None:
+        """Training populations, their numbers of cells and controls, and whether controls agreed on every key.
+
+        `None` before the second stage was trained.
+        """
+        return None if self.populations_ is None else self.populations_.copy()
 
     def train(
         self,
@@ -308,6 +310,7 @@ class PerturbDiff(BaseModelClass):
         target_sum: float = 1e4,
         seed: int | None = None,
         progress: bool = True,
+        output: str | Path | None = None,
     ) -> AnnData:
         """Predict populations of cells from control cells.
 
@@ -345,13 +348,17 @@ class PerturbDiff(BaseModelClass):
             The same seed gives the same cells. Default: `scvi.settings.seed`, else a random one, kept in `uns`.
         progress
             Show a progress bar.
+        output
+            Path of an `.h5ad` or `.zarr` file to write the cells to while they are generated, for requests that do not fit
+            into memory.
 
         Returns
         -------
         A new AnnData of predicted cells: log-normalised expression in `X`, sampled counts in ``layers["counts"]``, latent
         vectors in ``obsm["X_perturbdiff"]``; in `obs` the perturbation, dose, contexts, covariates and batch under the names
         of :meth:`setup_anndata`, the control cell each cell started from, and the draw; in ``uns["scperturbdiff"]`` how it
-        was made.
+        was made, the conditions with how each is new to the model, and doses outside the measured range. With `output`, the
+        matrices of the returned AnnData stay on disk.
 
         Raises
         ------
@@ -360,27 +367,40 @@ class PerturbDiff(BaseModelClass):
         ValueError
             If genes are missing, there are no controls, or counts are not counts.
         """
+        prediction = self._prepare(
+            adata,
+            perturbations,
+            perturbation_embeddings,
+            layer,
+            n_cells=n_cells,
+            settings=Settings(resolve_seed(seed), n_populations, 1 if n_steps is None else n_steps, sampler, guidance),
+            transform_batch=transform_batch,
+        )
+        return predict_cells(prediction, target_sum=target_sum, progress=progress, output=output)
+
+    def _prepare(
+        self,
+        adata: AnnData | None,
+        perturbations: Sequence[str] | pd.DataFrame | None,
+        perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | None,
+        layer: str | None,
+        **options: Any,
+    ) -> Prediction:
+        """Check a request before anything is generated."""
         self._check_trained("predict")
-        space = self.conditions
-        if perturbation_embeddings is not None:
-            space = space.with_features(perturbation_embeddings)
+        space = self._space(perturbation_embeddings)
         if perturbations is None:
-            assert self.populations_ is not None
             perturbations = space.training_request(self.populations_)
         cells = self._cells(adata)
-        return predict_cells(
+        return prepare(
             self.module,
             space,
             cells,
             perturbations,
-            genes=list(self.get_var_names()),
+            genes=stored_genes(self.registry_),
             batches=stored_batches(self.registry_),
             layer=self._layer(cells, layer),
-            n_cells=n_cells,
-            settings=Settings(resolve_seed(seed), n_populations, 1 if n_steps is None else n_steps, sampler, guidance),
-            transform_batch=transform_batch,
-            target_sum=target_sum,
-            progress=progress,
+            **options,
         )
 
     def get_latent_representation(
@@ -407,9 +427,13 @@ class PerturbDiff(BaseModelClass):
 
         rows = None if indices is None else np.asarray(indices)
         self.module.eval()
-        counts = read_genes(cells, list(self.get_var_names()), self._layer(cells, layer), rows)
+        counts = read_genes(cells, stored_genes(self.registry_), self._layer(cells, layer), rows)
         latent: NDArray[np.float32] = encode_rows(self.module, counts).cpu().numpy()
         return latent
+
+    def _space(self, perturbation_embeddings: Any = None) -> ConditionSpace:
+        space = self.conditions
+        return space if perturbation_embeddings is None else space.with_features(perturbation_embeddings)
 
     def _check_trained(self, what: str) -> None:
         if not self.is_trained_:

@@ -13,7 +13,6 @@ from scvi.utils import track
 
 from scperturbdiff.data.conditions import DOSE, PERTURBATION
 from scperturbdiff.data.counts import read_genes
-from scperturbdiff.data.output import CONTROL_CELL, POPULATION
 from scperturbdiff.data.seeds import derive_seed, seeded
 from scperturbdiff.module.anchor import Conditions
 from scperturbdiff.module.generator import Condition
@@ -74,11 +73,44 @@ class Settings:
 
 @dataclass(frozen=True)
 class Piece:
-    """Generated cells of one draw of one population: counts, latent vectors and annotation."""
+    """Generated cells of one draw of one population.
 
+    Attributes
+    ----------
+    population
+        Row of the request.
+    draw
+        Number of the draw.
+    rows
+        Row of the control cell that each cell started from, `(n_cells,)`.
+    counts
+        Sampled counts, `(n_cells, n_genes)`.
+    latent
+        Latent vectors, not standardised, `(n_cells, n_latent)`.
+    """
+
+    population: int
+    draw: int
+    rows: NDArray[np.int64]
     counts: sparse.csr_matrix
     latent: NDArray[np.float32]
-    obs: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What training knows of a requested population.
+
+    Attributes
+    ----------
+    novelty
+        How the condition is new; see :data:`scperturbdiff.module.anchor.Novelty`.
+    anchor_variance
+        Share of the variance of the mean shift that the training populations leave open: near 0 where they say what
+        happens, near 1 where they say nothing. NaN where there is no retrieved anchor.
+    """
+
+    novelty: str
+    anchor_variance: float
 
 
 @torch.no_grad()
@@ -129,6 +161,8 @@ class PopulationGenerator:
     ) -> None:
         self.transform_batch = transform_batch
         self.module, self.space, self.settings = module, space, settings
+        self.device = module.device
+        self.evidence: dict[int, Evidence] = {}
         self.adata, self.genes, self.layer, self.batches = adata, genes, layer, batches
         self.groups = groups
         self._states: dict[int, GroupState] = {}
@@ -145,13 +179,10 @@ class PopulationGenerator:
         for i in track(range(len(request)), description="Generating populations", disable=not progress):
             state = self._state(request.group[i])
             mean = state.latent.double().mean(0).cpu().numpy()[None]
-            condition = self._condition(
-                Conditions(
-                    mean, component[i : i + 1], dose[i : i + 1], context[i : i + 1], np.full(1, 1 / len(state.rows))
-                ),
-                codes[i : i + 1],
-                numbers[i : i + 1],
+            asked = Conditions(
+                mean, component[i : i + 1], dose[i : i + 1], context[i : i + 1], np.full(1, 1 / len(state.rows))
             )
+            condition, self.evidence[i] = self._condition(asked, codes[i : i + 1], numbers[i : i + 1])
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
             for draw in range(self.settings.n_populations):
                 seed = derive_seed(self.settings.seed, *names, draw)
@@ -196,17 +227,22 @@ class PopulationGenerator:
             )
         return self._states[group]
 
-    def _condition(self, conditions: Conditions, codes: NDArray[np.int64], numbers: NDArray[np.float64]) -> Condition:
-        device = self.module.device
+    def _condition(
+        self, conditions: Conditions, codes: NDArray[np.int64], numbers: NDArray[np.float64]
+    ) -> tuple[Condition, Evidence]:
+        device, known = self.device, self.module.anchor
         anchor, variance = np.zeros_like(conditions.control_mean), np.zeros(1)
-        if self.module.anchor.is_fitted and (conditions.component >= 0).any():
-            novelty = self.module.anchor.novelty(conditions)[0]
-            anchor, variance = self.module.anchor.predict(conditions, novelty, self._raw_features)
+        evidence = Evidence("control", 0.0) if (conditions.component < 0).all() else Evidence("unknown", np.nan)
+        if known.is_fitted and (conditions.component >= 0).any():
+            novelty = known.novelty(conditions)[0]
+            anchor, variance = known.predict(conditions, novelty, self._raw_features)
+            prior = known.prior_variance(conditions, novelty, self._raw_features)
+            evidence = Evidence(novelty, float(variance[0] / prior[0]))
 
         def put(values: NDArray, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.as_tensor(values, dtype=dtype, device=device)
 
-        return Condition(
+        condition = Condition(
             Components(put(conditions.component, torch.long), put(conditions.dose)),
             put(anchor),
             put(variance),
@@ -214,6 +250,7 @@ class PopulationGenerator:
             put(numbers),
             torch.ones(1, device=device),
         )
+        return condition, evidence
 
     def _draw(
         self,
@@ -249,22 +286,7 @@ class PopulationGenerator:
                 sampled = self.module.vae.decode_counts(latent, state.library_size[piece], codes)
                 latents.append(latent.cpu().numpy())
                 counts.append(sparse.csr_matrix(sampled.cpu().numpy()))
-        return Piece(
-            sparse.vstack(counts, format="csr"),
-            np.concatenate(latents),
-            self._annotate(request, i, state.rows[chosen], draw),
-        )
-
-    def _annotate(self, request: PopulationRequest, i: int, rows: NDArray[np.int64], draw: int) -> pd.DataFrame:
-        space = self.space
-        columns: dict[str, object] = {str(space.perturbation_key): request.label[i]}
-        if space.dose_key is not None:
-            columns[space.dose_key] = request.dose[i]
-        columns |= {key: request.table[key].iloc[i] for key in space.obs_keys}
-        obs = pd.DataFrame(columns, index=np.arange(len(rows)))
-        obs[CONTROL_CELL] = self.adata.obs_names[rows].to_numpy()
-        obs[POPULATION] = str(draw)
-        return obs
+        return Piece(i, draw, state.rows[chosen], sparse.vstack(counts, format="csr"), np.concatenate(latents))
 
 
 def choose_controls(n_controls: int, n_cells: int, seed: int) -> NDArray[np.int64]:

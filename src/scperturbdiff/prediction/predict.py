@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,20 +10,106 @@ import pandas as pd
 from scipy import sparse
 
 from scperturbdiff.data.counts import check_counts, check_unique_names, gene_positions, get_matrix
-from scperturbdiff.data.output import assemble_cells
+from scperturbdiff.data.output import CONTROL_CELL, POPULATION, assemble_cells
 from scperturbdiff.prediction.generate import PopulationGenerator, Settings
 from scperturbdiff.prediction.request import plan_request, read_controls, read_wanted
+from scperturbdiff.prediction.stream import CellWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from anndata import AnnData
 
     from scperturbdiff.data.conditions import ConditionSpace
     from scperturbdiff.module import PerturbDiffModule
+    from scperturbdiff.prediction.generate import Piece
+    from scperturbdiff.prediction.request import PopulationRequest
 
 
-def predict_cells(
+@dataclass(frozen=True)
+class Prediction:
+    """A request, checked and ready to be generated.
+
+    Attributes
+    ----------
+    space
+        The model's conditions, with the features of this call.
+    controls
+        AnnData with the control cells.
+    genes
+        Names of the model's genes, in order.
+    request
+        What is wanted.
+    generator
+        Generates it.
+    """
+
+    space: ConditionSpace
+    controls: AnnData
+    genes: list[str]
+    request: PopulationRequest
+    generator: PopulationGenerator
+
+    def annotate(self, pieces: Iterable[Piece]) -> pd.DataFrame:
+        """The `obs` of the cells of `pieces`."""
+        pieces = list(pieces)
+        sizes = [len(piece.rows) for piece in pieces]
+        row = np.repeat([piece.population for piece in pieces], sizes)
+        space, request = self.space, self.request
+        columns: dict[str, Any] = {str(space.perturbation_key): pd.Series(request.label, dtype=object).iloc[row]}
+        if space.dose_key is not None:
+            columns[space.dose_key] = pd.Series(request.dose).iloc[row]
+        columns |= {key: request.table[key].iloc[row] for key in space.obs_keys}
+        names = self.controls.obs_names[np.concatenate([piece.rows for piece in pieces])]
+        columns[CONTROL_CELL] = pd.Series(names.to_numpy(dtype=object))
+        columns[POPULATION] = pd.Series(np.repeat([str(piece.draw) for piece in pieces], sizes).astype(object))
+        return pd.DataFrame({key: column.array for key, column in columns.items()})
+
+    def conditions(self) -> pd.DataFrame:
+        """One row per population asked for: what it is, and what training knows of it."""
+        request, space = self.request, self.space
+        table = pd.DataFrame({str(space.perturbation_key): request.label})
+        if space.dose_key is not None:
+            table[space.dose_key] = [str(dose) for dose in request.dose]
+        for key in space.obs_keys:
+            table[key] = request.table[key].to_numpy()
+        evidence = [self.generator.evidence[i] for i in range(len(request))]
+        table["n_cells"] = request.n_cells
+        table["n_controls"] = self.generator.groups.cells.count[request.group]
+        table["novelty"] = [e.novelty for e in evidence]
+        table["anchor_variance"] = [e.anchor_variance for e in evidence]
+        table.index = table.index.astype(str)
+        return table
+
+    def made_by(self) -> dict[str, Any]:
+        """What is kept in `uns` of the cells."""
+        settings, space, request = self.generator.settings, self.space, self.request
+        outside = {
+            f"{label} at {dose}"
+            for label, dose, row in zip(request.label, request.dose, request.table.itertuples(index=False), strict=True)
+            if space.outside_dose_range(row[0], row[1])
+        }
+        keys = {
+            "perturbation": str(space.perturbation_key),
+            "control": str(space.control),
+            "context": list(space.context_keys),
+            "covariates": [*space.categorical_keys, *space.continuous_keys],
+        }
+        keys |= {k: v for k, v in (("dose", space.dose_key), ("batch", space.batch_key)) if v is not None}
+        return {
+            "model": "PerturbDiff",
+            "seed": settings.seed,
+            "n_steps": settings.n_steps,
+            "sampler": settings.sampler,
+            "guidance": settings.guidance,
+            "keys": keys,
+            "doses_outside_training": sorted(outside),
+            "conditions": self.conditions(),
+        }
+
+
+def prepare(
     module: PerturbDiffModule,
     space: ConditionSpace,
     adata: AnnData,
@@ -34,10 +121,13 @@ def predict_cells(
     n_cells: int | None,
     settings: Settings,
     transform_batch: str | None,
-    target_sum: float,
-    progress: bool,
-) -> AnnData:
-    """Predicted cells; see :meth:`scperturbdiff.PerturbDiff.predict`."""
+) -> Prediction:
+    """Check a request against the control cells and the model; see :meth:`scperturbdiff.PerturbDiff.predict`."""
+    if space.perturbation_key is None:
+        raise ValueError(
+            "The model was set up without perturbation_key and knows unperturbed cells only. Adapt it to perturbed "
+            "cells with PerturbDiff.load_query_data."
+        )
     check_unique_names(adata)
     gene_positions(adata.var_names, genes)
     check_counts(get_matrix(adata, layer), "adata.X" if layer is None else f"adata.layers[{layer!r}]")
@@ -52,25 +142,31 @@ def predict_cells(
     generator = PopulationGenerator(
         module, space, adata, pd.Index(genes), layer, list(batches), groups, settings, transform_batch=transform_batch
     )
-    pieces = list(generator.generate(request, progress))
-    outside = [
-        f"{label} at {dose}"
-        for label, dose, row in zip(request.label, request.dose, request.table.itertuples(index=False), strict=True)
-        if space.outside_dose_range(row[0], row[1])
-    ]
-    made_by = {
-        "model": "PerturbDiff",
-        "seed": settings.seed,
-        "n_steps": settings.n_steps,
-        "sampler": settings.sampler,
-        "guidance": settings.guidance,
-        "doses_outside_training": sorted(set(outside)),
-    }
+    return Prediction(space, adata, list(genes), request, generator)
+
+
+def predict_cells(
+    prediction: Prediction, *, target_sum: float, progress: bool, output: str | Path | None = None
+) -> AnnData:
+    """Generate cells into memory or, with `output`, piece by piece onto disk.
+
+    Returns
+    -------
+    The cells; with `output` they are backed by that file.
+    """
+    pieces = prediction.generator.generate(prediction.request, progress)
+    var = prediction.controls.var.loc[prediction.genes]
+    if output is not None:
+        with CellWriter(output, target_sum) as writer:
+            kept = [writer.write(piece) for piece in pieces]
+            writer.finish(prediction.annotate(kept), var, kept, prediction.made_by())
+        return writer.open()
+    made = list(pieces)
     return assemble_cells(
-        sparse.vstack([piece.counts for piece in pieces], format="csr"),
-        pd.concat([piece.obs for piece in pieces], ignore_index=True),
-        adata.var.loc[list(genes)],
-        latent=np.concatenate([piece.latent for piece in pieces]),
+        sparse.vstack([piece.counts for piece in made], format="csr"),
+        prediction.annotate(made),
+        var,
+        latent=np.concatenate([piece.latent for piece in made]),
         target_sum=target_sum,
-        made_by=made_by,
+        made_by=prediction.made_by(),
     )
