@@ -305,8 +305,8 @@ def learn_conditions(
     space = replace(space, control_match_keys=space.obs_keys if match is None else match)
     if stray := [key for key in space.control_match_keys if key not in space.obs_keys]:
         raise ValueError(
-            f"control_match_keys has {preview(stray)}, on which the cells of a population may differ. Allowed: contexts, "
-            f"covariates and batch ({preview(space.obs_keys)})."
+            f"control_match_keys has {preview(stray)}, on which the cells of a population may differ. Allowed: "
+            f"contexts, covariates and batch ({preview(space.obs_keys)})."
         )
     _check_missing(adata.obs, space.obs_keys)
     return _learn_perturbations(space, space.read_labels(adata.obs))
