@@ -83,6 +83,36 @@ class LatentVAE(VAE):
         sampled: Tensor = outputs["px"].sample()
         return sampled
 
+    @torch.no_grad()
+    def counterfactual_counts(
+        self, latent: Tensor, batch: Tensor, start_counts: Tensor, start_latent: Tensor, start_batch: Tensor
+    ) -> Tensor:
+        r"""Sample counts of cells as if the control cells they started from had moved in the latent space.
+
+        A negative binomial count is Poisson with rate :math:`\ell h_g(z) w_g`, `w` Gamma with mean 1. What a control cell
+        shows of its `w`, given its counts, is kept: :math:`w_g \mid x \sim \mathrm{Gamma}(\theta_g + x_g, \theta_g + \ell
+        h_g(z_0))`, and only :math:`h_g(z)` changes. Where the VAE is right this is its own negative binomial; where it is not,
+        generated cells keep what it cannot reconstruct of real ones.
+
+        Parameters
+        ----------
+        latent
+            Where the cells go, `(n_cells, n_latent)`, not standardised.
+        batch
+            Batch codes to decode with, `(n_cells,)`.
+        start_counts, start_latent, start_batch
+            Counts `(n_cells, n_genes)`, latent vectors and batch codes of the control cells. Library sizes are theirs.
+
+        Returns
+        -------
+        Counts `(n_cells, n_genes)`.
+        """
+        library = start_counts.sum(-1, keepdim=True)
+        px = self.generative(z=latent, library=library.log(), batch_index=batch[:, None].long())["px"]
+        before = library * self.decode_frequencies(start_latent, start_batch)
+        residual = torch.distributions.Gamma(px.theta + start_counts, px.theta + before).sample()
+        return torch.poisson(px.mu * residual)
+
     def decode_frequencies(self, latent: Tensor, batch: Tensor) -> Tensor:
         """Expected share of each gene in a cell's counts `(n_cells, n_genes)`; differentiable."""
         library = torch.zeros(len(latent), 1, device=latent.device)

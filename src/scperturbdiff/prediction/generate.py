@@ -48,15 +48,18 @@ class GroupState:
         Rows in the AnnData.
     latent
         Standardised latent vectors, `(n, n_latent)`.
-    library_size
-        Counts per cell, `(n,)`.
+    counts
+        Counts, `(n, n_genes)`.
+    batch
+        Code of their batch, -1 for one the decoder does not know.
     controls
         What the network sees of them.
     """
 
     rows: NDArray[np.int64]
     latent: Tensor
-    library_size: Tensor
+    counts: sparse.csr_matrix
+    batch: int
     controls: EncodedControls
 
 
@@ -214,7 +217,8 @@ class PopulationGenerator:
             rows = self.groups.cells[group]
             counts = read_genes(self.adata, self.genes, self.layer, rows)
             latent = self.module.standardize(encode_rows(self.module, counts))
-            library = torch.as_tensor(np.asarray(counts.sum(axis=1)).ravel(), device=latent.device)
+            own = self.groups.labels.iloc[group].get(self.space.batch_key) if self.space.batch_key else self.batches[0]
+            batch = self.batches.index(str(own)) if str(own) in self.batches else -1
             shown = latent
             if len(rows) > CONTEXT_CELLS:
                 names = self.groups.labels.iloc[group].astype(str)
@@ -223,7 +227,7 @@ class PopulationGenerator:
                 )
                 shown = latent[torch.as_tensor(order[:CONTEXT_CELLS], device=latent.device)]
             self._states[group] = GroupState(
-                rows, latent, library, self.module.generator_ema.encode_controls(shown[None])
+                rows, latent, counts, batch, self.module.generator_ema.encode_controls(shown[None])
             )
         return self._states[group]
 
@@ -283,7 +287,13 @@ class PopulationGenerator:
                 )[0]
                 latent = self.module.unstandardize(z)
                 codes = torch.full((len(piece),), batch, device=latent.device)
-                sampled = self.module.vae.decode_counts(latent, state.library_size[piece], codes)
+                sampled = self.module.vae.counterfactual_counts(
+                    latent,
+                    codes,
+                    torch.as_tensor(state.counts[chosen[start : start + PIECE]].toarray(), device=latent.device),
+                    self.module.unstandardize(state.latent[piece]),
+                    torch.full_like(codes, batch if state.batch < 0 else state.batch),
+                )
                 latents.append(latent.cpu().numpy())
                 counts.append(sparse.csr_matrix(sampled.cpu().numpy()))
         return Piece(i, draw, state.rows[chosen], sparse.vstack(counts, format="csr"), np.concatenate(latents))

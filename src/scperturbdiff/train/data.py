@@ -38,7 +38,8 @@ def describe(table: PopulationTable, latent: Tensor) -> tuple[Conditions, NDArra
     treated = _group_means(values, table.cells)
     control = pool_mean[table.match.pool]
     n_controls = table.match.pools.count[table.match.pool]
-    noise = 1 / np.maximum(table.cells.count, 1) + 1 / np.maximum(n_controls, 1)
+    within = np.mean((values[table.match.pools.rows] - np.repeat(pool_mean, table.match.pools.count, axis=0)) ** 2)
+    noise = within * (1 / np.maximum(table.cells.count, 1) + 1 / np.maximum(n_controls, 1))
     conditions = Conditions(control, table.component, table.dose, table.context, noise)
     return conditions, treated - control
 
