@@ -135,11 +135,16 @@ def papalexi_unseen(only: list[str]) -> Iterator[Case]:
 
 
 def simulated(only: list[str]) -> Iterator[Case]:
-    """Screens of 8 contexts x 30 perturbations with a fifth of the pairs held out; `only` gives seeds of the screens."""
+    """Screens of 8 contexts x 30 perturbations, a fifth of the pairs held out; `only` gives seeds of the screens."""
     for seed in [int(s) for s in only] or [0]:
         adata = spd.datasets.simulate(n_contexts=8, n_perturbations=30, seed=seed)
         split = spd.splits.hold_out_pairs(
-            adata, perturbation_key="perturbation", control="control", context_keys=["cell_type"], fraction=0.2, seed=seed
+            adata,
+            perturbation_key="perturbation",
+            control="control",
+            context_keys=["cell_type"],
+            fraction=0.2,
+            seed=seed,
         )
         control = (adata.obs["perturbation"] == "control").to_numpy()
         yield Case(

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -142,12 +143,15 @@ class ResponseAnchor(nn.Module):
         self.widths: dict[str, Widths] = {}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """State for saving: plain arrays and numbers."""
+        """State for saving: tensors and numbers, which torch loads without running code."""
         if self.train_conditions is None:
             return {}
         return {
-            "conditions": {k: getattr(self.train_conditions, k) for k in self.train_conditions.__dataclass_fields__},
-            "shifts": self.shifts,
+            "conditions": {
+                k: torch.as_tensor(getattr(self.train_conditions, k))
+                for k in self.train_conditions.__dataclass_fields__
+            },
+            "shifts": torch.as_tensor(self.shifts),
             "median_distance": self.median_distance,
             "signal": self.signal,
             "widths": {novelty: asdict(widths) for novelty, widths in self.widths.items()},
@@ -157,8 +161,8 @@ class ResponseAnchor(nn.Module):
         """Restore a saved state."""
         self._clear()
         if state:
-            self.train_conditions = Conditions(**state["conditions"])
-            self.shifts = state["shifts"]
+            self.train_conditions = Conditions(**{k: np.asarray(v.cpu()) for k, v in state["conditions"].items()})
+            self.shifts = np.asarray(state["shifts"].cpu())
             self.median_distance, self.signal = state["median_distance"], state["signal"]
             self.widths = {novelty: Widths(**widths) for novelty, widths in state["widths"].items()}
 
@@ -350,7 +354,7 @@ def _component_similarity(features: Floats | None, n: int, share: float) -> Floa
     if features is None or share == 0:
         return names
     table = np.asarray(features, np.float64)[:n]
-    known = np.isfinite(table).all(axis=1)
+    known: NDArray[np.bool_] = np.asarray(np.isfinite(table).all(axis=1))
     unit = np.where(known[:, None], table, 0.0)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     similar = np.where(known[:, None] & known[None, :], np.exp((unit @ unit.T - 1) / 0.25), names)

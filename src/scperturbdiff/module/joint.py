@@ -55,7 +55,7 @@ class PerturbDiffModule(BaseModuleClass):
         n_categories: Sequence[int] = (),
         n_numbers: int = 0,
         *,
-        n_hidden: int = 128,
+        n_hidden: int = 256,
         n_vae_layers: int = 1,
         vae_dropout: float = 0.1,
         rho: float = 0.0,
@@ -71,7 +71,8 @@ class PerturbDiffModule(BaseModuleClass):
             n_layers=n_vae_layers,
             dropout_rate=vae_dropout,
             gene_likelihood="nb",
-            **(vae_kwargs or {}),
+            # the running statistics of batch normalisation lag behind in short runs: decoded controls were off
+            **{"use_batch_norm": "none", "use_layer_norm": "both", **(vae_kwargs or {})},
         )
         self.generator = Generator(
             n_latent,

@@ -18,8 +18,8 @@ EPS = 1e-8
 def negative_binomial_log_prob(counts: Tensor, mean: Tensor, dispersion: Tensor) -> Tensor:
     """Log probability of counts, summed over genes, `(n_cells, n_genes) -> (n_cells,)`.
 
-    Equal to :class:`scvi.distributions.NegativeBinomial`, but the gamma functions, which are nearly all of its cost on a
-    CPU, are evaluated only where a count is not zero: elsewhere they cancel.
+    Equal to :class:`scvi.distributions.NegativeBinomial`, but the gamma functions, which are nearly all of its cost
+    on a CPU, are evaluated only where a count is not zero: elsewhere they cancel.
     """
     log_total = torch.log(dispersion + mean + EPS)
     dense = dispersion * (torch.log(dispersion + EPS) - log_total) + counts * (torch.log(mean + EPS) - log_total)
@@ -32,8 +32,8 @@ def negative_binomial_log_prob(counts: Tensor, mean: Tensor, dispersion: Tensor)
 class LatentVAE(VAE):
     """scvi-tools' negative binomial VAE with deterministic encoding and seeded decoding of counts.
 
-    The dispersions start at one value: scvi-tools starts them at random, and in short runs the random start remains, which
-    adds noise to generated counts.
+    The dispersions start at one value: scvi-tools starts them at random, and in short runs the random start remains,
+    which adds noise to generated counts.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -89,10 +89,11 @@ class LatentVAE(VAE):
     ) -> Tensor:
         r"""Sample counts of cells as if the control cells they started from had moved in the latent space.
 
-        A negative binomial count is Poisson with rate :math:`\ell h_g(z) w_g`, `w` Gamma with mean 1. What a control cell
-        shows of its `w`, given its counts, is kept: :math:`w_g \mid x \sim \mathrm{Gamma}(\theta_g + x_g, \theta_g + \ell
-        h_g(z_0))`, and only :math:`h_g(z)` changes. Where the VAE is right this is its own negative binomial; where it is not,
-        generated cells keep what it cannot reconstruct of real ones.
+        A negative binomial count is Poisson with rate :math:`\ell h_g(z) w_g`, `w` Gamma with mean 1. What a control
+        cell shows of its `w`, given its counts, is kept:
+        :math:`w_g \mid x \sim \mathrm{Gamma}(\theta_g + x_g, \theta_g + \ell h_g(z_0))`; only :math:`h_g(z)` changes.
+        Where the VAE is right this is its own negative binomial; where it is not, generated cells keep what it cannot
+        reconstruct of real ones.
 
         Parameters
         ----------

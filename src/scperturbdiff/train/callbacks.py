@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class KeepBestGenerator(pl.Callback):
     """Keeps the averaged weights that scored best on held-out populations, and puts them back when training ends.
 
-    Validation scores the averaged weights, so the weights a model is left with are weights that were scored. (Lightning's
-    own weight averaging together with scvi-tools' checkpoints stores the raw weights instead.)
+    Validation scores the averaged weights, so the weights a model is left with are weights that were scored.
+    (Lightning's own weight averaging together with scvi-tools' checkpoints stores the raw weights instead.)
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class KeepBestGenerator(pl.Callback):
         self.best_score, self.best_weights = state_dict["best_score"], state_dict["best_weights"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Score the weights training starts from: the untrained network predicts the anchor, which may not be beaten."""
+        """Score the weights training starts from: untrained, they predict the anchor, which may not be beaten."""
         plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
         if plan.validation is not None and self.best_weights is None:
             self._keep(float(plan.score_validation()[0]), plan)

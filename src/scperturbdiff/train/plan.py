@@ -129,7 +129,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
         return loss
 
     def _noise(self, start: Tensor, t: Tensor) -> Tensor:
-        """Noise `(b, n_draws, n_cells, n_latent)`: independent at pure noise, else shared, as draws share the noised cells."""
+        """Noise `(b, n_draws, n_cells, n_latent)`: independent at pure noise, else shared by the draws."""
         noise = self.module.generator.schedule.noise_like(start)
         return torch.where((t >= 1)[:, None, None, None], noise, noise[:, :1].expand_as(noise))
 
@@ -185,7 +185,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
         distance = energy_distance(drawn, target[:, None], mask[:, None].expand(-1, k, -1), mask[:, None])
         return functional_energy_score(drawn, target, mask, mask).mean(), distance.mean()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine decay; no weight decay on vectors."""
         parameters = [p for p in self.module.generator.parameters() if p.requires_grad]
         groups = [

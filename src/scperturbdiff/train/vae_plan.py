@@ -48,4 +48,5 @@ class LatentTrainingPlan(TrainingPlan):
             {"params": dispersion, "weight_decay": 0.0, "lr": self.lr * self.dispersion_lr_factor},
         ]
         fused = all(p.device.type in ("cpu", "cuda") for p in others)
-        return {"optimizer": torch.optim.Adam([g for g in groups if g["params"]], lr=self.lr, eps=self.eps, fused=fused)}
+        groups = [group for group in groups if group["params"]]
+        return {"optimizer": torch.optim.Adam(groups, lr=self.lr, eps=self.eps, fused=fused)}
