@@ -249,7 +249,7 @@ def test_widths_are_chosen_to_predict_what_is_left_out(novelty) -> None:
     unlike = rng.normal(size=own.shape)
     anchor.fit(known, unlike, None)
     error = ((anchor.leave_out(novelty).mean - unlike) ** 2).mean()
-    assert error < 1.1 * (unlike**2).mean()
+    assert error < 1.25 * (unlike**2).mean()
     for widths in (Widths(), Widths(nugget=0.01, context_share=0.0, common_share=0.6)):
         anchor.widths[novelty] = widths
         assert error <= 1.001 * ((anchor.leave_out(novelty).mean - unlike) ** 2).mean()
