@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from scperturbdiff.cli._files import check_free, check_model, read_cells, read_table, write_cells
+from scperturbdiff.cli._files import check_folder, check_free, check_model, read_cells, read_table, write_cells
 
 if TYPE_CHECKING:
     import argparse
@@ -17,6 +17,7 @@ MAX_PANELS = 6
 def run_train(options: argparse.Namespace) -> None:
     """`scperturbdiff train`."""
     check_free([options.out], options.overwrite)
+    check_folder(options.out)
     embeddings = _read_embeddings(options)
     adata = read_cells(options.data)
     print(f"{options.data}: {adata.n_obs:,} cells, {adata.n_vars:,} genes", flush=True)
@@ -56,9 +57,6 @@ def run_predict(options: argparse.Namespace) -> None:
     from scperturbdiff import PerturbDiff
 
     model = PerturbDiff.load(options.model, adata=False)
-    if perturbations is None:
-        populations = model.populations
-        perturbations = model.conditions.training_request(populations)
     pred = model.predict(
         controls,
         perturbations,
@@ -76,6 +74,7 @@ def run_predict(options: argparse.Namespace) -> None:
 def run_evaluate(options: argparse.Namespace) -> None:
     """`scperturbdiff evaluate`."""
     names = ["table.csv", "summary.csv", "populations.png", "mean_shift.png", "scores.png"]
+    check_folder(options.out)
     check_free([options.out / name for name in names], options.overwrite)
     pred, real = read_cells(options.pred), read_cells(options.real)
     train = None if options.train is None else read_cells(options.train)

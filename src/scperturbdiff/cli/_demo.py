@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scperturbdiff.cli._files import check_free, write_cells
+from scperturbdiff.cli._files import check_folder, check_free, write_cells
 from scperturbdiff.cli._parser import DEMO_FOLDER
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ QUICK = Size(
 def run_demo(options: argparse.Namespace) -> None:
     """`scperturbdiff demo`."""
     out = options.out or DEMO_FOLDER
+    check_folder(out)
     files = [out / name for name in ("predicted.h5ad", "populations.png", "table.csv")]
     check_free(files, options.overwrite or options.out is None)
     size = QUICK if options.quick else FULL

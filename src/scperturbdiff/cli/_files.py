@@ -20,7 +20,7 @@ def read_cells(path: Path) -> AnnData:
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     try:
         return ad.read_h5ad(path)
-    except (OSError, KeyError, ValueError, ad.io.AnnDataReadError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as h5ad: {error}") from error
 
 
@@ -42,6 +42,12 @@ def check_free(paths: Iterable[Path], overwrite: bool) -> None:
     taken = [str(path) for path in paths if path.exists()]
     if taken and not overwrite:
         raise FileExistsError(f"{', '.join(taken)} already there. Pass --overwrite to replace, or another --out.")
+
+
+def check_folder(path: Path) -> None:
+    """Raise a `NotADirectoryError` if a folder is wanted where there is a file."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"--out {str(path)!r} is a file; a folder is wanted.")
 
 
 def check_model(folder: Path) -> None:

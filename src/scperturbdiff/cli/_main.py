@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet_libraries()
     try:
         options.run(options)
-    except (KeyError, ValueError, TypeError, OSError) as error:
+    except _expected_errors() as error:
         if options.traceback:
             raise
         # str() of a KeyError would quote the whole message
@@ -37,6 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"scperturbdiff {options.command}: error: {' '.join(str(message).split())}", file=sys.stderr)
         return 1
     return 0
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """What wrong input raises; anything else is a defect and keeps its traceback."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException  # an accelerator that is not there
+
+    return KeyError, ValueError, TypeError, OSError, MisconfigurationException
 
 
 def _quiet_libraries() -> None:
