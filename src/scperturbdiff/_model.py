@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
-from scvi.data.fields import CategoricalObsField, LayerField
-from scvi.model.base import BaseModelClass
-from scvi.utils import setup_anndata_dsp
-
-from scperturbdiff.data.conditions import ConditionSpace, learn_conditions
-from scperturbdiff.data.counts import check_counts, check_unique_names, get_matrix, read_genes
-from scperturbdiff.data.registry import CONDITIONS, check_genes, stored_batches, stored_genes, stored_space
+from scperturbdiff._describe import DescriptionMixin
 from scperturbdiff.data.seeds import resolve_seed, seeded
+from scperturbdiff.data.table import build_populations
 from scperturbdiff.module import PerturbDiffModule
-from scperturbdiff.prediction import Prediction, Settings, encode_rows, predict_cells, prepare
+from scperturbdiff.prediction import Settings, predict_cells
+from scperturbdiff.train.query import adapt
+from scperturbdiff.train.resume import restore_module
 from scperturbdiff.train.stages import TrainerArguments, plan_epochs, train_generator, train_vae
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
     import pandas as pd
     from anndata import AnnData
-    from numpy.typing import NDArray
+    from mudata import MuData
 
     from scperturbdiff.diffusion.samplers import Sampler
 
 logger = logging.getLogger(__name__)
 
 
-class PerturbDiff(BaseModelClass):
+class PerturbDiff(DescriptionMixin):
     """Functional diffusion over populations of cells :cite:p:`yuan2026`.
 
     Learns how populations of single cells respond to perturbations and generates whole populations for perturbations,
-    contexts or pairs of both that were never measured, from control cells alone. A count VAE :cite:p:`lopez2018` gives the
-    latent space; a set transformer, trained with a proper score for distributions over distributions, generates
+    contexts or pairs of both that were never measured, from control cells alone. A count VAE :cite:p:`lopez2018` gives
+    the latent space; a set transformer, trained with a proper score for distributions over distributions, generates
     populations in it.
 
     Parameters
@@ -82,7 +74,7 @@ class PerturbDiff(BaseModelClass):
         registry: dict[str, Any] | None = None,
         *,
         n_latent: int = 32,
-        n_hidden: int = 128,
+        n_hidden: int = 256,
         n_vae_layers: int = 1,
         vae_dropout: float = 0.1,
         width: int = 64,
@@ -117,104 +109,48 @@ class PerturbDiff(BaseModelClass):
             },
         )
         self.populations_: pd.DataFrame | None = None
+        self.vae_is_adapted_ = False
         self._model_summary_string = (
-            f"PerturbDiff with {len(space.components)} perturbation components, {len(space.contexts)} treated contexts, "
-            f"n_latent: {n_latent}, width: {width}, n_layers: {n_layers}"
+            f"PerturbDiff with {len(space.components)} perturbation components, "
+            f"{len(space.contexts)} treated contexts, n_latent: {n_latent}, width: {width}, n_layers: {n_layers}"
         )
         self.init_params_ = self._get_init_params(locals())
 
     @classmethod
-    @setup_anndata_dsp.dedent
-    def setup_anndata(
-        cls,
-        adata: AnnData,
-        perturbation_key: str | None = None,
-        control: str | None = None,
-        *,
-        layer: str | None = None,
-        context_keys: Sequence[str] | str | None = None,
-        batch_key: str | None = None,
-        dose_key: str | None = None,
-        categorical_covariate_keys: Sequence[str] | None = None,
-        continuous_covariate_keys: Sequence[str] | None = None,
-        perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | str | None = None,
-        control_match_keys: Sequence[str] | None = None,
-        separator: str = "+",
-        **kwargs: Any,
-    ) -> None:
-        """%(summary)s
+    def load_query_data(
+        cls, adata: AnnData | MuData, reference_model: PerturbDiff | str | Path, *, accelerator: str = "cpu"
+    ) -> PerturbDiff:
+        """A model for new data that starts from the weights of a trained one.
 
-        Counts, labels and keys are checked here; every error names what is wrong and what is allowed.
+        The new data may have perturbations, contexts, covariates and batches that the reference never saw; a reference
+        trained on unperturbed cells only is adapted to perturbed ones this way. :meth:`train` then adapts the VAE
+        shortly (a fifth of the usual epochs; ``max_epochs_vae=0`` keeps it) and trains the generator on from where it
+        was.
 
         Parameters
         ----------
-        %(param_adata)s
-        perturbation_key
-            Column of `obs` with the perturbation of each cell: a name, a combination such as ``"A+B"``, or a list of
-            names. `None`: the cells are unperturbed (marginal pretraining).
-        control
-            Value of that column that marks control cells.
-        %(param_layer)s Must hold raw counts.
-        context_keys
-            Columns that name the context: cell type, line, patient. A response is transferred between contexts.
-        %(param_batch_key)s A population does not reach across batches.
-        dose_key
-            Column with the dose, in any unit: a number, or one number a component joined like the names. 0 is control.
-        categorical_covariate_keys, continuous_covariate_keys
-            Further conditions, the same for all cells of a population: time, site, sex.
-        perturbation_embeddings
-            Features of perturbation components: a DataFrame with one row a component, a dict of vectors, or a key of
-            `adata.uns` with either. Components that training never sees can be predicted from theirs.
-        control_match_keys
-            Columns on which a population and its controls should agree, the most important first; controls that agree
-            on most of them are taken. Default: contexts, covariates and batch. Agreement on contexts is required.
-        separator
-            Joins the components of a combination.
+        adata
+            New data, registered with :meth:`setup_anndata` or :meth:`setup_mudata`; else it is registered with the
+            reference's own arguments. It must have the reference's genes in the same order.
+        reference_model
+            Trained model, or the folder of a saved one. It is not changed.
+        accelerator
+            Where a saved reference is read to.
+
+        Returns
+        -------
+        A model to be trained. Weights are taken over for the VAE (decoder weights of a new batch start as the mean of
+        the known ones), the transformer, and components and covariate values of the same name; the rest starts afresh
+        and is named in the log.
 
         Raises
         ------
-        KeyError
-            If a key does not exist.
         ValueError
-            If counts are not counts, names repeat, or labels or doses are wrong.
+            If genes differ, or the reference is not trained.
         """
-        setup_method_args = cls._get_setup_method_args(**locals())
-        check_unique_names(adata)
-        check_counts(get_matrix(adata, layer), "adata.X" if layer is None else f"adata.layers[{layer!r}]")
-        source = kwargs.get("source_registry")
-        if source is not None:
-            check_genes(adata, source)
-            space = stored_space(source)
-        else:
-            space = learn_conditions(
-                adata,
-                perturbation_key=perturbation_key,
-                control=control,
-                context_keys=context_keys,
-                batch_key=batch_key,
-                dose_key=dose_key,
-                categorical_covariate_keys=categorical_covariate_keys,
-                continuous_covariate_keys=continuous_covariate_keys,
-                perturbation_embeddings=perturbation_embeddings,
-                control_match_keys=control_match_keys,
-                separator=separator,
-            )
-        manager = AnnDataManager(
-            fields=[
-                LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
-                CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-                CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, None),
-            ],
-            setup_method_args=setup_method_args,
-        )
-        manager.register_fields(adata, **kwargs)
-        manager.registry[CONDITIONS] = asdict(space)
-        cls.register_manager(manager)
-
-    @property
-    def conditions(self) -> ConditionSpace:
-        """The conditions the model knows: keys, components, contexts, doses, covariates, features."""
-        return stored_space(self.registry_)
+        if not isinstance(reference_model, cls):
+            reference_model = cls.load(reference_model, adata=False, accelerator=accelerator)
+        return adapt(cls, adata, reference_model)
 
     @property
     def populations(self) -> pd.DataFrame | None:
@@ -239,6 +175,7 @@ class PerturbDiff(BaseModelClass):
         vae_plan_kwargs: Mapping[str, Any] | None = None,
         plan_kwargs: Mapping[str, Any] | None = None,
         seed: int | None = None,
+        ckpt_path: str | Path | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Train both stages: the latent VAE, then the generator of populations.
@@ -248,7 +185,8 @@ class PerturbDiff(BaseModelClass):
         max_epochs
             Upper bound on the epochs of either stage.
         max_epochs_vae
-            Epochs of the first stage (passes over all cells). Default: enough for 2,500 steps. 0 keeps the VAE as it is.
+            Epochs of the first stage (passes over all cells). Default: 15, within 1,250 to 5,000 steps; none when the
+            model was trained before. 0 keeps the VAE as it is.
         max_epochs_generator
             Epochs of the second stage (of 50 steps each). 0 trains the VAE only.
         accelerator, devices
@@ -256,7 +194,7 @@ class PerturbDiff(BaseModelClass):
         train_size
             Share of the cells that the VAE is trained on.
         validation_size
-            Share of the *populations* held out of the second stage to stop it in time. Default: 0.1 with at least 20
+            Share of the *populations* held out of the second stage to stop it in time. Default: 0.1 with at least 4
             populations, else none.
         batch_size
             Cells a step of the first stage.
@@ -269,7 +207,11 @@ class PerturbDiff(BaseModelClass):
             Passed to :class:`scperturbdiff.train.GeneratorTrainingPlan`, e.g. `objective`, `n_cells`, `lr`; also
             `steps_per_epoch`.
         seed
-            Makes training repeatable on its own; by default torch's state is used, as set by `scvi.settings.seed`.
+            The same seed gives the same training. Default: `scvi.settings.seed`, else one drawn from torch's state.
+        ckpt_path
+            Checkpoint of the second stage, written by a :class:`lightning.pytorch.callbacks.ModelCheckpoint` in
+            `callbacks`: training goes on from there, with the VAE and the seed of the checkpoint, and reaches the state
+            of an uninterrupted run. The other arguments must be those of that run.
         **trainer_kwargs
             Passed to :class:`scvi.train.Trainer` in both stages: `callbacks`, `logger`, `enable_progress_bar`,
             `check_val_every_n_epoch`, `precision`, ...
@@ -279,17 +221,35 @@ class PerturbDiff(BaseModelClass):
                 "The model was loaded without an AnnData, so there is nothing to train on. Load it with adata=..."
             )
         vae_epochs, generator_epochs = plan_epochs(
-            self.adata.n_obs, batch_size, max_epochs, max_epochs_vae, max_epochs_generator, trained=self.is_trained_
+            self.adata.n_obs,
+            batch_size,
+            max_epochs,
+            max_epochs_vae,
+            max_epochs_generator,
+            trained=self.is_trained_,
+            adapted=self.vae_is_adapted_,
         )
         trainer = TrainerArguments(accelerator, devices, trainer_kwargs)
-        split_seed = resolve_seed(seed)
+        seed = resolve_seed(seed)
+        if ckpt_path is not None:
+            vae_epochs, seed = 0, restore_module(self, ckpt_path)
+        # before the first stage, so that populations without controls are known of at once
+        table = build_populations(self.conditions, self._annotated().obs) if generator_epochs else None
         history: dict[str, pd.DataFrame] = {}
-        with nullcontext() if seed is None else seeded(seed):
+        with seeded(seed):
             if vae_epochs:
                 history |= train_vae(self, vae_epochs, batch_size, train_size, trainer, **(vae_plan_kwargs or {}))
-            if generator_epochs:
+            if table is not None:
                 history |= train_generator(
-                    self, generator_epochs, validation_size, early_stopping, split_seed, trainer, **(plan_kwargs or {})
+                    self,
+                    table,
+                    generator_epochs,
+                    validation_size,
+                    early_stopping,
+                    seed,
+                    trainer,
+                    ckpt_path=ckpt_path,
+                    **(plan_kwargs or {}),
                 )
         self.history_, self.is_trained_ = history, True
         self.module.eval()
@@ -317,13 +277,13 @@ class PerturbDiff(BaseModelClass):
         Parameters
         ----------
         adata
-            Control cells, with the context, batch and covariate columns of :meth:`setup_anndata`; genes are found by name.
-            If it has the perturbation column, only its control cells are used. `None`: the controls the model was trained
-            with. Never changed.
+            Control cells, with the context, batch and covariate columns of :meth:`setup_anndata`; genes are found by
+            name. If it has the perturbation column, only its control cells are used. `None`: the controls the model was
+            trained with. Never changed.
         perturbations
-            Names (combinations joined by the separator), or a DataFrame with one row a wanted population: a column named
-            like `perturbation_key`, and as wanted the dose, covariates, contexts and `n_cells`. `None`: all training
-            perturbations.
+            Names (combinations joined by the separator), or a DataFrame with one row a wanted population: a column
+            named like `perturbation_key`, and as wanted the dose, covariates, contexts and `n_cells`. `None`: all
+            training perturbations.
         n_cells
             Cells per context and perturbation; batches share them in proportion to their controls. Default: as many as
             there are controls.
@@ -349,16 +309,16 @@ class PerturbDiff(BaseModelClass):
         progress
             Show a progress bar.
         output
-            Path of an `.h5ad` or `.zarr` file to write the cells to while they are generated, for requests that do not fit
-            into memory.
+            Path of an `.h5ad` or `.zarr` file to write the cells to while they are generated, for requests that do not
+            fit into memory.
 
         Returns
         -------
-        A new AnnData of predicted cells: log-normalised expression in `X`, sampled counts in ``layers["counts"]``, latent
-        vectors in ``obsm["X_perturbdiff"]``; in `obs` the perturbation, dose, contexts, covariates and batch under the names
-        of :meth:`setup_anndata`, the control cell each cell started from, and the draw; in ``uns["scperturbdiff"]`` how it
-        was made, the conditions with how each is new to the model, and doses outside the measured range. With `output`, the
-        matrices of the returned AnnData stay on disk.
+        A new AnnData of predicted cells: log-normalised expression in `X`, sampled counts in ``layers["counts"]``,
+        latent vectors in ``obsm["X_perturbdiff"]``; in `obs` the perturbation, dose, contexts, covariates and batch
+        under the names of :meth:`setup_anndata`, the control cell each cell started from, and the draw; in
+        ``uns["scperturbdiff"]`` how it was made, the conditions with how each is new to the model, and doses outside
+        the measured range. With `output`, the matrices of the returned AnnData stay on disk.
 
         Raises
         ------
@@ -377,75 +337,3 @@ class PerturbDiff(BaseModelClass):
             transform_batch=transform_batch,
         )
         return predict_cells(prediction, target_sum=target_sum, progress=progress, output=output)
-
-    def _prepare(
-        self,
-        adata: AnnData | None,
-        perturbations: Sequence[str] | pd.DataFrame | None,
-        perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | None,
-        layer: str | None,
-        **options: Any,
-    ) -> Prediction:
-        """Check a request before anything is generated."""
-        self._check_trained("predict")
-        space = self._space(perturbation_embeddings)
-        if perturbations is None:
-            perturbations = space.training_request(self.populations_)
-        cells = self._cells(adata)
-        return prepare(
-            self.module,
-            space,
-            cells,
-            perturbations,
-            genes=stored_genes(self.registry_),
-            batches=stored_batches(self.registry_),
-            layer=self._layer(cells, layer),
-            **options,
-        )
-
-    def get_latent_representation(
-        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, *, layer: str | None = None
-    ) -> NDArray[np.float32]:
-        """Latent vectors of cells: posterior means of the VAE, the space of ``obsm["X_perturbdiff"]`` of predictions.
-
-        Parameters
-        ----------
-        adata
-            Cells; genes are found by name. `None`: the cells the model was set up with.
-        indices
-            Rows wanted, in this order. `None`: all.
-        layer
-            Layer with raw counts; see :meth:`predict`.
-
-        Returns
-        -------
-        Array of shape `(n_cells, n_latent)`.
-        """
-        self._check_trained("get_latent_representation")
-        cells = self._cells(adata)
-        import numpy as np
-
-        rows = None if indices is None else np.asarray(indices)
-        self.module.eval()
-        counts = read_genes(cells, stored_genes(self.registry_), self._layer(cells, layer), rows)
-        latent: NDArray[np.float32] = encode_rows(self.module, counts).cpu().numpy()
-        return latent
-
-    def _space(self, perturbation_embeddings: Any = None) -> ConditionSpace:
-        space = self.conditions
-        return space if perturbation_embeddings is None else space.with_features(perturbation_embeddings)
-
-    def _check_trained(self, what: str) -> None:
-        if not self.is_trained_:
-            raise RuntimeError(f"PerturbDiff.{what} needs a trained model: call train() first, or load a saved one.")
-
-    def _cells(self, adata: AnnData | None) -> AnnData:
-        if adata is None and self.adata is None:
-            raise ValueError("The model was loaded without an AnnData: pass adata=... with control cells.")
-        return self.adata if adata is None else adata
-
-    def _layer(self, adata: AnnData, layer: str | None) -> str | None:
-        if layer is not None:
-            return layer
-        at_setup: str | None = self.registry_["setup_args"].get("layer")
-        return at_setup if at_setup in adata.layers else None

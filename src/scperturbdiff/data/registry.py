@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scperturbdiff.data.conditions import ConditionSpace
-from scperturbdiff.data.counts import preview
+from scperturbdiff.data.conditions import ConditionSpace, learn_conditions
+from scperturbdiff.data.counts import check_counts, check_unique_names, get_matrix, preview
 from scperturbdiff.data.perturbations import FeatureTable
 
 if TYPE_CHECKING:
@@ -36,6 +36,35 @@ def stored_batches(registry: Mapping[str, Any]) -> list[str]:
 def stored_genes(registry: Mapping[str, Any]) -> list[str]:
     """Names of the genes, in order."""
     return [str(name) for name in registry["field_registries"]["X"]["state_registry"]["column_names"]]
+
+
+def stored_layer(registry: Mapping[str, Any]) -> str | None:
+    """Layer with the counts at setup, `None` for X."""
+    arguments = registry["setup_args"]
+    layer: str | None = arguments.get("layer", arguments.get("rna_layer"))
+    return layer
+
+
+def read_space(adata: AnnData, layer: str | None, source: Mapping[str, Any] | None, **keys: Any) -> ConditionSpace:
+    """Check counts and names, then take the conditions of a saved model or learn them from `adata`.
+
+    Parameters
+    ----------
+    adata
+        Cells to set up.
+    layer
+        Layer with counts.
+    source
+        Registry of a saved model, if one is loaded.
+    **keys
+        See :func:`scperturbdiff.data.conditions.learn_conditions`.
+    """
+    check_unique_names(adata)
+    check_counts(get_matrix(adata, layer), "adata.X" if layer is None else f"adata.layers[{layer!r}]")
+    if source is None:
+        return learn_conditions(adata, **keys)
+    check_genes(adata, source)
+    return stored_space(source)
 
 
 def check_genes(adata: AnnData, registry: Mapping[str, Any]) -> None:

@@ -151,9 +151,15 @@ def read_wanted(space: ConditionSpace, perturbations: Any) -> pd.DataFrame:
     wanted[_LABEL] = [
         space.separator.join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in wanted[name]
     ]
-    wanted[_DOSE_TEXT] = wanted[space.dose_key] if space.dose_key is not None else ""
+    wanted[_DOSE_TEXT] = _one_type(wanted[space.dose_key]) if space.dose_key is not None else ""
     space.encode_perturbations(wanted)  # unknown components raise before anything is computed
     return wanted
+
+
+def _one_type(doses: pd.Series) -> pd.Series:
+    """Doses as numbers where all are, else as text: a column of both cannot be written to a file."""
+    text = doses.map(lambda dose: isinstance(dose, str | list | tuple | np.ndarray))
+    return doses.astype(str) if text.any() else doses.astype(float)
 
 
 def plan_request(

@@ -14,18 +14,22 @@ from scvi.train import TrainRunner
 from scperturbdiff.data.counts import iter_rows
 from scperturbdiff.data.populations import Ragged
 from scperturbdiff.data.sampler import PopulationSampler
-from scperturbdiff.data.table import PopulationTable, build_populations
 from scperturbdiff.train.callbacks import KeepBestGenerator, StepsDataModule
 from scperturbdiff.train.cells import CellDataModule
 from scperturbdiff.train.data import PopulationTensors, describe, fit_anchor, population_tensors, useful_novelties
 from scperturbdiff.train.plan import VALIDATION_METRIC, GeneratorTrainingPlan
+from scperturbdiff.train.resume import RepeatableEpochs, split_callbacks
 from scperturbdiff.train.vae_plan import LatentTrainingPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     import pandas as pd
     from numpy.typing import NDArray
 
     from scperturbdiff._model import PerturbDiff
+    from scperturbdiff.data.table import PopulationTable
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +56,25 @@ def default_vae_epochs(n_cells: int, batch_size: int) -> int:
 
 
 def plan_epochs(
-    n_cells: int, batch_size: int, max_epochs: int | None, vae: int | None, generator: int | None, *, trained: bool
+    n_cells: int,
+    batch_size: int,
+    max_epochs: int | None,
+    vae: int | None,
+    generator: int | None,
+    *,
+    trained: bool,
+    adapted: bool = False,
 ) -> tuple[int, int]:
-    """Epochs of both stages from what the user gave; a trained model's VAE is kept unless asked for."""
+    """Epochs of both stages from what the user gave.
+
+    Unless asked for, a trained model's VAE is kept, and one adapted from a reference is trained shortly.
+    """
     for name, value in (("max_epochs", max_epochs), ("max_epochs_vae", vae), ("max_epochs_generator", generator)):
         if value is not None and (int(value) != value or value < 0):
             raise ValueError(f"{name}={value!r} must be a whole number, 0 or more.")
     if vae is None:
         vae = 0 if trained else default_vae_epochs(n_cells, batch_size)
+        vae = math.ceil(vae / 5) if adapted else vae
     if generator is None:
         generator = GENERATOR_EPOCHS
     bound = math.inf if max_epochs is None else max_epochs
@@ -67,11 +82,17 @@ def plan_epochs(
 
 
 def _run(
-    model: PerturbDiff, plan: Any, data: Any, max_epochs: int, trainer: TrainerArguments, **kwargs: Any
+    model: PerturbDiff,
+    plan: Any,
+    data: Any,
+    max_epochs: int,
+    trainer: TrainerArguments,
+    checkpoints: Sequence[Any] = (),
+    **kwargs: Any,
 ) -> dict[str, pd.DataFrame]:
     """Run one stage and return its history (the runner would drop the keys of a second stage)."""
-    model.history_, model.is_trained_ = None, False
-    TrainRunner(
+    model.history_, model.is_trained_ = {}, False
+    runner = TrainRunner(
         model,
         training_plan=plan,
         data_splitter=data,
@@ -79,7 +100,9 @@ def _run(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
         **{**trainer.kwargs, **kwargs},
-    )()
+    )
+    runner.trainer.callbacks.extend(checkpoints)
+    runner()
     return model.history_ or {}
 
 
@@ -108,6 +131,7 @@ def train_vae(
         max_epochs,
         trainer,
         early_stopping=False,
+        callbacks=split_callbacks(trainer.kwargs.get("callbacks"))[1],
     )
 
 
@@ -154,6 +178,7 @@ def split_populations(table: PopulationTable, validation_size: float | None, see
 
 def train_generator(
     model: PerturbDiff,
+    table: PopulationTable,
     max_epochs: int,
     validation_size: float | None,
     early_stopping: bool,
@@ -161,6 +186,7 @@ def train_generator(
     trainer: TrainerArguments,
     steps_per_epoch: int = STEPS_PER_EPOCH,
     gradient_clip_val: float = 1.0,
+    ckpt_path: str | Path | None = None,
     **plan_kwargs: Any,
 ) -> dict[str, pd.DataFrame]:
     """Stage 2: fix the latent space, retrieve anchors, train the generator on populations."""
@@ -168,7 +194,6 @@ def train_generator(
     latent = encode_training_cells(model)
     module.set_latent_scale(latent)
     latent = module.standardize(latent)
-    table = build_populations(space, model.adata.obs)
     data = split_populations(table, validation_size, seed)
     features = space.feature_matrix()
     training = table.take(data.training)
@@ -181,7 +206,8 @@ def train_generator(
         module, latent, sampler, tensors, validation, n_steps=max_epochs * steps_per_epoch, seed=seed, **plan_kwargs
     )
     module.generator.train()
-    callbacks = [*trainer.kwargs.get("callbacks", []), KeepBestGenerator()]
+    checkpoints, others = split_callbacks(trainer.kwargs.get("callbacks"))
+    callbacks = [*others, RepeatableEpochs(seed), KeepBestGenerator()]
     stop = {
         "early_stopping": early_stopping,
         "early_stopping_monitor": VALIDATION_METRIC,
@@ -191,12 +217,19 @@ def train_generator(
         "callbacks": callbacks,
         "gradient_clip_val": gradient_clip_val,
         "check_val_every_n_epoch": 1,
+        "ckpt_path": ckpt_path,
     }
     if validation is None:
         stop = {"early_stopping": False}
     options = {**stop, **options, **{k: v for k, v in trainer.kwargs.items() if k != "callbacks"}}
     history = _run(
-        model, plan, StepsDataModule(steps_per_epoch, validation is not None), max_epochs, trainer, **options
+        model,
+        plan,
+        StepsDataModule(steps_per_epoch, validation is not None),
+        max_epochs,
+        trainer,
+        checkpoints,
+        **options,
     )
     model.populations_ = table.report.assign(held_out=np.isin(np.arange(len(table)), data.validation))
     if len(data.validation):  # what was held out to stop in time is evidence for predictions all the same
@@ -213,7 +246,7 @@ def _training_set(
         if len(table)
         else []
     )
-    tensors = population_tensors(table, anchors, latent.shape[1], latent.device)  # type: ignore[arg-type]
+    tensors = population_tensors(table, anchors, latent.shape[1], latent.device)
     return _sampler(table, latent.device), tensors
 
 
