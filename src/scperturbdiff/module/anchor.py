@@ -56,7 +56,8 @@ class Conditions:
 
     def same_perturbation(self, other: Conditions) -> NDArray[np.bool_]:
         """Where the sets of components and doses agree, `(len(self), len(other))`."""
-        mine, theirs = (np.sort(_tokens(c), axis=1) for c in (self, other))
+        width = max(self.component.shape[1], other.component.shape[1])
+        mine, theirs = (np.sort(_tokens(c, width), axis=1) for c in (self, other))
         return (mine[:, None, :] == theirs[None, :, :]).all(-1)
 
     def share_component(self, other: Conditions) -> NDArray[np.bool_]:
@@ -76,9 +77,10 @@ class Conditions:
         return self.share_component(other)
 
 
-def _tokens(conditions: Conditions) -> Floats:
-    """One number for each component with its dose; equal where both agree."""
-    return np.where(conditions.component >= 0, conditions.component + np.arctan(conditions.dose) / np.pi, -1.0)
+def _tokens(conditions: Conditions, width: int) -> Floats:
+    """One number for each component with its dose, `(n, width)`; equal where both agree, -1 where there is none."""
+    tokens = np.where(conditions.component >= 0, conditions.component + np.arctan(conditions.dose) / np.pi, -1.0)
+    return np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=-1.0)
 
 
 class AnchorPrediction(NamedTuple):
