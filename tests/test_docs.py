@@ -1,0 +1,116 @@
+"""Code in the documentation runs: the notebooks in quick mode, the Python blocks of the pages on a small screen."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import pytest
+
+import scperturbdiff as spd
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+SCREEN = {"n_contexts": 3, "n_perturbations": 4, "n_cells_per_population": 12, "n_genes": 80, "n_batches": 2}
+TRAINING: dict[str, Any] = {"max_epochs_vae": 2, "max_epochs_generator": 2, "enable_progress_bar": False}
+
+
+def blocks(page: Path) -> list[str]:
+    return FENCE.findall(page.read_text(encoding="utf-8"))
+
+
+def with_blocks(page: Path) -> bool:
+    return bool(blocks(page))
+
+
+def run(name: str, sources: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
+    """Run pieces of code one after the other, as a notebook does."""
+    for number, source in enumerate(sources):
+        exec(compile(source, f"{name}, code {number}", "exec"), namespace)
+        plt.close("all")
+    return namespace
+
+
+@pytest.fixture
+def in_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Screens are small and training is short, whatever the text says; files land in a folder of the test's own."""
+    simulate, train = spd.datasets.simulate, spd.PerturbDiff.train
+    monkeypatch.setattr(spd.datasets, "simulate", lambda **asked: simulate(**{**asked, **SCREEN}))
+
+    def short(self: spd.PerturbDiff, **asked: Any) -> None:
+        plan = {**asked.get("plan_kwargs", {}), "steps_per_epoch": 3}
+        train(self, **{**asked, **TRAINING, "plan_kwargs": plan})
+
+    monkeypatch.setattr(spd.PerturbDiff, "train", short)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def presumed(page: str, folder: Path) -> dict[str, Any]:
+    """What a page takes for granted before its first line of code: files, or names it uses without saying."""
+    if page not in ("README.md", "from_the_paper.md"):
+        return {}
+    adata = spd.datasets.simulate(combinations=2)
+    names = {"control": "DMSO", "P01": "drugA", "P02": "drugB"}
+    if page == "README.md":
+        pair = adata.obs["perturbation"].astype(str)
+        first_pair = next(name for name in pair if "+" in name)
+        adata.obs["drug"] = pair.replace({**names, first_pair: "drugA+drugB"}).to_numpy()
+        del adata.obs["perturbation"]
+        adata.write_h5ad(folder / "screen.h5ad")
+        adata.write_h5ad(folder / "measured.h5ad")
+        untreated = adata[(adata.obs["drug"] == "DMSO").to_numpy()].copy()
+        untreated.write_h5ad(folder / "untreated.h5ad")
+        return {}
+    spd.PerturbDiff.setup_anndata(adata, "perturbation", "control", context_keys=["cell_type"])
+    controls = adata[(adata.obs["perturbation"] == "control").to_numpy()].copy()
+    return {"model": spd.PerturbDiff(adata), "controls": controls, "perturbations": ["P01"]}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if with_blocks(page)], ids=lambda page: page.stem)
+def test_python_blocks_of_a_page_run(page: Path, in_short: Path) -> None:
+    namespace = run(page.name, blocks(page), presumed(page.name, in_short))
+    predicted = namespace.get("pred", namespace.get("predicted"))
+    if predicted is not None:
+        assert isinstance(predicted, ad.AnnData)
+        assert predicted.n_obs > 0
+
+
+@pytest.mark.parametrize(
+    "notebook",
+    [pytest.param(path, marks=[] if path.stem == "quickstart" else pytest.mark.slow) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
+def test_tutorial_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SCPERTURBDIFF_QUICK", "1")
+    monkeypatch.setenv("SCPERTURBDIFF_KANG", str(tmp_path / "absent.h5ad"))
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    namespace = run(notebook.name, ["".join(c["source"]) for c in cells if c["cell_type"] == "code"], {})
+    assert namespace["QUICK"]
+
+
+def test_tutorials_are_listed() -> None:
+    listed = (ROOT / "docs" / "tutorials.md").read_text(encoding="utf-8")
+    assert NOTEBOOKS
+    for notebook in NOTEBOOKS:
+        assert f"tutorials/{notebook.stem}\n" in listed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        path = target.partition("#")[0]
+        if "://" in path or not path or target.startswith("mailto:"):
+            continue
+        beside = page.parent / path
+        notebook = ROOT / f"{path}.ipynb"
+        assert beside.exists() or notebook.exists(), f"{page.name} links to {target}, which does not exist"
