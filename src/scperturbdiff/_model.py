@@ -67,6 +67,7 @@ class PerturbDiff(DescriptionMixin):
     """
 
     _module_cls = PerturbDiffModule
+    is_trained_: bool
 
     def __init__(
         self,
@@ -148,9 +149,9 @@ class PerturbDiff(DescriptionMixin):
         ValueError
             If genes differ, or the reference is not trained.
         """
-        if not isinstance(reference_model, cls):
-            reference_model = cls.load(reference_model, adata=False, accelerator=accelerator)
-        return adapt(cls, adata, reference_model)
+        if isinstance(reference_model, PerturbDiff):
+            return adapt(cls, adata, reference_model)
+        return adapt(cls, adata, cls.load(str(reference_model), adata=False, accelerator=accelerator))
 
     @property
     def populations(self) -> pd.DataFrame | None:

@@ -40,7 +40,9 @@ def run_train(options: argparse.Namespace) -> None:
     model = PerturbDiff(adata)
     started = time.perf_counter()
     model.train(max_epochs=options.max_epochs, accelerator=options.accelerator)
-    print(f"Trained on {len(model.populations)} populations in {time.perf_counter() - started:.0f} s.")
+    populations = model.populations
+    n_populations = 0 if populations is None else len(populations)
+    print(f"Trained on {n_populations} populations in {time.perf_counter() - started:.0f} s.")
     model.save(options.out, overwrite=options.overwrite, save_anndata=False)
     print(f"Model in {options.out}")
 

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _expected_errors() -> tuple[type[Exception], ...]:
     """What wrong input raises; anything else is a defect and keeps its traceback."""
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException  # an accelerator that is not there
+    from lightning.fabric.utilities.exceptions import MisconfigurationException  # an accelerator that is not there
 
     return KeyError, ValueError, TypeError, OSError, MisconfigurationException
 

@@ -220,8 +220,10 @@ class ConditionSpace:
         )
         return codes
 
-    def training_request(self, populations: pd.DataFrame) -> pd.DataFrame:
+    def training_request(self, populations: pd.DataFrame | None) -> pd.DataFrame:
         """Every perturbation and dose of the training populations, as a request."""
+        if populations is None:
+            raise ValueError("The generator was not trained, so there are no training perturbations to predict.")
         shown = populations[["perturbation", "dose"]].drop_duplicates().reset_index(drop=True)
         if len(shown) == 0:
             raise ValueError("The model was trained on controls only; there is no training perturbation to predict.")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from scperturbdiff.data.conditions import ConditionSpace
     from scperturbdiff.module import PerturbDiffModule
+    from scperturbdiff.module.anchor import Novelty
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ def _nearest(space: ConditionSpace, position: NDArray[np.int64]) -> tuple[NDArra
     table = space.feature_matrix()
     if table is None:
         return np.full(len(position), np.nan), [None] * len(position)
-    known = np.isfinite(table).all(axis=1)
+    known: NDArray[np.bool_] = np.asarray(np.isfinite(table).all(axis=1))
     unit = np.where(known[:, None], table, 0.0).astype(np.float64)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     n = len(space.components)
@@ -86,7 +87,7 @@ def _open_variance(module: PerturbDiffModule, space: ConditionSpace, position: N
         asked = Conditions(
             contexts.control_mean, np.full((n, 1), component), np.zeros((n, 1)), contexts.context, contexts.noise
         )
-        novelty = "perturbation" if component >= len(space.components) else "pair"
+        novelty: Novelty = "perturbation" if component >= len(space.components) else "pair"
         variance = anchor.predict(asked, novelty, double).variance
         out[i] = (variance / anchor.prior_variance(asked, novelty, double)).mean()
     return out

@@ -111,7 +111,7 @@ def response_table(
 def _tidy(shown: pd.DataFrame, genes: Sequence[str], values: dict[str, Floats], n_observed: NDArray) -> pd.DataFrame:
     row = np.repeat(np.arange(len(shown)), len(genes))
     out = shown.iloc[row].reset_index(drop=True)
-    out["gene"] = pd.Categorical.from_codes(np.tile(np.arange(len(genes)), len(shown)), list(genes))
+    out["gene"] = pd.Categorical(np.tile(np.asarray(genes, dtype=object), len(shown)), categories=list(genes))
     for name, table in values.items():
         out[name] = table.ravel()
     out["n_observed"] = n_observed[row]

@@ -99,5 +99,5 @@ def restore_module(model: PerturbDiff, ckpt_path: str | Path) -> int:
 def split_callbacks(callbacks: Iterable[pl.Callback] | None) -> tuple[list[pl.Callback], list[pl.Callback]]:
     """Lightning's own checkpoints, which scvi-tools' trainer does not take, and the other callbacks."""
     given = list(callbacks or ())
-    plain = [c for c in given if isinstance(c, Checkpoint) and not isinstance(c, SaveCheckpoint)]
+    plain: list[pl.Callback] = [c for c in given if isinstance(c, Checkpoint) and not isinstance(c, SaveCheckpoint)]
     return plain, [c for c in given if not any(c is p for p in plain)]
