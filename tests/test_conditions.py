@@ -1,0 +1,308 @@
+"""Reading of labels, doses, covariates and features, and what is said about bad ones."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from scperturbdiff.data.conditions import DOSE, PERTURBATION, ConditionSpace, learn_conditions
+from scperturbdiff.data.perturbations import FeatureTable, scale_dose, split_dose
+
+
+def cells(labels: list[Any], **columns: list[Any]) -> ad.AnnData:
+    obs = pd.DataFrame({"perturbation": pd.Series(labels, dtype=object), **columns})
+    obs.index = [f"cell{i}" for i in range(len(obs))]
+    return ad.AnnData(sparse.csr_matrix(np.ones((len(obs), 2), np.int64)), obs=obs)
+
+
+def learn(adata: ad.AnnData, **kwargs: Any) -> ConditionSpace:
+    arguments = {
+        "perturbation_key": "perturbation",
+        "control": "control",
+        "context_keys": None,
+        "batch_key": None,
+        "dose_key": None,
+        "categorical_covariate_keys": None,
+        "continuous_covariate_keys": None,
+        "perturbation_embeddings": None,
+        "control_match_keys": None,
+        "separator": "+",
+    }
+    return learn_conditions(adata, **(arguments | kwargs))
+
+
+def read(space: ConditionSpace, adata: ad.AnnData, column: str = PERTURBATION) -> list[str]:
+    return space.read_labels(adata.obs)[column].tolist()
+
+
+# ---- labels --------------------------------------------------------------------------------------------------------
+
+
+def test_a_combination_has_one_name() -> None:
+    adata = cells(["B+A", "A + B", "A", "control", "control+B", "A+B+C", "C+B+A"])
+    space = learn(adata)
+    assert read(space, adata) == ["A+B", "A+B", "A", "control", "B", "A+B+C", "A+B+C"]
+    assert space.components == ("A", "B", "C")
+    assert space.is_control(space.read_labels(adata.obs)).tolist() == [False, False, False, True, False, False, False]
+
+
+def test_another_separator() -> None:
+    adata = cells(["A+B|C", "C|A+B", "control"])
+    space = learn(adata, separator="|")
+    assert read(space, adata) == ["A+B|C", "A+B|C", "control"]
+    assert space.components == ("A+B", "C")
+    with pytest.raises(ValueError, match="separator must not be empty"):
+        learn(adata, separator="")
+
+
+def test_lists_of_names() -> None:
+    adata = cells([["A", "B"], ("B", "A"), np.array(["A"]), {"B"}, ["control"], ["control", "A"]])
+    space = learn(adata)
+    assert read(space, adata) == ["A+B", "A+B", "A", "B", "control", "A"]
+    assert space.components == ("A", "B")
+
+
+def test_lists_beside_plain_names() -> None:
+    adata = cells([["TNF", "IL6"], "control", "TNF", ["IL6"]])
+    space = learn(adata)
+    assert read(space, adata) == ["IL6+TNF", "control", "TNF", "IL6"]
+    assert space.components == ("IL6", "TNF")
+
+
+def test_names_that_are_numbers() -> None:
+    adata = cells([0, 7, 10, 7])
+    space = learn(adata, control=0)
+    assert read(space, adata) == ["0", "7", "10", "7"]
+    assert space.components == ("10", "7")
+
+
+def test_control_may_hold_the_separator() -> None:
+    adata = cells(["vehicle+DMSO", "A"])
+    space = learn(adata, control="vehicle+DMSO")
+    assert read(space, adata) == ["vehicle+DMSO", "A"] and space.components == ("A",)
+
+
+def test_absent_control_is_named_with_what_there_is() -> None:
+    adata = cells(["ctrl", "A", "B"])
+    with pytest.raises(ValueError, match=r"control='control' is not a value of obs\['perturbation'\].*'ctrl'"):
+        learn(adata)
+    with pytest.raises(ValueError, match="control=... is needed"):
+        learn(adata, control=None)
+    with pytest.raises(ValueError, match="control='c' is not a value"):
+        learn(cells(["cc", "A"]), control="c")
+    with pytest.raises(ValueError, match="control='A' is not a value"):
+        learn(cells([["A", "B"], ["B"]]), control="A")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("perturbation_key", "perturbations"),
+        ("context_keys", ["cel_type"]),
+        ("context_keys", "cel_type"),
+        ("batch_key", "cel_type"),
+        ("dose_key", "cel_type"),
+        ("categorical_covariate_keys", ["cel_type"]),
+        ("continuous_covariate_keys", ["cel_type"]),
+        ("control_match_keys", ["cel_type"]),
+    ],
+)
+def test_missing_keys_are_named_with_the_nearest(argument: str, value: Any) -> None:
+    adata = cells(["control", "A"], cell_type=["T", "T"])
+    wrong = value if isinstance(value, str) else value[0]
+    near = "perturbation" if argument == "perturbation_key" else "cell_type"
+    with pytest.raises(KeyError, match=f"{argument}='{wrong}' is not a column.*Did you mean.*'{near}'"):
+        learn(adata, **{argument: value})
+
+
+def test_missing_labels_are_counted() -> None:
+    with pytest.raises(ValueError, match=r"obs\['perturbation'\] is missing \(NaN\) for 2 cells"):
+        learn(cells(["control", None, "A", np.nan]))
+    with pytest.raises(ValueError, match=r"obs\['cell_type'\] is missing \(NaN\) for 1 cells"):
+        learn(cells(["control", "A"], cell_type=["T", None]), context_keys="cell_type")
+
+
+def test_no_perturbation_at_all() -> None:
+    adata = cells(["x", "y"], cell_type=["T", "B"])
+    space = learn(adata, perturbation_key=None, control=None, context_keys=["cell_type"])
+    assert space.is_control(space.read_labels(adata.obs)).all() and space.components == ()
+    with pytest.raises(ValueError, match="dose_key='cell_type' needs a perturbation_key"):
+        learn(adata, perturbation_key=None, control=None, dose_key="cell_type")
+
+
+def test_space_survives_the_registry() -> None:
+    adata = cells(["control", "A", "B"], cell_type=["T", "T", "B"], dose=[0, 1, 2])
+    table = {"A": [1.0, 2.0], "C": [3.0, 4.0]}
+    space = learn(adata, context_keys="cell_type", dose_key="dose", perturbation_embeddings=table)
+    stored = asdict(space)
+    again = ConditionSpace(**(stored | {"features": FeatureTable(**stored["features"])}))
+    assert again.all_components == space.all_components == ("A", "B", "C")
+    assert again.dose_range == space.dose_range and again.contexts == ("B", "T")
+
+
+# ---- doses ---------------------------------------------------------------------------------------------------------
+
+
+def test_doses_belong_to_components() -> None:
+    adata = cells(["B+A", "A+B", "A", "A", "control", "control"], dose=["1.0+0.5", 2, "3", 0, 0, np.nan])
+    space = learn(adata, dose_key="dose")
+    assert read(space, adata) == ["A+B", "A+B", "A", "control", "control", "control"]
+    assert read(space, adata, DOSE) == ["0.5+1", "2+2", "3", "", "", ""]
+    assert space.dose_range == {"A": (0.5, 3.0), "B": (1.0, 2.0)}
+
+
+def test_a_component_at_dose_zero_is_not_there() -> None:
+    adata = cells(["A+B", "B+A", "A+B", "control"], dose=["0+2", "0+2", "0+0", 0])
+    space = learn(adata, dose_key="dose")
+    assert read(space, adata) == ["B", "A", "control", "control"]
+    assert read(space, adata, DOSE) == ["2", "2", "", ""]
+
+
+def test_doses_are_scaled_around_their_median() -> None:
+    adata = cells(["A", "A", "A", "B+A", "control"], dose=[1, 4, 16, "4+64", 0])
+    space = learn(adata, dose_key="dose")
+    assert space.dose_reference == 4
+    index, dose = space.encode_perturbations(space.read_labels(adata.obs))
+    assert index.tolist() == [[0, -1], [0, -1], [0, -1], [0, 1], [-1, -1]]
+    np.testing.assert_allclose(dose, [[-2, 0], [0, 0], [2, 0], [4, 0], [0, 0]])
+    np.testing.assert_allclose(scale_dose(np.array([8.0]), 4.0), [1.0])
+    assert space.outside_dose_range("A", "64") == [] and space.outside_dose_range("A", "65") == ["A"]
+    assert space.outside_dose_range("A+B", "0.5+5") == ["A", "B"]
+
+
+def test_without_a_dose_key_there_is_no_dose() -> None:
+    adata = cells(["A", "control"], dose=[3, 0])
+    space = learn(adata)
+    assert read(space, adata, DOSE) == ["", ""]
+    assert space.encode_perturbations(space.read_labels(adata.obs))[1].tolist() == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize(
+    ("label", "dose", "message"),
+    [
+        ("A", -1, "doses must be finite and not negative"),
+        ("A", np.nan, "doses must be finite and not negative"),
+        ("A", np.inf, "doses must be finite and not negative"),
+        ("A", "high", "cannot read 'high' for 'A'"),
+        ("A+B", "1+2+3", r"dose '1\+2\+3' has 3 values for 2 components"),
+        ("control", 5, "controls must have dose 0 or none"),
+    ],
+)
+def test_bad_doses_are_named(label: str, dose: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"obs\['dose'\].*{message}"):
+        learn(cells([label, "control"], dose=[dose, 0]), dose_key="dose")
+
+
+def test_doses_may_be_lists() -> None:
+    assert split_dose([1, 2], 2, "+") == (1.0, 2.0)
+    assert split_dose(np.float32(2), 3, "+") == (2.0, 2.0, 2.0)
+
+
+# ---- covariates and contexts ---------------------------------------------------------------------------------------
+
+
+def test_covariates() -> None:
+    adata = cells(["control", "A", "A", "A"], site=["x", "y", "x", "x"], hours=[0.0, 2.0, 4.0, 6.0])
+    space = learn(adata, categorical_covariate_keys=["site"], continuous_covariate_keys=["hours"])
+    codes, numbers = space.encode_covariates(space.read_labels(adata.obs))
+    assert codes[:, 0].tolist() == [0, 1, 0, 0]
+    assert numbers.mean() == pytest.approx(0) and numbers.std() == pytest.approx(1)
+    new = space.read_labels(adata.obs).assign(site="z")
+    with pytest.raises(ValueError, match="'site' has values never seen in training: 'z'. Known: 'x', 'y'"):
+        space.encode_covariates(new)
+
+
+def test_bad_covariates_are_named() -> None:
+    with pytest.raises(ValueError, match="'hours' is not numeric: 'two'"):
+        learn(cells(["control", "A"], hours=["two", "two"]), continuous_covariate_keys=["hours"])
+    with pytest.raises(ValueError, match="'hours' is NaN or infinite for 1 cells"):
+        learn(cells(["control", "A"], hours=[1.0, np.inf]), continuous_covariate_keys=["hours"])
+
+
+def test_contexts_of_several_keys() -> None:
+    adata = cells(["control", "A", "A", "A"], cell_type=["T", "T", "B", "T"], tissue=["x", "x", "x", "y"])
+    space = learn(adata, context_keys=["cell_type", "tissue"])
+    labels = space.read_labels(adata.obs)
+    assert len(space.contexts) == 3
+    codes = space.context_codes(labels)
+    assert codes[0] == codes[1] and len(set(codes.tolist())) == 3
+    assert space.context_codes(labels.assign(tissue="z")).tolist() == [-1] * 4
+    assert learn(adata).context_codes(labels).tolist() == [0] * 4  # no context keys: one context
+
+
+# ---- features ------------------------------------------------------------------------------------------------------
+
+
+def test_feature_tables_in_every_form() -> None:
+    frame = pd.DataFrame([[1.0, 2.0], [3.0, 4.0]], index=["A", "B"])
+    adata = cells(["control", "A"])
+    adata.uns["table"] = frame
+    expected = np.array([[1, 2], [3, 4]], np.float32)
+    for given in (frame, {"A": [1, 2], "B": np.array([3, 4])}, "table", FeatureTable(("A", "B"), expected)):
+        table = FeatureTable.parse(given, adata)
+        assert table.names == ("A", "B")
+        np.testing.assert_array_equal(table.values, expected)
+    rows = table.rows(["B", "C", "A"])
+    np.testing.assert_array_equal(rows[[0, 2]], expected[[1, 0]])
+    assert np.isnan(rows[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ("missing", KeyError, "perturbation_embeddings='missing' is not in adata.uns. Keys: 'other'"),
+        ({"A": [1.0], "B": [1.0, 2.0]}, ValueError, "different lengths.*'A': 1, 'B': 2"),
+        ({"A": [1.0], "B": [np.nan]}, ValueError, "NaN or infinite values for 1 names: 'B'"),
+        (pd.DataFrame([[1.0], [2.0]], index=["A", "A"]), ValueError, "duplicated names: 'A'"),
+        (pd.DataFrame(index=["A"]), ValueError, "empty"),
+        ({}, ValueError, "empty"),
+        ([1, 2], TypeError, "not list"),
+    ],
+)
+def test_bad_feature_tables_are_named(given: Any, error: type[Exception], message: str) -> None:
+    adata = cells(["control"])
+    adata.uns["other"] = 1
+    with pytest.raises(error, match=message):
+        FeatureTable.parse(given, adata)
+
+
+def test_features_make_unseen_components_known() -> None:
+    adata = cells(["control", "A", "B"])
+    space = learn(adata, perturbation_embeddings={"Z": [9.0], "A": [1.0]})
+    assert space.all_components == ("A", "B", "Z")
+    matrix = space.feature_matrix()
+    assert matrix is not None
+    np.testing.assert_array_equal(matrix, np.array([[1], [np.nan], [9]], np.float32))
+    assert space.encode_perturbations(pd.DataFrame({PERTURBATION: ["A+Z"], DOSE: [""]}))[0].tolist() == [[0, 2]]
+    with pytest.raises(KeyError, match="'Q'"):
+        space.encode_perturbations(pd.DataFrame({PERTURBATION: ["Q"], DOSE: [""]}))
+    more = space.with_features({"Q": [5.0], "A": [7.0]})
+    assert more.all_components == ("A", "B", "Z", "Q")
+    assert more.feature_matrix()[0, 0] == 1  # what the network was trained with stays
+    with pytest.raises(ValueError, match="has 2 features, the model was set up with 1"):
+        space.with_features({"Q": [5.0, 1.0]})
+    with pytest.raises(ValueError, match="the model was set up without"):
+        learn(adata).with_features({"Q": [5.0]})
+
+
+def test_unknown_components_are_named_with_neighbours_and_remedy() -> None:
+    space = learn(cells(["control", "IFNB", "TNFA"]))
+    asked = pd.DataFrame({PERTURBATION: ["IFNG+TNFA"], DOSE: [""]})
+    with pytest.raises(KeyError, match=r"'IFNG' \(nearest known: 'IFNB'\).*perturbation_embeddings"):
+        space.encode_perturbations(asked)
+
+
+def test_request_for_what_was_trained() -> None:
+    adata = cells(["control", "B+A", "A"], dose=[0, 1, 2])
+    space = learn(adata, dose_key="dose")
+    populations = pd.DataFrame({"perturbation": ["A+B", "A", "A"], "dose": ["1+1", "2", "2"]})
+    request = space.training_request(populations)
+    assert request["perturbation"].tolist() == ["A+B", "A"] and request["dose"].tolist() == ["1+1", "2"]
+    with pytest.raises(ValueError, match="trained on controls only"):
+        replace(space).training_request(populations.iloc[:0])
