@@ -125,15 +125,19 @@ intersphinx_timeout = 10
 
 # Names of other projects become links where an inventory has them and stay plain text otherwise, so that the build is
 # as strict without a network as with one: every name of this package must resolve.
-foreign = ["abc", "collections", "dataclasses", "numbers", "os", "pathlib", "typing", *PROJECTS]
+foreign = ["abc", "collections", "dataclasses", "numbers", "os", "pathlib", "pd", "typing", *PROJECTS]
 builtin = ["bool", "bytes", "dict", "float", "int", "list", "object", "set", "str", "tuple", "type", "Ellipsis", "None"]
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(foreign)})(\..+)?"),
     (r"py:.*", rf"({'|'.join(builtin)})"),
     (r"py:exc", r"\w+(Error|Warning)"),
 ]
-# where a class is defined -> where it is documented
+# inherited from scvi-tools; a link where its inventory can be fetched
+nitpick_ignore = [("py:meth", "load")]
+# where a name is defined -> where it is documented
 documented_as = {
+    "pd.DataFrame": "pandas.DataFrame",
+    "load": "scvi.model.base.BaseModelClass.load",
     "anndata._core.anndata.AnnData": "anndata.AnnData",
     "mudata._core.mudata.MuData": "mudata.MuData",
     "pandas.core.frame.DataFrame": "pandas.DataFrame",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sphinx.ext.intersphinx import missing_reference
 
 if TYPE_CHECKING:
-    from docutils.nodes import TextElement, reference
+    from docutils.nodes import Element, TextElement
     from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
@@ -16,30 +16,40 @@ if TYPE_CHECKING:
 PACKAGE = "scperturbdiff."
 
 
-def other_name(app: Sphinx, env: BuildEnvironment, target: str) -> str | None:
-    """A documented name for the same object, which the package exports under more than one."""
-    thing = locate(target)
+def other_name(env: BuildEnvironment, target: str) -> str | None:
+    """A documented name for the same object, which the package exports under more than one.
+
+    A name that cannot be looked up (annotations may be bare names) stands for the only documented one that ends in it.
+    """
+    thing = locate(target) if target.startswith(PACKAGE) else None
     last = target.rpartition(".")[2]
     names = env.domains["py"].data["objects"]
-    alike = (name for name in names if name != target and name.rpartition(".")[2] == last)
-    return next((name for name in alike if thing is not None and locate(name) is thing), None)
+    alike = [name for name in names if name != target and name.startswith(PACKAGE) and name.rpartition(".")[2] == last]
+    if thing is None:
+        return alike[0] if len(alike) == 1 else None
+    return next((name for name in alike if locate(name) is thing), None)
 
 
-def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contents: TextElement) -> reference | None:
-    """Look a name that is missing up under the other one: this package's own names here, others' by intersphinx."""
+def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contents: TextElement) -> Element | None:
+    """Look a name that is missing up under the other one: this package's own names here, others' by intersphinx.
+
+    What exists but is no part of the public interface stays plain text; a name that exists nowhere is a warning.
+    """
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py":
         return None
-    if target.startswith(PACKAGE):
-        name = other_name(app, env, target)
-        if name is None:
-            return None
-        return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, contents)
     public = app.config.documented_as.get(target)
-    if public is None:
-        return None
-    node["reftarget"] = public
-    return missing_reference(app, env, node, contents)
+    if public is not None:
+        node["reftarget"] = public
+        return missing_reference(app, env, node, contents)
+    if target.startswith(PACKAGE) or "." not in target:
+        name = other_name(env, target)
+        if name is not None:
+            domain = env.domains["py"]
+            return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, contents)
+        if target.startswith(PACKAGE) and locate(target) is not None:
+            return contents
+    return None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -1,8 +1,9 @@
-"""Lets Returns sections and docstrings of properties be prose, colons included; types come from annotations."""
+"""Lets docstrings be prose: Returns sections and properties with colons (types come from annotations), |x| as text."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 from sphinx.ext.napoleon import NumpyDocstring
 
@@ -20,7 +21,13 @@ def parse_attribute(self: NumpyDocstring) -> list[str]:
     return self._consume_to_end()
 
 
+def keep_bars(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """An absolute value such as |x|, where reStructuredText would take it for a substitution."""
+    lines[:] = [re.sub(r"(?<![\\|])\|(\w+)\|", r"\\|\1\\|", line) for line in lines]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     NumpyDocstring._parse_returns_section = parse_returns  # type: ignore[method-assign]
     NumpyDocstring._parse_attribute_docstring = parse_attribute  # type: ignore[method-assign]
+    app.connect("autodoc-process-docstring", keep_bars)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
