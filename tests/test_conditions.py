@@ -13,6 +13,7 @@ from scipy import sparse
 
 from scperturbdiff.data.conditions import DOSE, PERTURBATION, ConditionSpace, learn_conditions
 from scperturbdiff.data.perturbations import FeatureTable, scale_dose, split_dose
+from scperturbdiff.prediction.request import read_controls
 
 
 def cells(labels: list[Any], **columns: list[Any]) -> ad.AnnData:
@@ -306,3 +307,22 @@ def test_request_for_what_was_trained() -> None:
     assert request["perturbation"].tolist() == ["A+B", "A"] and request["dose"].tolist() == ["1+1", "2"]
     with pytest.raises(ValueError, match="trained on controls only"):
         replace(space).training_request(populations.iloc[:0])
+
+
+def test_predict_reads_controls_as_setup_does() -> None:
+    adata = cells(["control", ["control"], "control+control", "A", ["A"], "A+control"])
+    space = learn(adata)
+    at_setup = np.flatnonzero(space.is_control(space.read_labels(adata.obs)))
+    assert at_setup.tolist() == [0, 1, 2]
+    assert read_controls(space, adata).cells.rows.tolist() == at_setup.tolist()
+
+
+def test_cells_at_dose_zero_are_controls_when_predicting_too() -> None:
+    adata = cells(["control", "A", "A", "B"], dose=[0, 0, 1, "0"])
+    space = learn(adata, dose_key="dose")
+    assert read_controls(space, adata).cells.rows.tolist() == [0, 1, 3]
+    without = adata[:, :].copy()
+    del without.obs["dose"]  # a table of controls need not have the dose
+    assert read_controls(space, without).cells.rows.tolist() == [0]
+    with pytest.raises(ValueError, match=r"obs\['perturbation'\] is never 'control'. Values: 'A'"):
+        read_controls(space, adata[2:3].copy())

@@ -165,6 +165,10 @@ class ConditionSpace:
             return np.ones(len(labels), bool)
         return (labels[PERTURBATION] == str(self.control)).to_numpy()
 
+    def control_cells(self, obs: pd.DataFrame) -> NDArray[np.bool_]:
+        """Which cells are controls, read as at setup: also those of a list, and treated ones at dose 0."""
+        return self.is_control(self.read_labels(obs))
+
     # ---- arrays for the network -------------------------------------------------------------------------------
 
     def encode_perturbations(self, table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -160,7 +160,7 @@ def _labels_and_scores(pred: pd.DataFrame, real: pd.DataFrame, fdr: float) -> tu
 
 
 def de_auprc(pred: pd.DataFrame, real: pd.DataFrame, *, fdr: float = 0.05) -> float:
-    """Average precision with which the predicted |score| finds the genes significant in the real cells.
+    """Average precision with which the predicted absolute score finds the genes significant in the real cells.
 
     0 to 1, higher is better; by chance the share of genes that are significant. The score itself is used and not a
     clipped p value, whose ties push a model that calls everything towards chance. NaN when no gene or every gene is
@@ -173,7 +173,7 @@ def de_auprc(pred: pd.DataFrame, real: pd.DataFrame, *, fdr: float = 0.05) -> fl
 
 
 def de_auroc(pred: pd.DataFrame, real: pd.DataFrame, *, fdr: float = 0.05) -> float:
-    """Area under the ROC curve with which the predicted |score| finds the genes significant in the real cells.
+    """Area under the ROC curve with which the predicted absolute score finds the genes significant in the real cells.
 
     0 to 1, higher is better; 0.5 by chance. NaN as for :func:`de_auprc`.
     """

@@ -88,7 +88,7 @@ def read_controls(space: ConditionSpace, adata: AnnData, overridden: Sequence[st
         check_obs_key(adata, key, "predict needs the same columns as setup_anndata:")
     rows = np.arange(adata.n_obs)
     if space.perturbation_key is not None and space.perturbation_key in adata.obs:
-        rows = np.flatnonzero((adata.obs[space.perturbation_key].astype(str) == str(space.control)).to_numpy())
+        rows = np.flatnonzero(_bare(space, adata.obs).control_cells(adata.obs))
         if rows.size == 0:
             values = adata.obs[space.perturbation_key].astype(str).unique()
             raise ValueError(
@@ -145,8 +145,7 @@ def read_wanted(space: ConditionSpace, perturbations: Any) -> pd.DataFrame:
     labels = pd.DataFrame({space.perturbation_key: wanted[name].astype(object)})
     if space.dose_key is not None:
         labels[space.dose_key] = wanted[space.dose_key].astype(object)
-    bare = ConditionSpace(space.perturbation_key, space.control, space.separator, dose_key=space.dose_key)
-    canonical = bare.read_labels(labels)
+    canonical = _bare(space, labels).read_labels(labels)
     wanted[PERTURBATION], wanted[DOSE] = canonical[PERTURBATION], canonical[DOSE]
     wanted[_LABEL] = [
         space.separator.join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in wanted[name]
@@ -154,6 +153,12 @@ def read_wanted(space: ConditionSpace, perturbations: Any) -> pd.DataFrame:
     wanted[_DOSE_TEXT] = _one_type(wanted[space.dose_key]) if space.dose_key is not None else ""
     space.encode_perturbations(wanted)  # unknown components raise before anything is computed
     return wanted
+
+
+def _bare(space: ConditionSpace, table: pd.DataFrame) -> ConditionSpace:
+    """What of the space says how to read labels, and doses where `table` has them."""
+    dose = space.dose_key if space.dose_key in table else None
+    return ConditionSpace(space.perturbation_key, space.control, space.separator, dose_key=dose)
 
 
 def _one_type(doses: pd.Series) -> pd.Series:
