@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anndata as ad
+import pytest
 import scanpy as sc
 import scvi
 
@@ -32,6 +33,7 @@ def read_kang(data_dir: Path, n_genes: int) -> AnnData:
     return adata[:, normalised.var["highly_variable"].to_numpy()].copy()
 
 
+@pytest.mark.slow
 def test_a_cell_type_never_seen_treated_is_predicted_from_its_controls(data_dir: Path) -> None:
     adata = read_kang(data_dir, 2000)
     keys = {"perturbation_key": "perturbation", "control": "control", "context_keys": ["cell_type"]}
