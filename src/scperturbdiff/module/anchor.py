@@ -90,6 +90,26 @@ class AnchorPrediction(NamedTuple):
     variance: Floats
 
 
+class FeatureMoments(NamedTuple):
+    """Mean `(n_features,)` of the features of training components and their mean squared distance from it.
+
+    Of training components only, so that a prediction does not depend on what else is asked for.
+    """
+
+    centre: Floats
+    size: float
+
+    @classmethod
+    def of(cls, features: Floats, conditions: Conditions) -> FeatureMoments | None:
+        """Moments of the components of `conditions` that have features; `None` where none has."""
+        rows = features[np.unique(conditions.component[conditions.component >= 0])]
+        rows = np.asarray(rows[np.isfinite(rows).all(axis=1)], np.float64)
+        if not len(rows):
+            return None
+        centre = rows.mean(axis=0)
+        return cls(centre, max(float(((rows - centre) ** 2).sum(axis=1).mean()), 1e-12))
+
+
 @dataclass(frozen=True)
 class Widths:
     """Parameters of the kernel.
@@ -104,6 +124,12 @@ class Widths:
         Share of a response that all perturbations have in common.
     feature_share
         Share of a component's response that its features explain.
+    feature_linear
+        Share of that in which responses are linear in features; the rest is alike where features are alike.
+    feature_scale
+        Length scale of the latter, in units of cosine distance.
+    dose_scale
+        Length scale of the similarity of doses, in doublings.
     nugget
         Variance between populations that nothing explains, relative to the signal.
     """
@@ -112,6 +138,9 @@ class Widths:
     context_share: float = 0.8
     common_share: float = 0.2
     feature_share: float = 0.0
+    feature_linear: float = 0.5
+    feature_scale: float = 0.25
+    dose_scale: float = 3.0
     nugget: float = 0.05
 
 
@@ -119,7 +148,10 @@ GRID: dict[str, tuple[float, ...]] = {
     "context_scale": (0.15, 0.25, 0.4, 0.7, 1.2, 3.0),
     "context_share": (0.0, 0.3, 0.6, 0.9, 1.0),
     "common_share": (0.0, 0.1, 0.3, 0.6),
-    "feature_share": (0.0, 0.3, 0.6, 0.9),
+    "feature_share": (0.0, 0.3, 0.6, 0.9, 0.99),
+    "feature_linear": (0.0, 0.5, 1.0),
+    "feature_scale": (0.1, 0.25, 0.5, 1.0),
+    "dose_scale": (1.0, 2.0, 3.0, 5.0, 8.0),
     "nugget": (0.01, 0.05, 0.2, 0.5),
 }
 """Values tried for each parameter of the kernel."""
@@ -142,6 +174,7 @@ class ResponseAnchor(nn.Module):
         self.shifts: Floats | None = None
         self.median_distance = 1.0
         self.signal = 1.0
+        self.moments: FeatureMoments | None = None
         self.widths: dict[str, Widths] = {}
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -156,6 +189,7 @@ class ResponseAnchor(nn.Module):
             "shifts": torch.as_tensor(self.shifts),
             "median_distance": self.median_distance,
             "signal": self.signal,
+            "moments": None if self.moments is None else (torch.as_tensor(self.moments.centre), self.moments.size),
             "widths": {novelty: asdict(widths) for novelty, widths in self.widths.items()},
         }
 
@@ -166,6 +200,8 @@ class ResponseAnchor(nn.Module):
             self.train_conditions = Conditions(**{k: np.asarray(v.cpu()) for k, v in state["conditions"].items()})
             self.shifts = np.asarray(state["shifts"].cpu())
             self.median_distance, self.signal = state["median_distance"], state["signal"]
+            if (moments := state["moments"]) is not None:
+                self.moments = FeatureMoments(np.asarray(moments[0].cpu()), moments[1])
             self.widths = {novelty: Widths(**widths) for novelty, widths in state["widths"].items()}
 
     @property
@@ -201,7 +237,10 @@ class ResponseAnchor(nn.Module):
         self.signal = max(float((self.shifts**2).mean() - conditions.noise.mean()), 1e-3)
         tried = np.sort(np.random.default_rng(seed).permutation(len(conditions))[:n_tried])
         part, targets = conditions.take(tried), self.shifts[tried]
-        names = [n for n in GRID if n != "feature_share" or features is not None]
+        self.moments = None if features is None else FeatureMoments.of(features, conditions)
+        has_doses = np.unique(conditions.dose[conditions.component >= 0]).size > 1
+        names = [n for n in GRID if features is not None or not n.startswith("feature")]
+        names = [n for n in names if has_doses or n != "dose_scale"]
         for novelty in ("replicate", "pair", "context", "perturbation"):
             self.widths[novelty] = self._choose(part, targets, novelty, names, features)
         self.widths["seen"] = self.widths["replicate"]
@@ -234,7 +273,7 @@ class ResponseAnchor(nn.Module):
         pattern: NDArray[np.int64],
     ) -> float:
         """Mean squared error when each condition and what it excludes are left out (closed form, one inverse)."""
-        similarity = _component_similarity(features, _n_components(part), widths.feature_share)
+        similarity = _component_similarity(features, _n_components(part), widths, self.moments)
         covariance = self._kernel(part, part, similarity, widths)
         covariance[np.diag_indices(len(part))] += widths.nugget + part.noise / self.signal
         precision = np.linalg.inv(covariance)
@@ -254,7 +293,7 @@ class ResponseAnchor(nn.Module):
     def prior_variance(self, conditions: Conditions, novelty: Novelty, features: Floats | None = None) -> Floats:
         """Variance per dimension of the shifts before any training condition is looked at, `(n,)`."""
         widths = self.widths[novelty]
-        similarity = _component_similarity(features, _n_components(conditions), widths.feature_share)
+        similarity = _component_similarity(features, _n_components(conditions), widths, self.moments)
         parts = (conditions.take(slice(i, i + 1)) for i in range(len(conditions)))
         prior = np.array([self._kernel(part, part, similarity, widths)[0, 0] for part in parts])
         return self.signal * (prior + widths.nugget)
@@ -296,7 +335,7 @@ class ResponseAnchor(nn.Module):
     ) -> AnchorPrediction:
         assert self.train_conditions is not None and self.shifts is not None
         known = self.train_conditions
-        similarity = _component_similarity(features, _n_components(queries, known), widths.feature_share)
+        similarity = _component_similarity(features, _n_components(queries, known), widths, self.moments)
         mean, variance = np.zeros((len(queries), self.shifts.shape[1])), np.zeros(len(queries))
         k = min(self.n_neighbors, len(known))
         shared = self._kernel(known, known, similarity, widths) if k == len(known) else None
@@ -339,7 +378,7 @@ class ResponseAnchor(nn.Module):
         squared = np.maximum(_squared_distances(a.control_mean, b.control_mean), 0)
         near = np.exp(-0.5 * squared / (widths.context_scale * self.median_distance) ** 2)
         contexts = (1 - widths.context_share) + widths.context_share * near
-        return contexts * _perturbation_kernel(a, b, similarity, widths.common_share)
+        return contexts * _perturbation_kernel(a, b, similarity, widths)
 
 
 def _squared_distances(a: Floats, b: Floats) -> Floats:
@@ -350,25 +389,40 @@ def _n_components(*conditions: Conditions) -> int:
     return 1 + max(int(c.component.max(initial=0)) for c in conditions)
 
 
-def _component_similarity(features: Floats | None, n: int, share: float) -> Floats:
+def _component_similarity(features: Floats | None, n: int, widths: Widths, moments: FeatureMoments | None) -> Floats:
     """Prior covariance of the responses to single components, `(n, n)`: its own part and the part features share."""
-    names = np.eye(n)
-    if features is None or share == 0:
+    names, share = np.eye(n), widths.feature_share
+    if features is None or moments is None or share == 0:
         return names
     table = np.asarray(features, np.float64)[:n]
     known: NDArray[np.bool_] = np.asarray(np.isfinite(table).all(axis=1))
+    both = known[:, None] & known[None, :]
     unit = np.where(known[:, None], table, 0.0)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    similar = np.where(known[:, None] & known[None, :], np.exp((unit @ unit.T - 1) / 0.25), names)
+    alike = np.exp((unit @ unit.T - 1) / widths.feature_scale)
+    centred = np.where(known[:, None], table - moments.centre, 0.0)
+    linear = centred @ centred.T / moments.size
+    similar = np.where(both, widths.feature_linear * linear + (1 - widths.feature_linear) * alike, names)
     return (1 - share) * names + share * similar
 
 
-def _perturbation_kernel(a: Conditions, b: Conditions, similarity: Floats, common: float) -> Floats:
+def _perturbation_kernel(a: Conditions, b: Conditions, similarity: Floats, widths: Widths) -> Floats:
     """Covariance of the responses to whole perturbations, `(len(a), len(b))`: additive over components."""
-    out = np.full((len(a), len(b)), common)
+    common = widths.common_share
+    out = common * _near(_mean_dose(a)[:, None] - _mean_dose(b)[None, :], widths.dose_scale)
     for i in range(a.component.shape[1]):
         for j in range(b.component.shape[1]):
             first, second = a.component[:, i, None], b.component[None, :, j]
-            near_dose = np.exp(-0.5 * (a.dose[:, i, None] - b.dose[None, :, j]) ** 2)
+            near_dose = _near(a.dose[:, i, None] - b.dose[None, :, j], widths.dose_scale)
             out += (1 - common) * ((first >= 0) & (second >= 0)) * similarity[first, second] * near_dose
     return out
+
+
+def _near(difference: Floats, scale: float) -> Floats:
+    return np.exp(-0.5 * (difference / scale) ** 2)
+
+
+def _mean_dose(conditions: Conditions) -> Floats:
+    there = conditions.component >= 0
+    mean: Floats = (conditions.dose * there).sum(1) / np.maximum(there.sum(1), 1)
+    return mean
