@@ -214,7 +214,7 @@ def test_doses_are_near_or_far() -> None:
     known = replace(conditions, dose=np.array([[0.0], [6.0]]))
     anchor = ResponseAnchor()
     anchor.fit(known, np.array([[1.0] * D, [-1.0] * D]), None)
-    anchor.widths["pair"] = Widths(context_share=0.0, common_share=0.0, nugget=1e-6)
+    anchor.widths["pair"] = Widths(context_share=0.0, common_share=0.0, dose_scale=1.0, nugget=1e-6)
     asked = replace(conditions, dose=np.array([[0.3], [5.7]]))
     found = anchor.predict(asked, "pair").mean[:, 0]
     assert found[0] == pytest.approx(math.exp(-0.045), abs=1e-3) and found[1] == pytest.approx(-found[0], abs=1e-3)
