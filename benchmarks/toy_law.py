@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scperturbdiff.diffusion import functional_energy_score, squared_mmd
-from scperturbdiff.module import Components, Condition, Generator
+from scperturbdiff.module import Anchor, Components, Condition, Generator
 
 N_LATENT, N_CELLS, WITHIN, BETWEEN = 4, 32, 0.5, 1.5
 LAWS = ("two modes", "gaussian", "none")
@@ -67,8 +67,7 @@ def one_condition(n_populations: int) -> Condition:
     none = torch.zeros(n_populations, 0)
     return Condition(
         Components(torch.zeros(n_populations, 1, dtype=torch.long), torch.zeros(n_populations, 1)),
-        torch.zeros(n_populations, N_LATENT),
-        torch.zeros(n_populations),
+        Anchor.none(n_populations, N_LATENT),
         none.long(),
         none,
         torch.ones(n_populations),
@@ -104,7 +103,7 @@ def train(
             t.repeat_interleave(n_draws),
             start.flatten(0, 1),
             generator.embed(condition, None, None).repeat_interleave(n_draws, 0),
-            condition.anchor.repeat_interleave(n_draws, 0),
+            condition.anchor.repeat(n_draws),
             generator.encode_controls(start[:, 0]).repeat(n_draws),
             generator.draw_randomness(n_populations * n_draws, N_CELLS, "cpu"),
         ).unflatten(0, (n_populations, n_draws))
