@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from scperturbdiff.diffusion.scores import Objective
 
-LEVEL, N_DRAWS, N_TRUE = 0.8, 60, 200
+LEVEL, N_DRAWS, N_TRUE = 0.8, 50, 200
 OBJECTIVES = ("energy_score", "mmd", "mmd+mse", "mse")
 
 

@@ -66,7 +66,7 @@ class Screen:
     direction: Floats
 
     @classmethod
-    def make(cls, law: str, n_conditions: int = 10, seed: int = 0) -> Screen:
+    def make(cls, law: str, n_conditions: int = 6, seed: int = 0) -> Screen:
         """Draw the conditions of a screen."""
         if law not in LAWS:
             raise ValueError(f"law={law!r} is not one of {LAWS}.")
