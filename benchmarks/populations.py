@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from scperturbdiff.diffusion.scores import Objective
 
 LEVEL, N_DRAWS, N_TRUE = 0.8, 50, 200
+SIZE = {"width": 32, "n_layers": 1, "n_heads": 2}
+"""Of the network on toy screens; a training takes half a minute."""
 OBJECTIVES = ("energy_score", "mmd", "mmd+mse", "mse")
 
 
@@ -103,7 +105,7 @@ def toy(options: argparse.Namespace) -> None:
             epochs=options.epochs,
             rho=rho,
             seed=seed,
-            width=32,
+            **SIZE,
             plan={"n_cells": 32},
         )
         seconds = time.perf_counter() - start
@@ -252,7 +254,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", type=int, default=[64], help="cells of a population")
     parser.add_argument("--rho", nargs="+", type=float, default=[0.0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--epochs", type=int, default=20, help="of 50 steps (toy)")
+    parser.add_argument("--epochs", type=int, default=24, help="of 50 steps (toy)")
     parser.add_argument("--held", nargs="+", default=["rep_3"], help="replicates held out in turn (papalexi)")
     options = parser.parse_args()
     quiet()

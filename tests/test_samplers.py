@@ -225,7 +225,7 @@ def test_guidance_is_linear() -> None:
 
 
 def test_renoising_does_not_count_the_start_of_a_cell_twice() -> None:
-    """The denoiser adds a cell's own start to what it is given: right only if the two are independent, as in training."""
+    """The denoiser adds a cell's own start to what it is given, which is right only where the two are independent."""
     torch.manual_seed(0)
     start = torch.randn(1, 40_000, 1)
 

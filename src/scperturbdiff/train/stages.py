@@ -161,8 +161,8 @@ def split_populations(
 ) -> GeneratorData:
     """Hold out a share of the populations, whole conditions at a time (all batches of a perturbation in a context).
 
-    A perturbation that training would then not know at all says nothing about when to stop: of its populations one is
-    held out if there are several, else none.
+    A perturbation that training would then not know at all says nothing about when to stop: that share of its
+    populations is held out if there are several, else none.
     """
     n = len(table)
     if validation_size is None:
@@ -179,7 +179,8 @@ def split_populations(
         members = np.flatnonzero(condition == c)
         left = table.component[~held & (condition != c)]
         if not has_features and not np.isin(table.component[members], np.append(left, -1)).all():
-            members = rng.choice(members, 1) if len(members) > 1 else members[:0]
+            few = max(1, round(validation_size * len(members))) if len(members) > 1 else 0
+            members = rng.choice(members, few, replace=False)
         if held.sum() + len(members) > wanted:
             continue
         held[members] = True
