@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     Rows = NDArray[np.integer]
 
+MANY_REPLICATES = 4
+"""Populations of a condition from which training shows the anchor of all of them instead of the others'."""
+
 
 PSEUDO_CELLS = 5
 """Cells with the controls' spread that are added to each population before spreads are compared."""
@@ -156,6 +159,37 @@ def useful_novelties(table: PopulationTable, has_features: bool) -> list[Novelty
     if has_features:
         out.append("perturbation")
     return out
+
+
+def rehearsed_anchors(
+    anchor: ResponseAnchor, table: PopulationTable, features: NDArray[np.float64] | None
+) -> list[AnchorPrediction]:
+    """Anchors of the training populations for each way of being new that training rehearses.
+
+    Where a condition has many replicates, leaving one out tells which one it was: the mean of the others and what is
+    left out add up to the same sum. A network that has learned to solve for it invents a replicate when it is shown the
+    mean of all, as it is at prediction. From `MANY_REPLICATES` on that mean is what training shows, too.
+    """
+    out: list[AnchorPrediction] = []
+    for novelty in useful_novelties(table, features is not None):
+        found = anchor.leave_out(novelty, features)
+        if novelty == "replicate" and (many := _replicates(table) >= MANY_REPLICATES).any():
+            seen = anchor.leave_out("seen", features)
+            found = AnchorPrediction(
+                np.where(many[:, None], seen.mean, found.mean),
+                np.where(many, seen.variance, found.variance),
+                np.where(many, seen.spread, found.spread),
+            )
+        out.append(found)
+    return out
+
+
+def _replicates(table: PopulationTable) -> NDArray[np.int64]:
+    """Number of populations of each population's condition."""
+    keys = np.concatenate([table.component, table.dose, table.context[:, None]], axis=1)
+    _, condition, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    replicates: NDArray[np.int64] = count[condition.reshape(-1)]
+    return replicates
 
 
 def fit_anchor(
