@@ -219,7 +219,7 @@ def test_doses_are_near_or_far() -> None:
     anchor = ResponseAnchor()
     anchor.fit(known, np.array([[1.0] * D, [-1.0] * D]), None)
     anchor.gains.clear()
-    anchor.widths["pair"] = Widths(context_share=0.0, common_share=0.0, nugget=1e-6)
+    anchor.widths["pair"] = Widths(context_share=0.0, common_share=0.0, nugget=1e-6, dose_scale=1.0)
     asked = replace(conditions, dose=np.array([[0.3], [5.7]]))
     found = anchor.predict(asked, "pair").mean[:, 0]
     assert found[0] == pytest.approx(math.exp(-0.045), abs=1e-3) and found[1] == pytest.approx(-found[0], abs=1e-3)
@@ -453,7 +453,7 @@ def test_components_that_came_later_are_unrelated() -> None:
     anchor.fit(conditions, shifts, None)
     assert anchor.learned is not None
     new = replace(conditions.take(np.array([0])), component=np.array([[99]]))
-    assert anchor.learned(new, conditions).max() == 0
-    assert anchor.learned(new, new)[0, 0] > 0
+    assert anchor.learned(new, conditions, 1.0).max() == 0
+    assert anchor.learned(new, new, 1.0)[0, 0] > 0
     elsewhere = replace(conditions.take(np.array([0])), context=np.array([-1]))
-    assert np.abs(anchor.learned(elsewhere, conditions)).max() == 0
+    assert np.abs(anchor.learned(elsewhere, conditions, 1.0)).max() == 0

@@ -23,6 +23,7 @@ from scperturbdiff.module.kernel import (
     GRID,
     RESPONSE_SHARES,
     Conditions,
+    FeatureMoments,
     Floats,
     Novelty,
     ResponseKernel,
@@ -90,6 +91,7 @@ class ResponseAnchor(nn.Module):
         self.spreads: Floats | None = None
         self.median_distance = 1.0
         self.signal = 1.0
+        self.moments: FeatureMoments | None = None
         self.widths: dict[str, Widths] = {}
         self.gains: dict[str, Calibration] = {}
         self.learned: ResponseSimilarity | None = None
@@ -107,6 +109,7 @@ class ResponseAnchor(nn.Module):
             "spreads": torch.as_tensor(self.spreads),
             "median_distance": self.median_distance,
             "signal": self.signal,
+            "moments": None if self.moments is None else (torch.as_tensor(self.moments.centre), self.moments.size),
             "widths": {novelty: asdict(widths) for novelty, widths in self.widths.items()},
             "gains": {
                 novelty: {k: torch.as_tensor(v) for k, v in vars(gain).items()} for novelty, gain in self.gains.items()
@@ -122,6 +125,8 @@ class ResponseAnchor(nn.Module):
             self.train_conditions = Conditions(**{k: np.asarray(v.cpu()) for k, v in state["conditions"].items()})
             self.shifts, self.spreads = np.asarray(state["shifts"].cpu()), np.asarray(state["spreads"].cpu())
             self.median_distance, self.signal = state["median_distance"], state["signal"]
+            if (moments := state["moments"]) is not None:
+                self.moments = FeatureMoments(np.asarray(moments[0].cpu()), moments[1])
             self.widths = {novelty: Widths(**widths) for novelty, widths in state["widths"].items()}
             self.gains = {
                 novelty: Calibration(**{k: np.asarray(v.cpu()) for k, v in gain.items()})
@@ -174,7 +179,10 @@ class ResponseAnchor(nn.Module):
         self.signal = max(float((self.shifts**2).mean() - conditions.noise.mean()), 1e-3)
         tried = np.sort(np.random.default_rng(seed).permutation(len(conditions))[:n_tried])
         part, targets = conditions.take(tried), self.shifts[tried]
-        names = [n for n in GRID if n != "feature_share" or features is not None]
+        self.moments = None if features is None else FeatureMoments.of(features, conditions)
+        has_doses = np.unique(conditions.dose[conditions.component >= 0]).size > 1
+        names = [n for n in GRID if features is not None or not n.startswith("feature")]
+        names = [n for n in names if has_doses or n != "dose_scale"]
         for novelty in LEFT_OUT:
             self.widths[novelty] = self._choose(part, targets, novelty, names, features)
         if can_learn(conditions):
@@ -308,7 +316,7 @@ class ResponseAnchor(nn.Module):
     def _kernel(
         self, widths: Widths, features: Floats | None, learned: ResponseSimilarity | None = None
     ) -> ResponseKernel:
-        return ResponseKernel(widths, self.median_distance, features, learned)
+        return ResponseKernel(widths, self.median_distance, features, self.moments, learned)
 
     def _predict(
         self,

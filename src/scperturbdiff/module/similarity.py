@@ -53,11 +53,11 @@ class ResponseSimilarity:
     factors: Floats
     own: Floats
 
-    def __call__(self, a: Conditions, b: Conditions) -> Floats:
+    def __call__(self, a: Conditions, b: Conditions, dose_scale: float) -> Floats:
         """Covariance of the shifts of `a` and `b`, `(len(a), len(b))`; 0 where a context is unknown."""
         (first, known_first), (second, known_second) = (self._codes(c.context) for c in (a, b))
         contexts = self.context_covariance[np.ix_(first, second)] * np.outer(known_first, known_second)
-        return contexts * additive_covariance(a, b, self._components)
+        return contexts * additive_covariance(a, b, self._components, dose_scale)
 
     def _codes(self, context: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         codes = np.minimum(np.searchsorted(self.contexts, context), len(self.contexts) - 1)
