@@ -9,8 +9,13 @@
     python benchmarks/conditions.py papalexi-unseen        # real held-out targets, from Gene Ontology features
 
 The first five are simulated screens whose truth is known: training sees 40 cells of a population (100 for doses),
+<<<<<<< HEAD
 predictions are scored against 250 fresh cells of the same law. --anchor-only leaves the generator out, which takes a
 third of the time. Prints tables and writes them to benchmarks/results/conditions_*.csv.
+=======
+predictions are scored against 250 fresh cells of the same law. Prints tables and writes them to
+benchmarks/results/conditions_*.csv.
+>>>>>>> main
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ def kang(only: list[str]) -> Iterator[Case]:
         )
 
 
-def _papalexi() -> AnnData:
+def load_papalexi() -> AnnData:
+    """Papalexi's cells with one confident guide, their replicate as a column."""
     adata = sc.read_h5ad(data_dir() / "papalexi2021_sceptre_299g.h5ad")
     adata = adata[adata.obs["guide_confident"].to_numpy()].copy()
     adata.obs["replicate"] = adata.obs["batch"].astype(str)
@@ -94,7 +95,7 @@ def _papalexi() -> AnnData:
 
 def papalexi(only: list[str]) -> Iterator[Case]:
     """Leave one target out of one replicate; replicates are the contexts."""
-    adata = _papalexi()
+    adata = load_papalexi()
     for target in only or INFORMATIVE:
         for replicate in sorted(adata.obs["replicate"].unique()):
             here = (adata.obs["replicate"] == replicate).to_numpy()
@@ -114,7 +115,7 @@ def papalexi(only: list[str]) -> Iterator[Case]:
 
 def papalexi_unseen(only: list[str]) -> Iterator[Case]:
     """Leave one target out altogether and predict it from its Gene Ontology embedding."""
-    adata = _papalexi()
+    adata = load_papalexi()
     table = pd.read_csv(data_dir() / "gene_go_svd64_targets.csv", index_col=0)
     control = (adata.obs["perturbation"] == "NT").to_numpy()
     for target in only or INFORMATIVE:
@@ -156,8 +157,8 @@ def simulated(only: list[str]) -> Iterator[Case]:
 CASES = {"kang": kang, "papalexi": papalexi, "papalexi-unseen": papalexi_unseen, "simulated": simulated}
 
 
-def run(case: Case, seed: int) -> tuple[pd.DataFrame, float]:
-    """Train with defaults, predict and evaluate one case; returns the tidy table and the training time in seconds."""
+def fit(case: Case, seed: int) -> tuple[spd.PerturbDiff, float]:
+    """Train with defaults; returns the model and the seconds it took."""
     scvi.settings.seed = seed
     spd.PerturbDiff.setup_anndata(
         case.train, "perturbation", case.control, context_keys=list(case.context_keys), **case.setup
@@ -165,12 +166,19 @@ def run(case: Case, seed: int) -> tuple[pd.DataFrame, float]:
     model = spd.PerturbDiff(case.train)
     start = time.perf_counter()
     model.train(enable_progress_bar=False)
-    seconds = time.perf_counter() - start
+    return model, time.perf_counter() - start
+
+
+def treated_cells(case: Case) -> tuple[AnnData, pd.DataFrame]:
+    """The real treated cells of a case, and their conditions to be asked for."""
     treated = case.real[case.real.obs["perturbation"].to_numpy() != case.control]
-    wanted = treated.obs[["perturbation", *case.context_keys]].astype(str).drop_duplicates()
-    predicted = model.predict(case.controls, wanted, seed=seed, progress=False)
+    return treated, treated.obs[["perturbation", *case.context_keys]].astype(str).drop_duplicates()
+
+
+def score(case: Case, predicted: dict[str, AnnData], seed: int) -> pd.DataFrame:
+    """Tidy table of predictions of a case beside baselines and ceiling."""
     table = spd.evaluate(
-        {"PerturbDiff": predicted, "VAE round trip": round_trip(model, treated, seed)},
+        predicted,
         case.real,
         case.control,
         perturbation_key="perturbation",
@@ -179,7 +187,15 @@ def run(case: Case, seed: int) -> tuple[pd.DataFrame, float]:
         metrics=METRICS,
         seed=seed,
     )
-    return table.assign(case=case.name, seed=seed), seconds
+    return table.assign(case=case.name, seed=seed)
+
+
+def run(case: Case, seed: int) -> tuple[pd.DataFrame, float]:
+    """Train with defaults, predict and evaluate one case; returns the tidy table and the training time in seconds."""
+    model, seconds = fit(case, seed)
+    treated, wanted = treated_cells(case)
+    predicted = model.predict(case.controls, wanted, seed=seed, progress=False)
+    return score(case, {"PerturbDiff": predicted, "VAE round trip": round_trip(model, treated, seed)}, seed), seconds
 
 
 def round_trip(model: spd.PerturbDiff, cells: AnnData, seed: int) -> AnnData:

@@ -1,166 +1,174 @@
-"""Does one evaluation of the network sample the law of populations? A toy with a hidden factor that moves them.
+"""Toy screens whose law of populations is known, run through the package from setup to prediction.
 
-Every treated population lies elsewhere: its cells are `0.5 * normal + h * direction`, with one unrecorded `h` for the
-population, of two modes (-1.5 or 1.5), Gaussian (standard deviation 1.5) or always 0. Nothing that the network is given
-tells `h`, so populations drawn for the same condition should spread as the true ones do. The functional energy score
-asks for that; the squared distance of kernel mean embeddings asks for the mixture of all populations.
+Every treated population of a condition lies elsewhere: its cells are `shift of the condition + h * direction + 0.5 *
+normal`, with one unrecorded `h` per population: of two modes (-1.5 or 1.5), Gaussian (standard deviation 1.5) or 0.
+Nothing that the model is given tells `h`, so populations drawn for a condition should spread as the true ones do.
 
-Run `python benchmarks/toy_law.py`; `--steps`, `--seeds`, `--laws` and `--objectives` change what is run.
+Cells are points of a space of 8 dimensions. They are stored as fixed-point "counts" and :class:`FixedPoint` takes the
+place of the first stage, so that whatever is measured is the second stage's doing and no part of it is copied here.
+`benchmarks/populations.py` measures; this file is its subject.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
+import logging
+import warnings
 from dataclasses import dataclass
-from statistics import mean
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor
+from anndata import AnnData
+from torch import Tensor, nn
 
-from scperturbdiff.diffusion import functional_energy_score, squared_mmd
-from scperturbdiff.module import Components, Condition, Generator
+import scperturbdiff as spd
 
-N_LATENT, N_CELLS, WITHIN, BETWEEN = 4, 32, 0.5, 1.5
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+N_LATENT, WITHIN, BETWEEN = 8, 0.5, 1.5
 LAWS = ("two modes", "gaussian", "none")
-OBJECTIVES = {"functional energy score": functional_energy_score, "squared MMD": squared_mmd}
+OFFSET, SCALE = 32.0, 1024.0
+CONTROL, SETUP = "control", {"batch_key": "donor", "control_match_keys": ["donor"]}
+
+
+class FixedPoint(nn.Module):
+    """A first stage that loses nothing: counts are coordinates in fixed point."""
+
+    def encode(self, counts: Tensor) -> Tensor:
+        """Coordinates `(n_cells, N_LATENT)`."""
+        return counts / SCALE - OFFSET
+
+    def counterfactual_counts(self, latent: Tensor, *_: Any) -> Tensor:
+        """The fixed-point numbers of `latent`."""
+        return ((latent + OFFSET) * SCALE).round().clamp_min(0)
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Standard deviations of populations, over all latent dimensions.
+class Screen:
+    """A law over populations, with `n_conditions` perturbations.
 
     Attributes
     ----------
-    between
-        Of the means of populations.
-    within
-        Of the cells of a population, per dimension.
-    far
-        Share of populations whose mean is nearer to one of the two modes than to the middle.
+    law
+        One of `LAWS`.
+    shifts
+        Mean shift of each condition, `(n_conditions, N_LATENT)`.
+    direction
+        Unit vector along which the hidden factor moves populations.
     """
 
-    between: float
-    within: float
-    far: float
+    law: str
+    shifts: Floats
+    direction: Floats
+
+    @classmethod
+    def make(cls, law: str, n_conditions: int = 6, seed: int = 0) -> Screen:
+        """Draw the conditions of a screen."""
+        if law not in LAWS:
+            raise ValueError(f"law={law!r} is not one of {LAWS}.")
+        rng = np.random.default_rng([seed, 1])
+        direction = rng.normal(size=N_LATENT)
+        return cls(law, rng.normal(size=(n_conditions, N_LATENT)), direction / np.linalg.norm(direction))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the conditions."""
+        return [f"P{i + 1:02d}" for i in range(len(self.shifts))]
+
+    def hidden(self, rng: np.random.Generator, n: int) -> Floats:
+        """Values of the hidden factor, `(n,)`."""
+        if self.law == "two modes":
+            return BETWEEN * rng.choice([-1.0, 1.0], n)
+        return BETWEEN * rng.normal(size=n) * (self.law == "gaussian")
+
+    def populations(self, rng: np.random.Generator, condition: int, n: int, n_cells: int) -> Floats:
+        """Fresh populations `(n, n_cells, N_LATENT)` of a condition."""
+        centre = self.shifts[condition] + self.hidden(rng, n)[:, None] * self.direction
+        return centre[:, None, :] + WITHIN * rng.normal(size=(n, n_cells, N_LATENT))
+
+    def training_cells(self, n_replicates: int, n_cells: int, seed: int) -> AnnData:
+        """A screen of `n_replicates` donors, each with controls and one population of every condition."""
+        rng = np.random.default_rng([seed, 2])
+        donors = [f"D{i:02d}" for i in range(n_replicates)]
+        blocks = [controls(rng, n_replicates * n_cells)]
+        labels = [CONTROL] * n_replicates
+        for condition, name in enumerate(self.names):
+            blocks.append(self.populations(rng, condition, n_replicates, n_cells).reshape(-1, N_LATENT))
+            labels += [name] * n_replicates
+        obs = {"perturbation": np.repeat(labels, n_cells), "donor": np.repeat(donors * (len(self.names) + 1), n_cells)}
+        return as_cells(np.concatenate(blocks), obs)
 
 
-def draw_truth(law: str, n_populations: int) -> Tensor:
-    """Populations `(n_populations, N_CELLS, N_LATENT)` of a law."""
-    if law not in LAWS:
-        raise ValueError(f"law={law!r} is not one of {LAWS}.")
-    direction = torch.full((N_LATENT,), N_LATENT**-0.5)
-    if law == "two modes":
-        hidden = torch.randint(2, (n_populations, 1, 1)) * 2.0 - 1
-    else:
-        hidden = torch.randn(n_populations, 1, 1) * (law == "gaussian")
-    return draw_controls(n_populations) + BETWEEN * hidden * direction
+def controls(rng: np.random.Generator, n: int) -> Floats:
+    """Control cells `(n, N_LATENT)`."""
+    return WITHIN * rng.normal(size=(n, N_LATENT))
 
 
-def draw_controls(n_populations: int) -> Tensor:
-    """Control cells `(n_populations, N_CELLS, N_LATENT)`."""
-    return WITHIN * torch.randn(n_populations, N_CELLS, N_LATENT)
+def as_cells(points: Floats, obs: dict[str, Any]) -> AnnData:
+    """Points as an AnnData of fixed-point counts."""
+    counts = np.round((points + OFFSET) * SCALE).astype(np.float32)
+    return AnnData(counts, obs=pd.DataFrame(obs, index=[f"c{i}" for i in range(len(points))]))
 
 
-def one_condition(n_populations: int) -> Condition:
-    """The same perturbation for all, no anchor, no covariates."""
-    none = torch.zeros(n_populations, 0)
-    return Condition(
-        Components(torch.zeros(n_populations, 1, dtype=torch.long), torch.zeros(n_populations, 1)),
-        torch.zeros(n_populations, N_LATENT),
-        torch.zeros(n_populations),
-        none.long(),
-        none,
-        torch.ones(n_populations),
-    )
+def quiet() -> None:
+    """Only what a benchmark prints itself."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("scperturbdiff").setLevel(logging.ERROR)
 
 
-def train(
-    law: str,
-    objective: str,
-    n_steps: int,
-    seed: int,
-    n_populations: int = 16,
-    n_draws: int = 2,
-    p_terminal: float = 0.5,
-) -> Generator:
-    """Train a small generator on fresh populations of `law`."""
+def fit(
+    cells: AnnData,
+    objective: str = "energy_score",
+    *,
+    epochs: int = 30,
+    rho: float = 0.0,
+    seed: int = 0,
+    plan: dict[str, Any] | None = None,
+    **options: Any,
+) -> spd.PerturbDiff:
+    """Train the second stage on a toy screen; `options` go to the model, `plan` to the training plan."""
+    spd.PerturbDiff.setup_anndata(cells, "perturbation", CONTROL, **SETUP)
     torch.manual_seed(seed)
-    score = OBJECTIVES[objective]
-    generator = Generator(N_LATENT, n_names=1, width=64, n_layers=2, n_heads=4)
-    optimizer = torch.optim.AdamW(generator.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=n_steps, pct_start=0.1)
-    condition = one_condition(n_populations)
-    for _ in range(n_steps):
-        clean = draw_truth(law, n_populations)
-        start = torch.stack([draw_controls(n_populations) for _ in range(n_draws)], dim=1)
-        t = generator.schedule.sample_times((n_populations,), p_terminal, "cpu")
-        noise = generator.schedule.noise_like(start)
-        # draws share the noised population, except at pure noise, where each starts from its own
-        noise = torch.where((t >= 1)[:, None, None, None], noise, noise[:, :1].expand_as(noise))
-        z_t = generator.schedule.add_noise(clean[:, None].expand_as(start), t[:, None], noise)
-        estimate = generator(
-            z_t.flatten(0, 1),
-            t.repeat_interleave(n_draws),
-            start.flatten(0, 1),
-            generator.embed(condition, None, None).repeat_interleave(n_draws, 0),
-            condition.anchor.repeat_interleave(n_draws, 0),
-            generator.encode_controls(start[:, 0]).repeat(n_draws),
-            generator.draw_randomness(n_populations * n_draws, N_CELLS, "cpu"),
-        ).unflatten(0, (n_populations, n_draws))
-        loss = score(estimate, clean).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return generator.eval()
-
-
-@torch.no_grad()
-def draw(generator: Generator, n_populations: int = 500, n_steps: int = 1) -> Tensor:
-    """Populations drawn for the one condition."""
-    start = draw_controls(n_populations)
-    return generator.sample(
-        start, one_condition(n_populations), generator.encode_controls(draw_controls(n_populations)), n_steps=n_steps
+    model = spd.PerturbDiff(cells, n_latent=N_LATENT, rho=rho, **options)
+    model.module.vae = FixedPoint()
+    model.train(
+        max_epochs_vae=0,
+        max_epochs_generator=epochs,
+        seed=seed,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        plan_kwargs={"objective": objective, **(plan or {})},
     )
+    return model
 
 
-def measure(populations: Tensor) -> Spread:
-    """How populations spread."""
-    means = populations.mean(1)
-    along = means.sum(-1).abs() * N_LATENT**-0.5
-    return Spread(
-        means.var(0).sum().sqrt().item(),
-        populations.var(1).mean().sqrt().item(),
-        (along > BETWEEN / 2).float().mean().item(),
+def draw(
+    model: spd.PerturbDiff, names: list[str], n_draws: int, n_cells: int, n_steps: int = 1, seed: int = 0
+) -> tuple[Floats, Floats]:
+    """Draw populations of a donor never seen from 256 controls of it.
+
+    Returns
+    -------
+    Populations `(n_conditions, n_draws, n_cells, N_LATENT)` and the mean of the controls they started from
+    `(n_conditions, n_draws, N_LATENT)`.
+    """
+    points = controls(np.random.default_rng([seed, 3]), 256)
+    cells = as_cells(points, {"perturbation": [CONTROL] * 256, "donor": ["new"] * 256})
+    predicted = model.predict(
+        cells,
+        names,
+        n_cells=n_cells,
+        n_populations=n_draws,
+        n_steps=n_steps,
+        transform_batch="D00",
+        seed=seed,
+        progress=False,
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=1200, help="training steps")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of each kind")
-    parser.add_argument("--laws", nargs="+", default=LAWS, choices=LAWS)
-    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
-    parser.add_argument("--n-steps", type=int, default=1, help="evaluations of the network a population")
-    arguments = parser.parse_args()
-    print("| hidden factor | objective | s.d. of population shifts (true) | within (true) | far (true) | seconds |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    torch.set_num_threads(1)  # matrices this small are slower on several threads
-    for law in arguments.laws:
-        for objective in arguments.objectives:
-            found, began = [], time.perf_counter()
-            for seed in range(arguments.seeds):
-                found.append(measure(draw(train(law, objective, arguments.steps, seed), n_steps=arguments.n_steps)))
-            seconds = (time.perf_counter() - began) / arguments.seeds
-            true = measure(draw_truth(law, 2000))
-            columns = [
-                f"{mean(getattr(s, name) for s in found):.2f} ({getattr(true, name):.2f})"
-                for name in ("between", "within", "far")
-            ]
-            print(f"| {law} | {objective} | {' | '.join(columns)} | {seconds:.0f} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    shape = (len(names), n_draws, n_cells, N_LATENT)
+    at = cells.obs_names.get_indexer(predicted.obs["control_cell"])
+    return predicted.obsm["X_perturbdiff"].astype(float).reshape(shape), points[at].reshape(shape).mean(2)

@@ -222,3 +222,17 @@ def test_guidance_is_linear() -> None:
     assert guide(conditional, unconditional, 1.0).item() == 2
     assert guide(conditional, unconditional, 0.0).item() == 1
     assert guide(conditional, unconditional, 3.0).item() == 4
+
+
+def test_renoising_does_not_count_the_start_of_a_cell_twice() -> None:
+    """The denoiser adds a cell's own start to what it is given, which is right only where the two are independent."""
+    torch.manual_seed(0)
+    start = torch.randn(1, 40_000, 1)
+
+    def posterior(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        # cells are standard normal: alpha z + sigma (fresh noise), the fresh noise being the cell's start
+        return SCHEDULE.alpha(t)[:, None, None] * z + SCHEDULE.sigma(t)[:, None, None] * start
+
+    for n_steps in (1, 2, 4, 8):
+        drawn = sample(posterior, torch.randn(1, 40_000, 1), SCHEDULE, n_steps, "renoise")
+        assert drawn.std().item() == pytest.approx(1.0, rel=0.02), n_steps

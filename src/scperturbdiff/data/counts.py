@@ -71,7 +71,7 @@ def iter_rows(matrix: Any, rows: NDArray[np.integer] | None = None, chunk: int =
             yield matrix[wanted][back]
 
 
-def check_counts(matrix: Any, where: str = "adata.X") -> None:
+def check_counts(matrix: Any, where: str = "adata.X", rows: NDArray[np.integer] | None = None) -> None:
     """Raise a `ValueError` unless every entry is a finite, non-negative integer and every cell has a count.
 
     Parameters
@@ -80,13 +80,15 @@ def check_counts(matrix: Any, where: str = "adata.X") -> None:
         Counts, shape `(n_cells, n_genes)`; dense, sparse or backed. Read in blocks of rows.
     where
         How messages name the matrix.
+    rows
+        Cells to look at; `None`: all.
     """
     if matrix.shape[0] == 0 or matrix.shape[1] == 0:
         raise ValueError(f"{where} is empty: {matrix.shape[0]} cells x {matrix.shape[1]} genes.")
     not_finite = negative = fractional = 0
     empty: list[NDArray[np.integer]] = []
     start = 0
-    for block in iter_rows(matrix):
+    for block in iter_rows(matrix, rows):
         values = block.data if sparse.issparse(block) else np.asarray(block)
         if values.dtype.kind not in "iub":
             finite = np.isfinite(values)
@@ -100,7 +102,7 @@ def check_counts(matrix: Any, where: str = "adata.X") -> None:
     for number, what in ((not_finite, "NaN or infinite"), (negative, "negative"), (fractional, "non-integer")):
         if number:
             raise ValueError(f"{where} must hold raw counts, but {number} entries are {what}. {remedy}")
-    no_counts = np.concatenate(empty)
+    no_counts = np.concatenate(empty) if rows is None else np.asarray(rows)[np.concatenate(empty)]
     if no_counts.size:
         raise ValueError(
             f"{where}: {no_counts.size} cells have no counts at all (rows {preview(no_counts.tolist())}). "

@@ -42,10 +42,10 @@ def sample(
     n_steps
         Evaluations of the denoiser.
     sampler
-        ``"renoise"`` noises each estimate afresh to the next level: right for a denoiser trained with a score of whole
-        populations, each of whose evaluations is a sample. ``"ddim"`` (Song et al. 2021) and ``"dpm++"``
-        (second-order multistep DPM-Solver++, Lu et al. 2022) follow the deterministic path of a denoiser trained with
-        squared error, whose evaluations are posterior means.
+        ``"renoise"`` noises each estimate afresh, its cells in a new order, to the next level: right for a denoiser
+        trained with a score of whole populations, each of whose evaluations is a sample. ``"ddim"`` (Song et al. 2021)
+        and ``"dpm++"`` (second-order multistep DPM-Solver++, Lu et al. 2022) follow the deterministic path of a
+        denoiser trained with squared error, whose evaluations are posterior means.
 
     Returns
     -------
@@ -63,6 +63,9 @@ def sample(
         if i == n_steps - 1:
             return estimate
         if sampler == "renoise":
+            # In training a noised cell is independent of the control cell that the denoiser is told it starts from.
+            # An estimate came from that control: without a new order (cells are exchangeable) it would count twice.
+            estimate = estimate[..., torch.randperm(z.shape[-2], device=z.device), :]
             z = alphas[i + 1] * estimate + sigmas[i + 1] * schedule.noise_like(estimate)
         elif sampler == "ddim":
             z = _ddim_step(z, estimate, (alphas[i], sigmas[i]), (alphas[i + 1], sigmas[i + 1]))

@@ -130,7 +130,6 @@ def prepare(
         )
     check_unique_names(adata)
     gene_positions(adata.var_names, genes)
-    check_counts(get_matrix(adata, layer), "adata.X" if layer is None else f"adata.layers[{layer!r}]")
     if settings.n_populations < 1:
         raise ValueError(f"n_populations={settings.n_populations} must be at least 1.")
     if n_cells is not None and n_cells < 1:
@@ -138,6 +137,9 @@ def prepare(
     wanted = read_wanted(space, perturbations)
     covariates = [key for key in (*space.categorical_keys, *space.continuous_keys) if key in wanted]
     groups = read_controls(space, adata, covariates)
+    # of the controls only: they may be few among the cells of a large file
+    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    check_counts(get_matrix(adata, layer), where, np.sort(groups.cells.rows))
     request = plan_request(space, wanted, groups, n_cells)
     generator = PopulationGenerator(
         module, space, adata, pd.Index(genes), layer, list(batches), groups, settings, transform_batch=transform_batch

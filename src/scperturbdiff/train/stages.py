@@ -14,9 +14,10 @@ from scvi.train import TrainRunner
 from scperturbdiff.data.counts import iter_rows
 from scperturbdiff.data.populations import Ragged
 from scperturbdiff.data.sampler import PopulationSampler
+from scperturbdiff.module.anchor import AnchorPrediction
 from scperturbdiff.train.callbacks import KeepBestGenerator, StepsDataModule
 from scperturbdiff.train.cells import CellDataModule
-from scperturbdiff.train.data import PopulationTensors, describe, fit_anchor, population_tensors, useful_novelties
+from scperturbdiff.train.data import PopulationTensors, describe, fit_anchor, population_tensors, rehearsed_anchors
 from scperturbdiff.train.plan import VALIDATION_METRIC, GeneratorTrainingPlan
 from scperturbdiff.train.resume import RepeatableEpochs, split_callbacks
 from scperturbdiff.train.vae_plan import LatentTrainingPlan
@@ -156,8 +157,14 @@ class GeneratorData:
     validation: NDArray[np.int64]
 
 
-def split_populations(table: PopulationTable, validation_size: float | None, seed: int) -> GeneratorData:
-    """Hold out a share of the populations, whole conditions at a time (all batches of a perturbation in a context)."""
+def split_populations(
+    table: PopulationTable, validation_size: float | None, seed: int, has_features: bool = False
+) -> GeneratorData:
+    """Hold out a share of the populations, whole conditions at a time (all batches of a perturbation in a context).
+
+    A perturbation that training would then not know at all says nothing about when to stop: that share of its
+    populations is held out if there are several, else none.
+    """
     n = len(table)
     if validation_size is None:
         validation_size = min(max(2, round(0.1 * n)), n // 3) / n if n >= MIN_POPULATIONS_TO_VALIDATE else 0.0
@@ -166,13 +173,18 @@ def split_populations(table: PopulationTable, validation_size: float | None, see
     wanted = round(n * validation_size)
     keys = np.concatenate([table.component, table.dose, table.context[:, None]], axis=1)
     condition = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
-    order = np.random.default_rng(seed).permutation(condition.max() + 1) if n else np.empty(0, int)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(condition.max() + 1) if n else np.empty(0, int)
     held = np.zeros(n, bool)
     for c in order:
-        members = condition == c
-        if held.sum() + members.sum() > wanted:
+        members = np.flatnonzero(condition == c)
+        left = table.component[~held & (condition != c)]
+        if not has_features and not np.isin(table.component[members], np.append(left, -1)).all():
+            few = max(1, round(validation_size * len(members))) if len(members) > 1 else 0
+            members = rng.choice(members, few, replace=False)
+        if held.sum() + len(members) > wanted:
             continue
-        held |= members
+        held[members] = True
     return GeneratorData(table, np.flatnonzero(~held), np.flatnonzero(held))
 
 
@@ -194,8 +206,8 @@ def train_generator(
     latent = encode_training_cells(model)
     module.set_latent_scale(latent)
     latent = module.standardize(latent)
-    data = split_populations(table, validation_size, seed)
     features = space.feature_matrix()
+    data = split_populations(table, validation_size, seed, has_features=features is not None)
     training = table.take(data.training)
     fit_anchor(module.anchor, training, latent, features, seed)
     sampler, tensors = _training_set(module, training, latent, features)
@@ -241,24 +253,20 @@ def _training_set(
     module: Any, table: PopulationTable, latent: torch.Tensor, features: NDArray[np.float32] | None
 ) -> tuple[PopulationSampler, PopulationTensors]:
     double = None if features is None else features.astype(np.float64)
-    anchors = (
-        [tuple(module.anchor.leave_out(n, double)) for n in useful_novelties(table, features is not None)]
-        if len(table)
-        else []
-    )
-    tensors = population_tensors(table, anchors, latent.shape[1], latent.device)
+    anchors = rehearsed_anchors(module.anchor, table, double) if len(table) else []
+    tensors = population_tensors(table, anchors, describe(table, latent)[0].control_mean, latent.device)
     return _sampler(table, latent.device), tensors
 
 
 def _validation_set(
     module: Any, table: PopulationTable, latent: torch.Tensor, features: NDArray[np.float32] | None
 ) -> tuple[PopulationSampler, PopulationTensors]:
-    conditions, _ = describe(table, latent)
+    conditions = describe(table, latent)[0]
     double = None if features is None else features.astype(np.float64)
     novelty = module.anchor.novelty(conditions)
     predicted = [module.anchor.predict(conditions.take(slice(i, i + 1)), novelty[i], double) for i in range(len(table))]
-    mean, variance = (np.concatenate(parts) for parts in zip(*predicted, strict=True))
-    tensors = population_tensors(table, [(mean, variance)], latent.shape[1], latent.device)
+    joined = AnchorPrediction(*(np.concatenate(parts) for parts in zip(*predicted, strict=True)))
+    tensors = population_tensors(table, [joined], conditions.control_mean, latent.device)
     return _sampler(table, latent.device), tensors
 
 
