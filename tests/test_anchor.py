@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from scperturbdiff.module import Conditions, ResponseAnchor
-from scperturbdiff.module.anchor import NOVELTIES, Widths
+from scperturbdiff.module.anchor import Calibration
+from scperturbdiff.module.kernel import NOVELTIES, Widths
 
 D = 3
 """Latent dimensions."""
@@ -37,7 +38,8 @@ def fitted(conditions: Conditions, seed: int = 0, **kwargs) -> ResponseAnchor:
     """An anchor on random shifts, with kernel widths that use everything, so that any leak shows."""
     anchor = ResponseAnchor(**kwargs)
     shifts = np.random.default_rng(seed).normal(size=(len(conditions), D))
-    anchor.fit(conditions, shifts, None)
+    anchor.fit(conditions, shifts, None, np.random.default_rng(seed + 1).normal(size=len(conditions)))
+    anchor.gains.clear()
     for novelty in EVERY:
         anchor.widths[novelty] = Widths(context_scale=3.0, context_share=0.3, common_share=0.5, nugget=0.05)
     return anchor
@@ -182,6 +184,7 @@ def test_order_does_not_matter() -> None:
     order = np.random.default_rng(3).permutation(len(known))
     shuffled.fit(known.take(order), anchor.shifts[order], None)
     shuffled.widths = anchor.widths
+    shuffled.gains.clear()
     queries = known.take(np.array([3, 9]))
     for novelty in EVERY:
         ours, theirs = anchor.predict(queries, novelty), shuffled.predict(queries, novelty)
@@ -204,6 +207,7 @@ def test_combinations_add_up() -> None:
     anchor = ResponseAnchor()
     shifts = np.array([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [5.0, 5.0, 5.0]])
     anchor.fit(known, shifts, None)
+    anchor.gains.clear()
     anchor.widths["pair"] = Widths(context_share=0.0, common_share=0.0, nugget=1e-6)
     pair = Conditions(known.control_mean[:1], np.array([[0, 1]]), np.zeros((1, 2)), np.zeros(1, np.int64), np.zeros(1))
     np.testing.assert_allclose(anchor.predict(pair, "pair").mean[0], [1.0, 2.0, 0.0], atol=1e-3)
@@ -214,7 +218,8 @@ def test_doses_are_near_or_far() -> None:
     known = replace(conditions, dose=np.array([[0.0], [6.0]]))
     anchor = ResponseAnchor()
     anchor.fit(known, np.array([[1.0] * D, [-1.0] * D]), None)
-    anchor.widths["pair"] = Widths(context_share=0.0, common_share=0.0, nugget=1e-6)
+    anchor.gains.clear()
+    anchor.widths["pair"] = Widths(context_share=0.0, common_share=0.0, nugget=1e-6, dose_scale=1.0)
     asked = replace(conditions, dose=np.array([[0.3], [5.7]]))
     found = anchor.predict(asked, "pair").mean[:, 0]
     assert found[0] == pytest.approx(math.exp(-0.045), abs=1e-3) and found[1] == pytest.approx(-found[0], abs=1e-3)
@@ -227,6 +232,7 @@ def test_features_carry_an_unseen_component() -> None:
     shifts = np.eye(3)[known.component[:, 0]]
     anchor = ResponseAnchor()
     anchor.fit(known, shifts, features)
+    anchor.gains.clear()
     anchor.widths["perturbation"] = Widths(context_share=0.0, common_share=0.0, feature_share=0.9, nugget=0.01)
     query = replace(known.take(np.array([0])), component=np.array([[3]]))
     found = anchor.predict(query, "perturbation", features).mean[0]
@@ -309,3 +315,145 @@ def test_padding_of_components_does_not_matter() -> None:
     assert anchor.novelty(narrow) == anchor.novelty(wide) == ["seen", "seen"]
     for novelty in EVERY:
         np.testing.assert_allclose(anchor.predict(narrow, novelty).mean, anchor.predict(wide, novelty).mean)
+
+
+# ---- length of the shift, spread of the cells ------------------------------------------------------------------------
+
+
+def test_the_length_is_that_of_similar_conditions() -> None:
+    """Left out, conditions of one family turn out longer than predicted, of the other shorter."""
+    known = screen(n_contexts=8, n_perturbations=1, n_batches=1, noise=1e-4)
+    anchor = fitted(known)
+    long = known.context < 4
+    anchor.gains["context"] = Calibration(np.arange(8), np.where(long, 1.3, 0.6), np.ones(8))
+    similar = np.stack([long, ~long, np.ones(8), np.zeros(8)]).astype(float)
+    np.testing.assert_allclose(anchor._gain("context", similar), [1.3, 0.6, 0.95, 1.0], atol=0.01)
+    plain = fitted(known).predict(known.take(np.array([0])), "context").mean
+    longer = anchor.predict(known.take(np.array([0])), "context").mean
+    ratio = longer / plain
+    assert ratio.min() > 1 / 1.5 and np.ptp(ratio) < 1e-9  # a factor on the whole shift
+
+
+def test_averages_of_unlike_directions_are_lengthened() -> None:
+    """Shifts of equal length in scattered directions: their mean is short, their common part is kept."""
+    rng = np.random.default_rng(0)
+    known = screen(n_contexts=40, n_perturbations=1, n_batches=1, noise=0.01)
+    shifts = np.ones((40, D)) + 0.5 * rng.normal(size=(40, D))
+    anchor = ResponseAnchor()
+    anchor.fit(known, shifts, None)
+    gains = anchor.gains["context"]
+    assert gains.explained.sum() / gains.predicted.sum() == pytest.approx(1.0, abs=0.1)
+    anchor.widths["context"] = Widths(context_share=0.0, common_share=0.0, nugget=5.0)  # shrinks far too much
+    anchor.gains.clear()
+    short = anchor.leave_out("context").mean
+    measured = (short * shifts).sum(1), (short**2).sum(1)
+    anchor.gains["context"] = Calibration(np.arange(40), *measured)
+    mended = anchor.leave_out("context").mean
+    assert ((mended - shifts) ** 2).mean() < ((short - shifts) ** 2).mean()
+
+
+def test_without_evidence_the_length_is_left_alone() -> None:
+    known = screen(noise=50.0)
+    anchor = ResponseAnchor()
+    anchor.fit(known, 0.01 * np.random.default_rng(0).normal(size=(len(known), D)), None)
+    weights = np.ones((1, len(known)))
+    np.testing.assert_allclose(anchor._gain("context", weights), 1.0, atol=1e-3)
+
+
+def test_spread_follows_the_nearest_contexts() -> None:
+    known = screen(n_contexts=6, n_perturbations=1, n_batches=2, noise=0.01)
+    shifts = np.ones((len(known), D)) + 0.1 * known.control_mean
+    spread = np.where(known.context < 3, -0.5, 0.5)
+    anchor = ResponseAnchor()
+    anchor.fit(known, shifts, None, spread)
+    anchor.widths["context"] = Widths(context_scale=0.2, context_share=1.0, nugget=0.001)
+    query = replace(known.take(np.array([0, 11])), context=np.array([-1, -1]))
+    np.testing.assert_allclose(anchor.predict(query, "context").spread, [-0.5, 0.5], atol=0.05)
+    far = replace(query, control_mean=query.control_mean + 1000)
+    np.testing.assert_allclose(anchor.predict(far, "context").spread, 0, atol=1e-9)
+
+
+# ---- similarities learned from responses -----------------------------------------------------------------------------
+
+
+def matrix_normal(seed: int, structured: bool, n_contexts: int = 8, n_perturbations: int = 24, n_latent: int = 12):
+    """Responses with covariances of contexts and perturbations that controls do not show; a quarter held out."""
+    rng = np.random.default_rng(seed)
+    contexts = rng.normal(size=(n_contexts, 2)) if structured else 2 * np.eye(n_contexts)
+    perturbations = rng.normal(size=(n_perturbations, 3)) if structured else 2 * np.eye(n_perturbations)
+    core = rng.normal(size=(contexts.shape[1], perturbations.shape[1], n_latent))
+    response = np.einsum("ci,pj,ijd->cpd", contexts, perturbations, core) + 0.1 * rng.normal(
+        size=(n_contexts, n_perturbations, n_latent)
+    )
+    context, component = np.indices((n_contexts, n_perturbations)).reshape(2, -1)
+    place = rng.normal(size=(n_contexts, n_latent))
+    conditions = Conditions(
+        place[context], component[:, None], np.zeros((len(context), 1)), context, np.full(len(context), 0.01)
+    )
+    test = rng.permutation(len(context)) % 4 == 0
+    return conditions, response.reshape(-1, n_latent), test
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_similarities_are_learned_where_responses_have_them(seed) -> None:
+    conditions, shifts, test = matrix_normal(seed, structured=True)
+    anchor = ResponseAnchor()
+    anchor.fit(conditions.take(np.flatnonzero(~test)), shifts[~test], None)
+    assert anchor.widths["pair"].response_share > 0
+    held_out = conditions.take(np.flatnonzero(test))
+
+    def error() -> float:
+        return float(((anchor.predict(held_out, "pair").mean - shifts[test]) ** 2).mean())
+
+    learned = error()
+    anchor.widths["pair"] = replace(anchor.widths["pair"], response_share=0.0)
+    assert learned < 0.5 * error()
+    assert learned < 0.2 * (shifts[test] ** 2).mean()
+
+
+def test_no_similarity_is_invented() -> None:
+    """Independent responses: what learning promises on left-out conditions must hold on held-out ones."""
+    conditions, shifts, test = matrix_normal(0, structured=False)
+    anchor = ResponseAnchor()
+    anchor.fit(conditions.take(np.flatnonzero(~test)), shifts[~test], None)
+    found = anchor.predict(conditions.take(np.flatnonzero(test)), "pair").mean
+    assert ((found - shifts[test]) ** 2).mean() < 1.15 * (shifts[test] ** 2).mean()
+
+
+def test_a_pair_left_out_is_unknown_to_its_similarities() -> None:
+    """The similarities that predict a left-out condition do not change with its response."""
+    conditions, shifts, _ = matrix_normal(2, structured=True)
+    first, second = ResponseAnchor(), ResponseAnchor()
+    first.fit(conditions, shifts, None)
+    changed = shifts.copy()
+    changed[17] += 5.0
+    second.fit(conditions, changed, None)
+    second.signal = first.signal
+    second.widths = first.widths
+    fold = first._fold[17]
+    ours, theirs = first._folds[fold], second._folds[fold]
+    scale = np.trace(ours.context_covariance) / np.trace(theirs.context_covariance)
+    np.testing.assert_allclose(scale * theirs.context_covariance, ours.context_covariance, rtol=0.05, atol=0.05)
+    assert np.abs(first._folds[(fold + 1) % 5].factors).max() > 0
+
+
+def test_learned_similarities_survive_a_round_trip() -> None:
+    conditions, shifts, test = matrix_normal(1, structured=True)
+    anchor, other = ResponseAnchor(), ResponseAnchor()
+    anchor.fit(conditions.take(np.flatnonzero(~test)), shifts[~test], None)
+    other.set_extra_state(anchor.get_extra_state())
+    held_out = conditions.take(np.flatnonzero(test))
+    assert np.array_equal(anchor.predict(held_out, "pair").mean, other.predict(held_out, "pair").mean)
+    assert np.array_equal(anchor.leave_out("pair").mean, other.leave_out("pair").mean)
+
+
+def test_components_that_came_later_are_unrelated() -> None:
+    conditions, shifts, _ = matrix_normal(1, structured=True)
+    anchor = ResponseAnchor()
+    anchor.fit(conditions, shifts, None)
+    assert anchor.learned is not None
+    new = replace(conditions.take(np.array([0])), component=np.array([[99]]))
+    assert anchor.learned(new, conditions, 1.0).max() == 0
+    assert anchor.learned(new, new, 1.0)[0, 0] > 0
+    elsewhere = replace(conditions.take(np.array([0])), context=np.array([-1]))
+    assert np.abs(anchor.learned(elsewhere, conditions, 1.0)).max() == 0

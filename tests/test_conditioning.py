@@ -131,8 +131,11 @@ def test_every_mixture_from_disk(case: tuple, tmp_path: Path, in_memory: dict[tu
     adata = read_h5ad(tmp_path / "cells.h5ad", backed="r")
     assert adata.isbacked
     model = trained(adata)
-    predicted = model.predict(adata, wanted(combination, dose, features), seed=5, n_cells=7, progress=False)
-    same_cells(in_memory[case], predicted)
+    request = {"perturbations": wanted(combination, dose, features), "seed": 5, "n_cells": 7, "progress": False}
+    same_cells(in_memory[case], model.predict(adata, **request))
+    model.save(tmp_path / "backed")
+    same_cells(in_memory[case], spd.PerturbDiff.load(tmp_path / "backed", adata=False).predict(adata, **request))
+    same_cells(in_memory[case], spd.PerturbDiff.load(tmp_path / "backed", adata=adata).predict(**request))
 
 
 # ---- what is wrong is named ----------------------------------------------------------------------------------------
@@ -243,11 +246,52 @@ def test_features_that_come_with_the_request(doses_and_covariates: tuple[spd.Per
     kwargs = {"n_cells": 4, "seed": 0, "progress": False}
     predicted = model.predict(adata, table, perturbation_embeddings={"later": np.ones(5)}, **kwargs)
     assert set(predicted.obs["perturbation"]) == {"later"}
+    with pytest.raises(ValueError, match="NaN or infinite values for 1 names: 'later'"):
+        model.predict(adata, table, perturbation_embeddings={"later": [1.0, np.nan, 0.0, 0.0, 0.0]}, **kwargs)
+    with pytest.raises(KeyError, match="'later'.*give it a row in perturbation_embeddings"):
+        model.predict(adata, table, perturbation_embeddings={"other": np.ones(5)}, **kwargs)
     with pytest.raises(ValueError, match="has 2 features, the model was set up with 5"):
         model.predict(adata, table, perturbation_embeddings={"later": [1.0, 2.0]}, **kwargs)
     without = trained(make_cells())
     with pytest.raises(ValueError, match="set up without"):
         without.predict(adata, ["later"], perturbation_embeddings={"later": np.ones(5)}, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("", "an empty component"),
+        ("A+", "an empty component"),
+        ("A+B+A", "a repeated component"),
+    ],
+)
+def test_labels_with_empty_or_repeated_components(
+    doses_and_covariates: tuple[spd.PerturbDiff, AnnData], label: str, message: str
+) -> None:
+    adata = make_cells()
+    adata.obs.loc["cell40", "perturbation"] = label
+    expected = rf"obs\['perturbation'\]={label!r} has {message}. Allowed: 'control'".replace("+", r"\+")
+    with pytest.raises(ValueError, match=expected):
+        setup(adata)
+    model, cells = doses_and_covariates
+    with pytest.raises(ValueError, match=expected):
+        ask(model, cells, perturbation=[label], dose=[1.0])
+
+
+def test_features_of_no_training_perturbation() -> None:
+    with pytest.raises(ValueError, match=r"no row for any perturbation in training \('A', 'B', 'C'\).*rows: 'x', 'y'"):
+        setup(make_cells(), perturbation_embeddings={"x": [1.0], "y": [2.0]})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(np.nan, "NaN or infinite for 1 rows"), ("noon", "not numeric: 'noon'")]
+)
+def test_bad_numbers_of_a_request(
+    doses_and_covariates: tuple[spd.PerturbDiff, AnnData], value: object, message: str
+) -> None:
+    model, adata = doses_and_covariates
+    with pytest.raises(ValueError, match=rf"continuous covariate 'hours' is {message}"):
+        ask(model, adata, perturbation=["A"], dose=[1.0], hours=[value])
 
 
 def test_unseen_covariate_value(doses_and_covariates: tuple[spd.PerturbDiff, AnnData]) -> None:

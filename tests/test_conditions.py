@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scperturbdiff.data.conditions import DOSE, PERTURBATION, ConditionSpace, learn_conditions
+from scperturbdiff.data.conditions import DOSE, PERTURBATION, ConditionSpace
+from scperturbdiff.data.learn import learn_conditions
 from scperturbdiff.data.perturbations import FeatureTable, scale_dose, split_dose
 from scperturbdiff.prediction.request import read_controls
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scperturbdiff.diffusion import NoiseSchedule
 from scperturbdiff.module import (
+    Anchor,
     Components,
     Condition,
     Generator,
@@ -33,8 +34,7 @@ def some_condition(n: int = B, index: list[list[int]] | None = None) -> Conditio
     components = torch.tensor([[0], [1], [2]][:n] if index is None else index)
     return Condition(
         Components(components, torch.zeros(components.shape)),
-        torch.randn(n, D),
-        torch.rand(n),
+        Anchor(torch.randn(n, D), torch.rand(n), 0.3 * torch.randn(n), torch.randn(n, D)),
         torch.zeros(n, 0, dtype=torch.long),
         torch.zeros(n, 0),
         torch.ones(n),
@@ -140,14 +140,25 @@ def test_untrained_generator_predicts_control_plus_anchor() -> None:
     generator = Generator(D, n_names=3, width=16, n_layers=2, n_heads=2)
     condition, start = some_condition(), torch.randn(B, M, D)
     drawn = generator.sample(start, condition, generator.encode_controls(start), n_steps=1)
-    assert torch.equal(drawn, start + condition.anchor[:, None])
+    assert torch.equal(drawn, condition.anchor.place(start))
+    plain = replace(condition.anchor, spread=torch.zeros(B))
+    torch.testing.assert_close(plain.place(start), start + condition.anchor.shift[:, None])
+
+
+def test_the_anchor_moves_the_mean_and_scales_the_spread() -> None:
+    start = torch.randn(2, 500, D)
+    centre = start.mean(1)
+    placed = Anchor(torch.ones(2, D), torch.zeros(2), torch.tensor([0.0, -0.7]), centre).place(start)
+    torch.testing.assert_close(placed.mean(1), centre + 1, rtol=1e-4, atol=1e-4)
+    ratio = (placed.std(1) / start.std(1)).log()
+    torch.testing.assert_close(ratio, torch.tensor([0.0, -0.7])[:, None].expand(-1, D), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_untrained_generator_is_the_posterior_mean_of_unit_noise_around_the_controls() -> None:
     generator = Generator(D, n_names=3, width=16, n_layers=1, n_heads=2)
     inputs = Inputs(generator)
-    prior = inputs.start + inputs.condition.anchor[:, None]
+    prior = inputs.condition.anchor.place(inputs.start)
     alpha, sigma = (f(inputs.t)[:, None, None] for f in (NoiseSchedule().alpha, NoiseSchedule().sigma))
     expected = prior + alpha / (alpha**2 + sigma**2) * (inputs.z - alpha * prior)
     torch.testing.assert_close(inputs.run(), expected, rtol=1e-5, atol=1e-5)
@@ -173,7 +184,7 @@ def test_every_weight_learns() -> None:
 @torch.no_grad()
 def test_draws_differ_by_the_noise_of_their_population(generator: Generator) -> None:
     start, condition = torch.randn(1, M, D).expand(2, -1, -1), some_condition(2, [[0], [0]])
-    condition = replace(condition, anchor=torch.zeros(2, D), anchor_variance=torch.zeros(2))
+    condition = replace(condition, anchor=Anchor.none(2, D))
     controls = generator.encode_controls(start)
     noise = torch.randn(1, generator.n_population_noise)
 
@@ -219,7 +230,8 @@ def test_a_hidden_perturbation_leaves_no_trace(generator: Generator) -> None:
 def test_repeated_conditions_stay_next_to_each_other() -> None:
     condition = some_condition()
     twice = condition.repeat(2)
-    assert torch.equal(twice.anchor, condition.anchor[[0, 0, 1, 1, 2, 2]])
+    assert torch.equal(twice.anchor.shift, condition.anchor.shift[[0, 0, 1, 1, 2, 2]])
+    assert torch.equal(twice.anchor.spread, condition.anchor.spread[[0, 0, 1, 1, 2, 2]])
     assert twice.components.index[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import mudata
@@ -37,6 +38,11 @@ def rna() -> AnnData:
     return AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(15)]))
 
 
+def without_pulling() -> AbstractContextManager[object]:
+    """Columns stay where they are put, which is the rule since mudata 0.4."""
+    return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
+
+
 def multimodal(rna: AnnData, annotation: str) -> MuData:
     """RNA and protein; the annotation in the global obs, in RNA or in protein."""
     bare = AnnData(rna.X.copy(), obs=pd.DataFrame(index=rna.obs_names), var=rna.var.copy())
@@ -46,7 +52,7 @@ def multimodal(rna: AnnData, annotation: str) -> MuData:
         obs=pd.DataFrame(index=rna.obs_names),
         var=pd.DataFrame(index=["CD3", "CD4"]),
     )
-    with mudata.set_options(pull_on_update=False):
+    with without_pulling():
         mdata = MuData({"rna": bare, "protein": protein})
     where = mdata if annotation == "global" else mdata.mod[annotation]
     for column in COLUMNS:
@@ -102,7 +108,7 @@ def test_what_is_wrong_with_a_mudata_is_named(rna: AnnData) -> None:
         setup(mdata, "protein")
     with pytest.raises(ValueError, match="Extraneous modality"):
         setup(mdata, "global", modalities={"rna_layer": "rna", "protein_layer": "protein"})
-    with mudata.set_options(pull_on_update=False):
+    with without_pulling():
         partial = MuData({"rna": mdata.mod["rna"][:50].copy(), "protein": mdata.mod["protein"]})
     with pytest.raises(ValueError, match=r"50 of 72 cells have RNA \(modality 'rna'\)"):
         setup(partial, "global")

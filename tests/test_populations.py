@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scperturbdiff.data.conditions import PERTURBATION, ConditionSpace, learn_conditions
+from scperturbdiff.data.conditions import PERTURBATION, ConditionSpace
+from scperturbdiff.data.learn import learn_conditions
 from scperturbdiff.data.populations import Ragged, group_rows, match_controls
 from scperturbdiff.data.sampler import GroupIndex, PopulationSampler
 from scperturbdiff.data.table import PopulationTable, build_populations

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.data.counts import check_obs_key, closest, preview
+from scperturbdiff.data.counts import preview
 from scperturbdiff.data.perturbations import (
     FeatureTable,
     canonical_label,
@@ -21,7 +21,6 @@ from scperturbdiff.data.perturbations import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from anndata import AnnData
     from numpy.typing import NDArray
 
 PERTURBATION, DOSE = "__perturbation", "__dose"
@@ -114,8 +113,9 @@ class ConditionSpace:
         raw = obs[self.perturbation_key]
         if raw.isna().any():
             raise ValueError(f"obs[{self.perturbation_key!r}] is missing (NaN) for {int(raw.isna().sum())} cells.")
-        codes, labels = pd.factorize(_hashable(raw))
-        parts = [self._components_of(label) for label in labels]
+        codes, labels = pd.factorize(hashable(raw))
+        self._check_labels(labels)
+        parts = [self.components_of(label) for label in labels]
         if self.dose_key is None:
             names = np.array([self._join(p) for p in parts], dtype=object)
             table[PERTURBATION], table[DOSE] = names[codes], ""
@@ -127,7 +127,20 @@ class ConditionSpace:
         table[DOSE] = np.array([dose for _, dose in read], dtype=object)[pair_codes]
         return table
 
-    def _components_of(self, label: object) -> tuple[str, ...]:
+    def _check_labels(self, labels: Iterable[Any]) -> None:
+        """Raise where a label has an empty or repeated component, which reading would drop or count twice."""
+        for label in labels:
+            raw = label.split(self.separator) if isinstance(label, str) else label
+            parts = [str(part).strip() for part in raw]
+            given = [part for part in parts if part != self.control]
+            if label != self.control and ("" in parts or len(set(given)) < len(given)):
+                what = "an empty" if "" in parts else "a repeated"
+                raise ValueError(
+                    f"obs[{self.perturbation_key!r}]={label!r} has {what} component. Allowed: {self.control!r} for "
+                    f"controls, a name, or different names joined by {self.separator!r}."
+                )
+
+    def components_of(self, label: object) -> tuple[str, ...]:
         """Components without the control; empty for controls."""
         if label == self.control:
             return ()
@@ -180,7 +193,7 @@ class ConditionSpace:
             If a component has neither a learned name nor features.
         """
         known = {name: i for i, name in enumerate(self.all_components)}
-        split = [self._components_of(label) for label in table[PERTURBATION]]
+        split = [self.components_of(label) for label in table[PERTURBATION]]
         unknown = sorted({part for parts in split for part in parts if part not in known})
         if unknown:
             raise KeyError(explain_unknown(unknown, self.components, self.features is not None))
@@ -208,7 +221,7 @@ class ConditionSpace:
         numbers = np.zeros((len(table), len(self.continuous_keys)))
         for i, key in enumerate(self.continuous_keys):
             mean, deviation = (self.scales or {})[key]
-            numbers[:, i] = (table[key].astype(float) - mean) / deviation
+            numbers[:, i] = (read_numbers(table[key], key, "rows") - mean) / deviation
         return codes, numbers
 
     def context_labels(self, table: pd.DataFrame) -> pd.Series:
@@ -238,7 +251,7 @@ class ConditionSpace:
 
     def outside_dose_range(self, label: str, dose: str) -> list[str]:
         """Components of a request whose dose lies outside what training measured."""
-        parts = self._components_of(label)
+        parts = self.components_of(label)
         if not dose or self.dose_range is None:
             return []
         doses = split_dose(dose, len(parts), self.separator)
@@ -246,132 +259,19 @@ class ConditionSpace:
         return [p for p, d in zip(parts, doses, strict=True) if p in ranges and not ranges[p][0] <= d <= ranges[p][1]]
 
 
-def _hashable(column: pd.Series) -> pd.Series:
+def hashable(column: pd.Series) -> pd.Series:
     """Labels as text, lists of names as tuples."""
     if column.dtype != object or not column.map(lambda v: isinstance(v, list | tuple | set | np.ndarray)).any():
         return column.astype(str)
     return column.map(lambda v: tuple(map(str, v)) if isinstance(v, list | tuple | set | np.ndarray) else str(v))
 
 
-def learn_conditions(
-    adata: AnnData,
-    *,
-    perturbation_key: str | None,
-    control: str | None,
-    context_keys: Sequence[str] | str | None,
-    batch_key: str | None,
-    dose_key: str | None,
-    categorical_covariate_keys: Sequence[str] | None,
-    continuous_covariate_keys: Sequence[str] | None,
-    perturbation_embeddings: Any,
-    control_match_keys: Sequence[str] | None,
-    separator: str,
-) -> ConditionSpace:
-    """Check the annotation of `adata` and read the space of conditions from it.
-
-    Raises
-    ------
-    KeyError
-        If a key is not a column of `obs`.
-    ValueError
-        If the control label is absent, values are missing, or doses are wrong; the message names them.
-    """
-    contexts = (context_keys,) if isinstance(context_keys, str) else tuple(context_keys or ())
-    categorical, continuous = tuple(categorical_covariate_keys or ()), tuple(continuous_covariate_keys or ())
-    for argument, keys in (
-        ("perturbation_key", (perturbation_key,)),
-        ("context_keys", contexts),
-        ("batch_key", (batch_key,)),
-        ("dose_key", (dose_key,)),
-        ("categorical_covariate_keys", categorical),
-        ("continuous_covariate_keys", continuous),
-        ("control_match_keys", tuple(control_match_keys or ())),
-    ):
-        for key in keys:
-            if key is not None:
-                check_obs_key(adata, key, argument)
-    _check_control(adata, perturbation_key, control, dose_key)
-    if not separator:
-        raise ValueError("separator must not be empty.")
-    match = tuple(control_match_keys) if control_match_keys is not None else None
-    space = ConditionSpace(
-        perturbation_key,
-        None if control is None else str(control),
-        separator,
-        contexts,
-        batch_key,
-        dose_key,
-        categorical,
-        continuous,
-        (),
-        features=None if perturbation_embeddings is None else FeatureTable.parse(perturbation_embeddings, adata),
-        categories={key: tuple(sorted(adata.obs[key].astype(str).unique())) for key in categorical},
-        scales={key: _scale(adata.obs[key], key) for key in continuous},
-    )
-    space = replace(space, control_match_keys=space.obs_keys if match is None else match)
-    if stray := [key for key in space.control_match_keys if key not in space.obs_keys]:
-        raise ValueError(
-            f"control_match_keys has {preview(stray)}, on which the cells of a population may differ. Allowed: "
-            f"contexts, covariates and batch ({preview(space.obs_keys)})."
-        )
-    _check_missing(adata.obs, space.obs_keys)
-    return _learn_perturbations(space, space.read_labels(adata.obs))
-
-
-def _check_control(adata: AnnData, perturbation_key: str | None, control: str | None, dose_key: str | None) -> None:
-    if perturbation_key is None:
-        if dose_key is not None:
-            raise ValueError(f"dose_key={dose_key!r} needs a perturbation_key.")
-        return
-    if control is None:
-        raise ValueError("control=... is needed: the value of the perturbation column that marks control cells.")
-    labels = _hashable(adata.obs[perturbation_key]).unique().tolist()
-    if not any(label in (str(control), (str(control),)) for label in labels):
-        labels = [str(label) for label in labels]
-        near = closest(control, labels)
-        hint = f" Did you mean {preview(near)}?" if near else ""
-        raise ValueError(
-            f"control={control!r} is not a value of obs[{perturbation_key!r}].{hint} "
-            f"Values: {preview(sorted(labels), 30)}."
-        )
-
-
-def _check_missing(obs: pd.DataFrame, keys: Iterable[str]) -> None:
-    for key in keys:
-        n = int(obs[key].isna().sum())
-        if n:
-            raise ValueError(f"obs[{key!r}] is missing (NaN) for {n} cells. Fill it in or remove those cells.")
-
-
-def _scale(column: pd.Series, key: str) -> tuple[float, float]:
+def read_numbers(column: pd.Series, key: str, unit: str) -> NDArray[np.float64]:
+    """A continuous covariate; raises where it is not a finite number. `unit` is what has one: cells or rows."""
     try:
-        values = column.astype(float).to_numpy()
+        values = np.asarray(column.astype(float), np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"continuous covariate {key!r} is not numeric: {preview(column.unique())}.") from None
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"continuous covariate {key!r} is NaN or infinite for {int((~np.isfinite(values)).sum())} cells."
-        )
-    return float(values.mean()), float(values.std()) or 1.0
-
-
-def _learn_perturbations(space: ConditionSpace, labels: pd.DataFrame) -> ConditionSpace:
-    shown = labels.loc[~space.is_control(labels)]
-    contexts = tuple(sorted(space.context_labels(shown[list(space.context_keys)].drop_duplicates()).unique()))
-    treated = shown[[PERTURBATION, DOSE]].drop_duplicates()
-    ranges: dict[str, tuple[float, float]] = {}
-    positive: list[float] = []
-    names: set[str] = set()
-    for label, text in zip(treated[PERTURBATION], treated[DOSE], strict=True):
-        parts = space._components_of(label)
-        names.update(parts)
-        if text:
-            doses = split_dose(text, len(parts), space.separator)
-            positive.extend(doses)
-            for part, dose in zip(parts, doses, strict=True):
-                low, high = ranges.get(part, (dose, dose))
-                ranges[part] = (min(low, dose), max(high, dose))
-    reference = float(np.median(positive)) if positive else 1.0
-    return replace(
-        space, components=tuple(sorted(names)), contexts=contexts, dose_reference=reference, dose_range=ranges
-    )
+    if bad := int((~np.isfinite(values)).sum()):
+        raise ValueError(f"continuous covariate {key!r} is NaN or infinite for {bad} {unit}.")
+    return values

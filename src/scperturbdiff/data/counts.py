@@ -48,7 +48,8 @@ def get_matrix(adata: AnnData, layer: str | None = None) -> Any:
             raise ValueError("adata.X is empty. Pass layer=... to name the layer that holds the counts.")
         return adata.X
     if layer not in adata.layers:
-        raise KeyError(f"layer={layer!r} is not in adata.layers. Layers: {preview(adata.layers.keys(), 30)}.")
+        names = [name for name in adata.layers if name is not None]  # since anndata 0.13 None stands for X
+        raise KeyError(f"layer={layer!r} is not in adata.layers. Layers: {preview(names, 30)}.")
     return adata.layers[layer]
 
 

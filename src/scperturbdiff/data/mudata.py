@@ -64,7 +64,8 @@ def rna_view(mdata: MuData, setup_args: Mapping[str, Any]) -> AnnData:
         for key in keys:
             if key in source:
                 obs[key] = source[key].reindex(obs.index)
-    return AnnData(X=rna.X, obs=obs, var=rna.var, layers=dict(rna.layers), uns={**mdata.uns, **rna.uns})
+    layers = {name: rna.layers[name] for name in rna.layers if name is not None}  # None is X since anndata 0.13
+    return AnnData(X=rna.X, obs=obs, var=rna.var, layers=layers, uns={**mdata.uns, **rna.uns})
 
 
 def as_anndata(cells: AnnData | MuData, registry: Mapping[str, Any]) -> AnnData:

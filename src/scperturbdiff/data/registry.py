@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scperturbdiff.data.conditions import ConditionSpace, learn_conditions
+from scperturbdiff.data.conditions import ConditionSpace
 from scperturbdiff.data.counts import check_counts, check_unique_names, get_matrix, preview
+from scperturbdiff.data.learn import learn_conditions
 from scperturbdiff.data.perturbations import FeatureTable
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def read_space(adata: AnnData, layer: str | None, source: Mapping[str, Any] | No
     source
         Registry of a saved model, if one is loaded.
     **keys
-        See :func:`scperturbdiff.data.conditions.learn_conditions`.
+        See :func:`scperturbdiff.data.learn.learn_conditions`.
     """
     check_unique_names(adata)
     check_counts(get_matrix(adata, layer), "adata.X" if layer is None else f"adata.layers[{layer!r}]")

@@ -1,13 +1,16 @@
 """Torch modules: the latent VAE, perturbation encoder, population transformer, anchor and what joins them."""
 
-from scperturbdiff.module.anchor import Conditions, ResponseAnchor
-from scperturbdiff.module.generator import Condition, Generator
+from scperturbdiff.module.anchor import AnchorPrediction, ResponseAnchor
+from scperturbdiff.module.generator import Anchor, Condition, Generator
 from scperturbdiff.module.joint import PerturbDiffModule
+from scperturbdiff.module.kernel import Conditions
 from scperturbdiff.module.perturbation import Components, PerturbationEncoder
 from scperturbdiff.module.transformer import PopulationTransformer
 from scperturbdiff.module.vae import LatentVAE
 
 __all__ = [
+    "Anchor",
+    "AnchorPrediction",
     "Components",
     "Condition",
     "Conditions",

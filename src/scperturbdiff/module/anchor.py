@@ -1,135 +1,83 @@
 """The retrieved anchor: where the training populations say a perturbed population should lie.
 
-Gaussian-process regression (kriging) of latent mean shifts over conditions. Its kernel multiplies the similarity of
-perturbations (shared components, features, doses) with the similarity of contexts (distance between control means), so
-one rule serves a pair never seen together, a context or a perturbation never seen, and a combination; the rules it
-replaces (mean shift, nearest context's shift, ridge on features, additive combination) are limits of it. Its widths
-are chosen, for each way in which a condition can be new, by leaving out training conditions in that way.
+Gaussian-process regression (kriging) of latent responses over conditions. Its kernel multiplies the similarity of
+perturbations (shared components, features, doses, like responses) with the similarity of contexts (distance between
+control means, like responses), so one rule serves a pair never seen together, a context or a perturbation never seen,
+and a combination; the rules it replaces (mean shift, nearest context's shift, ridge on features, additive combination)
+are limits of it. Its widths are chosen, for each way in which a condition can be new, by leaving out training
+conditions in that way.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-Novelty = Literal["seen", "replicate", "pair", "context", "perturbation"]
-"""How a condition is new: not at all; this population; the perturbation in this context; the context; a component."""
-NOVELTIES: tuple[Novelty, ...] = get_args(Novelty)
-Floats = NDArray[np.float64]
+from scperturbdiff.module.kernel import (
+    GRID,
+    RESPONSE_SHARES,
+    Conditions,
+    FeatureMoments,
+    Floats,
+    Novelty,
+    ResponseKernel,
+    Widths,
+    n_components,
+    squared_distances,
+)
+from scperturbdiff.module.similarity import ResponseSimilarity, can_learn, learn_similarity
 
-
-@dataclass(frozen=True)
-class Conditions:
-    """What the kernel compares: `n` populations.
-
-    Attributes
-    ----------
-    control_mean
-        Mean of the matched controls in the standardised latent space, `(n, n_latent)`.
-    component
-        Rows of the component table, `(n, c)`, -1 for none.
-    dose
-        Log-scaled dose of each component, `(n, c)`.
-    context
-        Label of the context, `(n,)`.
-    noise
-        Sampling variance of the mean shift per dimension, about `1 / n_treated + 1 / n_controls`, `(n,)`.
-    """
-
-    control_mean: Floats
-    component: NDArray[np.int64]
-    dose: Floats
-    context: NDArray[np.int64]
-    noise: Floats
-
-    def __len__(self) -> int:
-        return len(self.context)
-
-    def take(self, rows: NDArray[np.integer] | slice) -> Conditions:
-        """The conditions of `rows`."""
-        return Conditions(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
-
-    def same_perturbation(self, other: Conditions) -> NDArray[np.bool_]:
-        """Where the sets of components and doses agree, `(len(self), len(other))`."""
-        width = max(self.component.shape[1], other.component.shape[1])
-        mine, theirs = (np.sort(_tokens(c, width), axis=1) for c in (self, other))
-        return (mine[:, None, :] == theirs[None, :, :]).all(-1)
-
-    def share_component(self, other: Conditions) -> NDArray[np.bool_]:
-        """Where at least one component is common, `(len(self), len(other))`."""
-        a, b = self.component[:, None, :, None], other.component[None, :, None, :]
-        return ((a == b) & (a >= 0)).any((-1, -2))
-
-    def excluded(self, other: Conditions, novelty: Novelty) -> NDArray[np.bool_]:
-        """Which of `other` may not be used for conditions that are new in the way of `novelty`."""
-        if novelty in ("seen", "replicate"):
-            return np.zeros((len(self), len(other)), bool)
-        same_context = self.context[:, None] == other.context[None, :]
-        if novelty == "context":
-            return same_context
-        if novelty == "pair":
-            return same_context & self.same_perturbation(other)
-        return self.share_component(other)
-
-
-def _tokens(conditions: Conditions, width: int) -> Floats:
-    """One number for each component with its dose, `(n, width)`; equal where both agree, -1 where there is none."""
-    tokens = np.where(conditions.component >= 0, conditions.component + np.arctan(conditions.dose) / np.pi, -1.0)
-    return np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=-1.0)
+LEFT_OUT: tuple[Novelty, ...] = ("replicate", "pair", "context", "perturbation")
+N_FOLDS = 5
+GAIN_BOUNDS = (0.5, 1.5)
 
 
 class AnchorPrediction(NamedTuple):
-    """Mean shift `(n, n_latent)` and its variance per dimension `(n,)`, in the standardised latent space."""
+    """Retrieved response, standardised latent space.
+
+    Mean shift `(n, n_latent)`, its variance per dimension `(n,)`, and the log ratio of the spread of cells (standard
+    deviation over all dimensions) to that of the controls `(n,)`.
+    """
 
     mean: Floats
     variance: Floats
+    spread: Floats
 
 
 @dataclass(frozen=True)
-class Widths:
-    """Parameters of the kernel.
+class Calibration:
+    """How predictions of left-out training conditions compare with what was measured.
 
     Attributes
     ----------
-    context_scale
-        Length scale of the similarity of contexts, in units of the median distance between contexts.
-    context_share
-        Share of a response that depends on the context (the rest is common to all contexts).
-    common_share
-        Share of a response that all perturbations have in common.
-    feature_share
-        Share of a component's response that its features explain.
-    nugget
-        Variance between populations that nothing explains, relative to the signal.
+    rows
+        Training conditions, `(n,)`.
+    explained
+        Products of predicted and measured shift, `(n,)`.
+    predicted
+        Squares of the predicted shift, `(n,)`.
     """
 
-    context_scale: float = 0.5
-    context_share: float = 0.8
-    common_share: float = 0.2
-    feature_share: float = 0.0
-    nugget: float = 0.05
-
-
-GRID: dict[str, tuple[float, ...]] = {
-    "context_scale": (0.15, 0.25, 0.4, 0.7, 1.2, 3.0),
-    "context_share": (0.0, 0.3, 0.6, 0.9, 1.0),
-    "common_share": (0.0, 0.1, 0.3, 0.6),
-    "feature_share": (0.0, 0.3, 0.6, 0.9),
-    "nugget": (0.01, 0.05, 0.2, 0.5),
-}
-"""Values tried for each parameter of the kernel."""
+    rows: NDArray[np.int64]
+    explained: Floats
+    predicted: Floats
 
 
 class ResponseAnchor(nn.Module):
-    """Kriging of latent mean shifts; see the module's docstring.
+    """Kriging of latent responses; see the module's docstring.
 
     Each prediction solves a system of the `n_neighbors` most correlated training conditions, so the cost grows linearly
-    with their number. It holds data, not weights: the state is saved with the module's through `get_extra_state`.
+    with their number. Averages of shifts that point in different directions are too short, and some contexts respond
+    more strongly than others: the length of a prediction is corrected by what it should have been for similar training
+    conditions when those were left out.
+
+    It holds data, not weights: the state is saved with the module's through `get_extra_state`.
     """
 
     def __init__(self, n_neighbors: int = 192) -> None:
@@ -140,23 +88,34 @@ class ResponseAnchor(nn.Module):
     def _clear(self) -> None:
         self.train_conditions: Conditions | None = None
         self.shifts: Floats | None = None
+        self.spreads: Floats | None = None
         self.median_distance = 1.0
         self.signal = 1.0
+        self.moments: FeatureMoments | None = None
         self.widths: dict[str, Widths] = {}
+        self.gains: dict[str, Calibration] = {}
+        self.learned: ResponseSimilarity | None = None
+        self._folds: list[ResponseSimilarity] = []
+        self._fold: NDArray[np.int64] = np.empty(0, np.int64)
 
     def get_extra_state(self) -> dict[str, Any]:
         """State for saving: tensors and numbers, which torch loads without running code."""
         if self.train_conditions is None:
             return {}
+        known = self.train_conditions
         return {
-            "conditions": {
-                k: torch.as_tensor(getattr(self.train_conditions, k))
-                for k in self.train_conditions.__dataclass_fields__
-            },
+            "conditions": {k: torch.as_tensor(getattr(known, k)) for k in known.__dataclass_fields__},
             "shifts": torch.as_tensor(self.shifts),
+            "spreads": torch.as_tensor(self.spreads),
             "median_distance": self.median_distance,
             "signal": self.signal,
+            "moments": None if self.moments is None else (torch.as_tensor(self.moments.centre), self.moments.size),
             "widths": {novelty: asdict(widths) for novelty, widths in self.widths.items()},
+            "gains": {
+                novelty: {k: torch.as_tensor(v) for k, v in vars(gain).items()} for novelty, gain in self.gains.items()
+            },
+            "learned": [similarity.state() for similarity in ([self.learned, *self._folds] if self.learned else [])],
+            "fold": torch.as_tensor(self._fold),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -164,9 +123,18 @@ class ResponseAnchor(nn.Module):
         self._clear()
         if state:
             self.train_conditions = Conditions(**{k: np.asarray(v.cpu()) for k, v in state["conditions"].items()})
-            self.shifts = np.asarray(state["shifts"].cpu())
+            self.shifts, self.spreads = np.asarray(state["shifts"].cpu()), np.asarray(state["spreads"].cpu())
             self.median_distance, self.signal = state["median_distance"], state["signal"]
+            if (moments := state["moments"]) is not None:
+                self.moments = FeatureMoments(np.asarray(moments[0].cpu()), moments[1])
             self.widths = {novelty: Widths(**widths) for novelty, widths in state["widths"].items()}
+            self.gains = {
+                novelty: Calibration(**{k: np.asarray(v.cpu()) for k, v in gain.items()})
+                for novelty, gain in state["gains"].items()
+            }
+            similarities = [ResponseSimilarity.from_state(s) for s in state["learned"]]
+            self.learned, self._folds = (similarities[0], similarities[1:]) if similarities else (None, [])
+            self._fold = np.asarray(state["fold"].cpu())
 
     @property
     def is_fitted(self) -> bool:
@@ -174,9 +142,15 @@ class ResponseAnchor(nn.Module):
         return self.train_conditions is not None
 
     def fit(
-        self, conditions: Conditions, shifts: Floats, features: Floats | None, n_tried: int = 256, seed: int = 0
+        self,
+        conditions: Conditions,
+        shifts: Floats,
+        features: Floats | None,
+        spreads: Floats | None = None,
+        n_tried: int = 256,
+        seed: int = 0,
     ) -> None:
-        """Keep the training conditions with their shifts and choose the kernel's widths.
+        """Keep the training conditions with their responses and choose the kernel's widths.
 
         Parameters
         ----------
@@ -186,24 +160,36 @@ class ResponseAnchor(nn.Module):
             Mean of the treated minus mean of the control cells, `(n, n_latent)`, standardised latent space.
         features
             Feature table of components, `(n_components, n_features)`, NaN rows where unknown.
+        spreads
+            Log ratio of the spread of treated to that of control cells, `(n,)`. Default: 0.
         n_tried
             Training conditions that are left out in turn when widths are chosen, at most.
         seed
             Chooses them.
         """
+        self._clear()
         self.train_conditions, self.shifts = conditions, np.asarray(shifts, np.float64)
+        self.spreads = np.zeros(len(conditions)) if spreads is None else np.asarray(spreads, np.float64)
         contexts = np.unique(conditions.context, return_index=True)[1]
         means = np.stack(
             [conditions.control_mean[conditions.context == c].mean(0) for c in conditions.context[contexts]]
         )
-        between = np.sqrt(np.maximum(_squared_distances(means, means), 0))[np.triu_indices(len(means), 1)]
+        between = np.sqrt(np.maximum(squared_distances(means, means), 0))[np.triu_indices(len(means), 1)]
         self.median_distance = float(np.median(between)) if between.size else 1.0
         self.signal = max(float((self.shifts**2).mean() - conditions.noise.mean()), 1e-3)
         tried = np.sort(np.random.default_rng(seed).permutation(len(conditions))[:n_tried])
         part, targets = conditions.take(tried), self.shifts[tried]
-        names = [n for n in GRID if n != "feature_share" or features is not None]
-        for novelty in ("replicate", "pair", "context", "perturbation"):
+        self.moments = None if features is None else FeatureMoments.of(features, conditions)
+        has_doses = np.unique(conditions.dose[conditions.component >= 0]).size > 1
+        names = [n for n in GRID if features is not None or not n.startswith("feature")]
+        names = [n for n in names if has_doses or n != "dose_scale"]
+        for novelty in LEFT_OUT:
             self.widths[novelty] = self._choose(part, targets, novelty, names, features)
+        if can_learn(conditions):
+            self._learn(means, tried, features, seed)
+        for novelty in LEFT_OUT:
+            left_out = self.leave_out(novelty, features, tried).mean
+            self.gains[novelty] = Calibration(tried, (left_out * targets).sum(1), (left_out**2).sum(1))
         self.widths["seen"] = self.widths["replicate"]
 
     def _choose(
@@ -234,8 +220,7 @@ class ResponseAnchor(nn.Module):
         pattern: NDArray[np.int64],
     ) -> float:
         """Mean squared error when each condition and what it excludes are left out (closed form, one inverse)."""
-        similarity = _component_similarity(features, _n_components(part), widths.feature_share)
-        covariance = self._kernel(part, part, similarity, widths)
+        covariance = self._kernel(widths, features)(part, part)
         covariance[np.diag_indices(len(part))] += widths.nugget + part.noise / self.signal
         precision = np.linalg.inv(covariance)
         weighted = precision @ targets
@@ -247,24 +232,62 @@ class ResponseAnchor(nn.Module):
             error[members[wanted]] = (residual[wanted] ** 2).mean(1)
         return float(error.mean())
 
+    def _learn(self, means: Floats, tried: NDArray[np.int64], features: Floats | None, seed: int) -> None:
+        """Learn similarities from responses and use them for new pairs as far as they help.
+
+        How far is decided on pairs that the similarities were learned without.
+        """
+        assert self.train_conditions is not None and self.shifts is not None
+        known, shifts, n = self.train_conditions, self.shifts, n_components(self.train_conditions)
+        prior = self._kernel(self.widths["pair"], features).contexts(means, means)
+        pair = known.pair_codes()
+        self._fold = (np.random.default_rng(seed).permutation(pair.max() + 1) % N_FOLDS)[pair]
+        folds = []
+        for fold in range(N_FOLDS):
+            kept = known.take(np.flatnonzero(self._fold != fold))
+            if len(np.unique(kept.context)) < len(means):
+                return  # a context whose every condition lies in one fold cannot be judged
+            folds.append(learn_similarity(kept, shifts[self._fold != fold], prior, self.signal, n, seed))
+        base = self.widths["pair"]
+        best_error = ((self.leave_out("pair", features, tried).mean - shifts[tried]) ** 2).mean()
+        self._folds, self.learned = folds, learn_similarity(known, shifts, prior, self.signal, n, seed)
+        best = base
+        for share, nugget in itertools.product(RESPONSE_SHARES, {base.nugget, min(GRID["nugget"])}):
+            self.widths["pair"] = replace(base, response_share=share, nugget=nugget)
+            error = ((self.leave_out("pair", features, tried).mean - shifts[tried]) ** 2).mean()
+            if error < best_error * (1 - 1e-3):
+                best, best_error = self.widths["pair"], error
+        self.widths["pair"] = best
+
     def predict(self, conditions: Conditions, novelty: Novelty, features: Floats | None = None) -> AnchorPrediction:
-        """Shifts of new conditions, each using every training condition that `novelty` allows."""
-        return self._predict(conditions, novelty, self.widths[novelty], features)
+        """Responses of new conditions, each using every training condition that `novelty` allows."""
+        kernel = self._kernel(self.widths[novelty], features, self.learned)
+        return self._predict(conditions, novelty, kernel)
 
     def prior_variance(self, conditions: Conditions, novelty: Novelty, features: Floats | None = None) -> Floats:
         """Variance per dimension of the shifts before any training condition is looked at, `(n,)`."""
-        widths = self.widths[novelty]
-        similarity = _component_similarity(features, _n_components(conditions), widths.feature_share)
-        parts = (conditions.take(slice(i, i + 1)) for i in range(len(conditions)))
-        prior = np.array([self._kernel(part, part, similarity, widths)[0, 0] for part in parts])
-        return self.signal * (prior + widths.nugget)
+        kernel = self._kernel(self.widths[novelty], features, self.learned)
+        return self.signal * (kernel.diagonal(conditions) + kernel.widths.nugget)
 
-    def leave_out(self, novelty: Novelty, features: Floats | None = None) -> AnchorPrediction:
-        """Shifts of the training conditions as if each were new in the way of `novelty`."""
+    def leave_out(
+        self, novelty: Novelty, features: Floats | None = None, rows: NDArray[np.int64] | None = None
+    ) -> AnchorPrediction:
+        """Responses of the training conditions `rows` (default: all) as if each were new in the way of `novelty`."""
         assert self.train_conditions is not None
-        n = len(self.train_conditions)
-        own = None if novelty == "seen" else np.arange(n)
-        return self._predict(self.train_conditions, novelty, self.widths[novelty], features, leave=own)
+        rows = np.arange(len(self.train_conditions)) if rows is None else rows
+        widths, own = self.widths[novelty], None if novelty == "seen" else rows
+        if not widths.response_share:
+            kernel = self._kernel(widths, features)
+            return self._predict(self.train_conditions.take(rows), novelty, kernel, own)
+        out = AnchorPrediction(np.zeros((len(rows), self._n_latent)), np.zeros(len(rows)), np.zeros(len(rows)))
+        for fold, learned in enumerate(self._folds):  # similarities must not know the response that is left out
+            at = np.flatnonzero(self._fold[rows] == fold)
+            if len(at):
+                part = self.train_conditions.take(rows[at])
+                found = self._predict(part, novelty, self._kernel(widths, features, learned), rows[at])
+                for whole, piece in zip(out, found, strict=True):
+                    whole[at] = piece
+        return out
 
     def novelty(self, conditions: Conditions) -> list[Novelty]:
         """In which way each of `conditions` is new to the training conditions."""
@@ -285,29 +308,36 @@ class ResponseAnchor(nn.Module):
                 out.append("seen")
         return out
 
+    @property
+    def _n_latent(self) -> int:
+        assert self.shifts is not None
+        return self.shifts.shape[1]
+
+    def _kernel(
+        self, widths: Widths, features: Floats | None, learned: ResponseSimilarity | None = None
+    ) -> ResponseKernel:
+        return ResponseKernel(widths, self.median_distance, features, self.moments, learned)
+
     def _predict(
         self,
         queries: Conditions,
         novelty: Novelty,
-        widths: Widths,
-        features: Floats | None,
+        kernel: ResponseKernel,
         leave: NDArray[np.int64] | None = None,
         chunk: int = 128,
     ) -> AnchorPrediction:
-        assert self.train_conditions is not None and self.shifts is not None
-        known = self.train_conditions
-        similarity = _component_similarity(features, _n_components(queries, known), widths.feature_share)
-        mean, variance = np.zeros((len(queries), self.shifts.shape[1])), np.zeros(len(queries))
+        assert self.train_conditions is not None and self.shifts is not None and self.spreads is not None
+        known, nugget = self.train_conditions, kernel.widths.nugget
+        out = AnchorPrediction(np.zeros((len(queries), self._n_latent)), np.zeros(len(queries)), np.zeros(len(queries)))
         k = min(self.n_neighbors, len(known))
-        shared = self._kernel(known, known, similarity, widths) if k == len(known) else None
+        shared = kernel(known, known) if k == len(known) else None
         for start in range(0, len(queries), chunk):
             rows = slice(start, min(start + chunk, len(queries)))
             part = queries.take(rows)
-            covariance = self._kernel(part, known, similarity, widths)
             forbidden = part.excluded(known, novelty)
             if leave is not None:
                 forbidden[np.arange(len(part)), leave[rows]] = True
-            covariance = np.where(forbidden, 0.0, covariance)
+            covariance = np.where(forbidden, 0.0, kernel(part, known))
             near = (
                 np.argpartition(-np.abs(covariance), k - 1, axis=1)[:, :k]
                 if k < len(known)
@@ -317,58 +347,28 @@ class ResponseAnchor(nn.Module):
             if shared is not None:
                 system = np.repeat(shared[None], len(part), axis=0)
             else:
-                system = np.stack([self._kernel(known.take(n), known.take(n), similarity, widths) for n in near])
+                system = np.stack([kernel(known.take(n), known.take(n)) for n in near])
             # what may not be used gets endless noise, hence no weight
-            own_noise = (
-                widths.nugget + known.noise[near] / self.signal + 1e9 * np.take_along_axis(forbidden, near, axis=1)
-            )
+            own_noise = nugget + known.noise[near] / self.signal + 1e9 * np.take_along_axis(forbidden, near, axis=1)
             system[:, np.arange(k), np.arange(k)] += own_noise
             weights = np.linalg.solve(system, to_known[..., None])[..., 0]
-            mean[rows] = np.einsum("qk,qkd->qd", weights, self.shifts[near])
-            prior = np.array(
-                [
-                    self._kernel(part.take(slice(i, i + 1)), part.take(slice(i, i + 1)), similarity, widths)[0, 0]
-                    for i in range(len(part))
-                ]
-            )
-            variance[rows] = self.signal * (prior + widths.nugget - (weights * to_known).sum(1))
-        return AnchorPrediction(mean, np.maximum(variance, 0))
+            used = np.zeros_like(covariance)
+            np.put_along_axis(used, near, np.abs(weights), axis=1)
+            gain = self._gain(novelty, used)
+            out.mean[rows] = gain[:, None] * np.einsum("qk,qkd->qd", weights, self.shifts[near])
+            out.spread[rows] = (weights * self.spreads[near]).sum(1)
+            variance = self.signal * (kernel.diagonal(part) + nugget - (weights * to_known).sum(1))
+            out.variance[rows] = np.maximum(variance, 0)
+        return out
 
-    def _kernel(self, a: Conditions, b: Conditions, similarity: Floats, widths: Widths) -> Floats:
-        """Prior covariance of the shifts of `a` and `b`, relative to the signal, `(len(a), len(b))`."""
-        squared = np.maximum(_squared_distances(a.control_mean, b.control_mean), 0)
-        near = np.exp(-0.5 * squared / (widths.context_scale * self.median_distance) ** 2)
-        contexts = (1 - widths.context_share) + widths.context_share * near
-        return contexts * _perturbation_kernel(a, b, similarity, widths.common_share)
-
-
-def _squared_distances(a: Floats, b: Floats) -> Floats:
-    return (a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * a @ b.T
-
-
-def _n_components(*conditions: Conditions) -> int:
-    return 1 + max(int(c.component.max(initial=0)) for c in conditions)
-
-
-def _component_similarity(features: Floats | None, n: int, share: float) -> Floats:
-    """Prior covariance of the responses to single components, `(n, n)`: its own part and the part features share."""
-    names = np.eye(n)
-    if features is None or share == 0:
-        return names
-    table = np.asarray(features, np.float64)[:n]
-    known: NDArray[np.bool_] = np.asarray(np.isfinite(table).all(axis=1))
-    unit = np.where(known[:, None], table, 0.0)
-    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    similar = np.where(known[:, None] & known[None, :], np.exp((unit @ unit.T - 1) / 0.25), names)
-    return (1 - share) * names + share * similar
-
-
-def _perturbation_kernel(a: Conditions, b: Conditions, similarity: Floats, common: float) -> Floats:
-    """Covariance of the responses to whole perturbations, `(len(a), len(b))`: additive over components."""
-    out = np.full((len(a), len(b)), common)
-    for i in range(a.component.shape[1]):
-        for j in range(b.component.shape[1]):
-            first, second = a.component[:, i, None], b.component[None, :, j]
-            near_dose = np.exp(-0.5 * (a.dose[:, i, None] - b.dose[None, :, j]) ** 2)
-            out += (1 - common) * ((first >= 0) & (second >= 0)) * similarity[first, second] * near_dose
-    return out
+    def _gain(self, novelty: Novelty, used: Floats) -> Floats:
+        """Factor on the length of predictions that use the training conditions with these weights, `(q,)`."""
+        if novelty not in self.gains:
+            return np.ones(len(used))
+        assert self.train_conditions is not None
+        found = self.gains[novelty]
+        weight = used[:, found.rows]
+        # sampling noise of the shifts decides how much evidence there must be
+        doubt = weight @ (self._n_latent * self.train_conditions.noise[found.rows]) + 1e-12
+        gain = (weight @ found.explained + doubt) / (weight @ found.predicted + doubt)
+        return np.clip(gain, *GAIN_BOUNDS)

@@ -19,6 +19,47 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Anchor:
+    """Retrieved response of `b` populations, standardised latent space.
+
+    Attributes
+    ----------
+    shift
+        Mean shift, `(b, n_latent)`.
+    variance
+        Its variance per dimension, `(b,)`.
+    spread
+        Log ratio of the spread of cells to that of the controls, `(b,)`.
+    centre
+        Mean of the controls, `(b, n_latent)`.
+    """
+
+    shift: Tensor
+    variance: Tensor
+    spread: Tensor
+    centre: Tensor
+
+    @classmethod
+    def none(cls, n: int, n_latent: int, device: torch.device | str = "cpu") -> Anchor:
+        """No response, for `n` populations."""
+        zeros, zero = torch.zeros(n, n_latent, device=device), torch.zeros(n, device=device)
+        return cls(zeros, zero, zero, zeros)
+
+    def place(self, start: Tensor) -> Tensor:
+        """Where control cells `(b, n_cells, n_latent)` go: spread about their centre, and shifted."""
+        centre, scale = self.centre[:, None], self.spread.exp()[:, None, None]
+        return centre + scale * (start - centre) + self.shift[:, None]
+
+    def summary(self) -> Tensor:
+        """What the network sees of it, `(b, n_latent + 2)`."""
+        return torch.cat([self.shift, self.variance[:, None].log1p(), self.spread[:, None]], dim=-1)
+
+    def repeat(self, times: int) -> Anchor:
+        """Each population `times` times, next to each other."""
+        return Anchor(*(x.repeat_interleave(times, 0) for x in (self.shift, self.variance, self.spread, self.centre)))
+
+
+@dataclass(frozen=True)
 class Condition:
     """What is known of `b` populations before they are drawn.
 
@@ -27,9 +68,7 @@ class Condition:
     components
         Perturbations.
     anchor
-        Retrieved mean shift, standardised latent space, `(b, n_latent)`.
-    anchor_variance
-        Its variance per dimension, `(b,)`.
+        Retrieved response.
     categories
         Codes of the categorical covariates, `(b, n_categorical)`; -1 for a dropped one.
     numbers
@@ -39,8 +78,7 @@ class Condition:
     """
 
     components: Components
-    anchor: Tensor
-    anchor_variance: Tensor
+    anchor: Anchor
     categories: Tensor
     numbers: Tensor
     keep: Tensor
@@ -53,8 +91,7 @@ class Condition:
 
         return Condition(
             Components(again(self.components.index), again(self.components.dose)),
-            again(self.anchor),
-            again(self.anchor_variance),
+            self.anchor.repeat(times),
             again(self.categories),
             again(self.numbers),
             again(self.keep),
@@ -84,12 +121,13 @@ class Randomness:
 class Generator(nn.Module):
     r"""Denoiser of latent populations.
 
-    For a noised population :math:`z_t` whose cells start from control cells :math:`c_j`, with anchor :math:`a`,
+    For a noised population :math:`z_t` whose cells start from control cells :math:`c_j` of mean :math:`\bar c`, with
+    retrieved shift :math:`a` and log ratio of spreads :math:`\rho`,
 
     .. math::
-        \hat z_j = \alpha_t z_{t,j} + \sigma_t^2 (c_j + a) + f_\theta(z_t, c, \dots)_j .
+        \hat z_j = \alpha_t z_{t,j} + \sigma_t^2 (\bar c + e^\rho (c_j - \bar c) + a) + f_\theta(z_t, c, \dots)_j .
 
-    The first two terms are the posterior mean when a treated cell is its control cell plus the anchor plus unit
+    The first two terms are the posterior mean when a treated cell is its control cell, moved by the anchor, plus unit
     Gaussian noise; the network adds what that leaves out. "No effect" is the zero of the network, an unseen context
     carries its own state and the shape of its populations, and which control a cell starts from is part of the noise:
     no treated cell is ever paired with a control.
@@ -133,7 +171,7 @@ class Generator(nn.Module):
         self.perturbation = PerturbationEncoder(n_names, n_features, width)
         self.categorical = nn.ModuleList(nn.Embedding(n, width) for n in n_categories)
         self.continuous = nn.Linear(n_numbers, width) if n_numbers else None
-        self.anchor = nn.Sequential(nn.Linear(n_latent + 1, width), nn.SiLU(), nn.Linear(width, width))
+        self.anchor = nn.Sequential(nn.Linear(n_latent + 2, width), nn.SiLU(), nn.Linear(width, width))
         self.population_noise = nn.Linear(n_population_noise, width)
         self.hidden = nn.Parameter(torch.zeros(width))
         self.transformer = PopulationTransformer(
@@ -156,7 +194,7 @@ class Generator(nn.Module):
         """Vector of a condition, `(b, width)`."""
         known = condition.keep[:, None]
         out = known * self.perturbation(condition.components, features, has_features) + (1 - known) * self.hidden
-        out = out + self.anchor(torch.cat([condition.anchor, condition.anchor_variance[:, None].log1p()], dim=-1))
+        out = out + self.anchor(condition.anchor.summary())
         for i, table in enumerate(self.categorical):
             code = condition.categories[:, i]
             out = out + table(code.clamp_min(0)) * (code >= 0)[:, None]
@@ -170,7 +208,7 @@ class Generator(nn.Module):
         t: Tensor,
         start: Tensor,
         condition: Tensor,
-        anchor: Tensor,
+        anchor: Anchor,
         controls: EncodedControls,
         randomness: Randomness,
         mask: Tensor | None = None,
@@ -188,7 +226,7 @@ class Generator(nn.Module):
         condition
             Output of :meth:`embed`.
         anchor
-            Retrieved mean shifts, `(b, n_latent)`.
+            Retrieved responses.
         controls
             Output of :meth:`encode_controls`.
         randomness
@@ -200,7 +238,7 @@ class Generator(nn.Module):
         condition = condition + self.population_noise(randomness.population)
         correction = self.transformer(cells, t, condition, controls, mask)
         alpha, variance = self.schedule.alpha(t)[:, None, None], self.schedule.sigma(t)[:, None, None].square()
-        return alpha * z_t + variance * (start + anchor[:, None, :]) + correction
+        return alpha * z_t + variance * anchor.place(start) + correction
 
     @torch.no_grad()
     def sample(

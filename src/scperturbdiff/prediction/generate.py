@@ -14,8 +14,9 @@ from scvi.utils import track
 from scperturbdiff.data.conditions import DOSE, PERTURBATION
 from scperturbdiff.data.counts import read_genes
 from scperturbdiff.data.seeds import derive_seed, seeded
-from scperturbdiff.module.anchor import Conditions
-from scperturbdiff.module.generator import Condition
+from scperturbdiff.module.anchor import AnchorPrediction
+from scperturbdiff.module.generator import Anchor, Condition
+from scperturbdiff.module.kernel import Conditions
 from scperturbdiff.module.perturbation import Components
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Evidence:
     Attributes
     ----------
     novelty
-        How the condition is new; see :data:`scperturbdiff.module.anchor.Novelty`.
+        How the condition is new; see :data:`scperturbdiff.module.kernel.Novelty`.
     anchor_variance
         Share of the variance of the mean shift that the training populations leave open: near 0 where they say what
         happens, near 1 where they say nothing. NaN where there is no retrieved anchor.
@@ -235,21 +236,20 @@ class PopulationGenerator:
         self, conditions: Conditions, codes: NDArray[np.int64], numbers: NDArray[np.float64]
     ) -> tuple[Condition, Evidence]:
         device, known = self.device, self.module.anchor
-        anchor, variance = np.zeros_like(conditions.control_mean), np.zeros(1)
+        found = AnchorPrediction(np.zeros_like(conditions.control_mean), np.zeros(1), np.zeros(1))
         evidence = Evidence("control", 0.0) if (conditions.component < 0).all() else Evidence("unknown", np.nan)
         if known.is_fitted and (conditions.component >= 0).any():
             novelty = known.novelty(conditions)[0]
-            anchor, variance = known.predict(conditions, novelty, self._raw_features)
+            found = known.predict(conditions, novelty, self._raw_features)
             prior = known.prior_variance(conditions, novelty, self._raw_features)
-            evidence = Evidence(novelty, float(variance[0] / prior[0]))
+            evidence = Evidence(novelty, float(found.variance[0] / prior[0]))
 
         def put(values: NDArray, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.as_tensor(values, dtype=dtype, device=device)
 
         condition = Condition(
             Components(put(conditions.component, torch.long), put(conditions.dose)),
-            put(anchor),
-            put(variance),
+            Anchor(put(found.mean), put(found.variance), put(found.spread), put(conditions.control_mean)),
             put(codes, torch.long),
             put(numbers),
             torch.ones(1, device=device),

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from scperturbdiff.data.perturbations import explain_unknown
-from scperturbdiff.module.anchor import Conditions
+from scperturbdiff.module.kernel import Conditions
 from scperturbdiff.module.perturbation import Components
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from scperturbdiff.data.conditions import ConditionSpace
     from scperturbdiff.module import PerturbDiffModule
-    from scperturbdiff.module.anchor import Novelty
+    from scperturbdiff.module.kernel import Novelty
 
 
 @torch.no_grad()

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from scperturbdiff.data.populations import Ragged
-from scperturbdiff.module.anchor import Conditions, ResponseAnchor
-from scperturbdiff.module.generator import Condition
+from scperturbdiff.module.anchor import AnchorPrediction, ResponseAnchor
+from scperturbdiff.module.generator import Anchor, Condition
+from scperturbdiff.module.kernel import Conditions
 from scperturbdiff.module.perturbation import Components
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scperturbdiff.data.table import PopulationTable
-    from scperturbdiff.module.anchor import Novelty
+    from scperturbdiff.module.kernel import Novelty
 
     Rows = NDArray[np.integer]
 
@@ -26,8 +27,14 @@ MANY_REPLICATES = 4
 """Populations of a condition from which training shows the anchor of all of them instead of the others'."""
 
 
-def describe(table: PopulationTable, latent: Tensor) -> tuple[Conditions, NDArray[np.float64]]:
-    """Conditions of the populations for the anchor, and their mean shifts `(n_populations, n_latent)`.
+PSEUDO_CELLS = 5
+"""Cells with the controls' spread that are added to each population before spreads are compared."""
+
+
+def describe(table: PopulationTable, latent: Tensor) -> tuple[Conditions, NDArray[np.float64], NDArray[np.float64]]:
+    """Conditions of the populations for the anchor, and their responses.
+
+    These are the mean shifts `(n_populations, n_latent)` and the log ratios of spreads `(n_populations,)`.
 
     Parameters
     ----------
@@ -41,16 +48,29 @@ def describe(table: PopulationTable, latent: Tensor) -> tuple[Conditions, NDArra
     treated = _group_means(values, table.cells)
     control = pool_mean[table.match.pool]
     n_controls = table.match.pools.count[table.match.pool]
-    within = np.mean((values[table.match.pools.rows] - np.repeat(pool_mean, table.match.pools.count, axis=0)) ** 2)
+    pool_square, square = _squares(values, table.match.pools, pool_mean), _squares(values, table.cells, treated)
+    within = pool_square.sum() / max(table.match.pools.count.sum(), 1)
     noise = within * (1 / np.maximum(table.cells.count, 1) + 1 / np.maximum(n_controls, 1))
+    before = (pool_square / np.maximum(table.match.pools.count - 1, 1))[table.match.pool]
+    before = np.where(before > 0, before, max(within, 1e-12))  # a pool of one cell has no spread of its own
+    degrees = np.maximum(table.cells.count - 1, 0)
+    after = (square + PSEUDO_CELLS * before) / (degrees + PSEUDO_CELLS)
     conditions = Conditions(control, table.component, table.dose, table.context, noise)
-    return conditions, treated - control
+    return conditions, treated - control, 0.5 * np.log(after / before)
 
 
 def _group_means(values: NDArray[np.floating], groups: Ragged) -> NDArray[np.float64]:
     sums = np.zeros((len(groups), values.shape[1]))
     np.add.at(sums, np.repeat(np.arange(len(groups)), groups.count), values[groups.rows])
     return sums / np.maximum(groups.count, 1)[:, None]
+
+
+def _squares(values: NDArray[np.floating], groups: Ragged, means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum over cells of the squared deviation from the mean of their group, averaged over dimensions, `(n_groups,)`."""
+    group = np.repeat(np.arange(len(groups)), groups.count)
+    deviation = ((values[groups.rows] - means[group]) ** 2).mean(1)
+    sums: NDArray[np.float64] = np.bincount(group, weights=deviation, minlength=len(groups)).astype(np.float64)
+    return sums
 
 
 @dataclass(frozen=True)
@@ -62,23 +82,24 @@ class PopulationTensors:
     components, categories, numbers
         See :class:`Condition`.
     anchor
-        Retrieved shifts for each way of being new, `(n_novelties, n_populations + 1, n_latent)`.
-    anchor_variance
-        `(n_novelties, n_populations + 1)`.
+        Retrieved responses for each way of being new, :class:`Anchor` of `(n_novelties, n_populations + 1, ...)`.
     """
 
     components: Components
     categories: Tensor
     numbers: Tensor
-    anchor: Tensor
-    anchor_variance: Tensor
+    anchor: Anchor
+
+    @property
+    def n_novelties(self) -> int:
+        """Ways of being new there are anchors for."""
+        return len(self.anchor.shift)
 
     def condition(self, group: Tensor, novelty: Tensor, keep: Tensor) -> Condition:
         """Conditions of populations `group` (-1: control), retrieved as if new in the way of `novelty`."""
         return Condition(
             self.components.take(group),
-            self.anchor[novelty, group],
-            self.anchor_variance[novelty, group],
+            Anchor(*(x[novelty, group] for x in vars(self.anchor).values())),
             self.categories[group],
             self.numbers[group],
             keep,
@@ -87,8 +108,8 @@ class PopulationTensors:
 
 def population_tensors(
     table: PopulationTable,
-    anchors: list[tuple[NDArray[np.floating], NDArray[np.floating]]],
-    n_latent: int,
+    anchors: list[AnchorPrediction],
+    centre: NDArray[np.floating],
     device: torch.device,
 ) -> PopulationTensors:
     """Move the conditions of `table` to the device and append the row of control populations.
@@ -98,9 +119,9 @@ def population_tensors(
     table
         Populations.
     anchors
-        Mean `(n_populations, n_latent)` and variance `(n_populations,)` for each way of being new.
-    n_latent
-        Dimension of the latent space.
+        Retrieved responses for each way of being new; with none, no response.
+    centre
+        Means of the matched controls, `(n_populations, n_latent)`.
     device
         Where to.
     """
@@ -109,14 +130,18 @@ def population_tensors(
         out = torch.as_tensor(values, dtype=dtype)
         return torch.cat([out, torch.full((1, *out.shape[1:]), last, dtype=dtype)]).to(device)
 
-    anchor = [put(mean, 0.0, torch.float32) for mean, _ in anchors] or [torch.zeros(1, n_latent, device=device)]
-    variance = [put(var, 0.0, torch.float32) for _, var in anchors] or [torch.zeros(1, device=device)]
+    if not anchors:
+        n = len(centre)
+        anchors = [AnchorPrediction(np.zeros_like(centre, np.float64), np.zeros(n), np.zeros(n))]
+    shift, variance, spread = (
+        torch.stack([put(part, 0.0, torch.float32) for part in parts]) for parts in zip(*anchors, strict=True)
+    )
+    centres = put(centre, 0.0, torch.float32).expand(len(anchors), -1, -1)
     return PopulationTensors(
         Components(put(table.component, -1, torch.long), put(table.dose, 0.0, torch.float32)),
         put(table.categories, -1, torch.long),
         put(table.numbers, 0.0, torch.float32),
-        torch.stack(anchor),
-        torch.stack(variance),
+        Anchor(shift, variance, spread, centres),
     )
 
 
@@ -138,21 +163,24 @@ def useful_novelties(table: PopulationTable, has_features: bool) -> list[Novelty
 
 def rehearsed_anchors(
     anchor: ResponseAnchor, table: PopulationTable, features: NDArray[np.float64] | None
-) -> list[tuple[NDArray[np.floating], NDArray[np.floating]]]:
-    """Anchors of the training populations, mean and variance, for each way of being new that training rehearses.
+) -> list[AnchorPrediction]:
+    """Anchors of the training populations for each way of being new that training rehearses.
 
     Where a condition has many replicates, leaving one out tells which one it was: the mean of the others and what is
     left out add up to the same sum. A network that has learned to solve for it invents a replicate when it is shown the
     mean of all, as it is at prediction. From `MANY_REPLICATES` on that mean is what training shows, too.
     """
-    out: list[tuple[NDArray[np.floating], NDArray[np.floating]]] = []
+    out: list[AnchorPrediction] = []
     for novelty in useful_novelties(table, features is not None):
-        mean, variance = anchor.leave_out(novelty, features)
+        found = anchor.leave_out(novelty, features)
         if novelty == "replicate" and (many := _replicates(table) >= MANY_REPLICATES).any():
-            seen_mean, seen_variance = anchor.leave_out("seen", features)
-            mean = np.where(many[:, None], seen_mean, mean)
-            variance = np.where(many, seen_variance, variance)
-        out.append((mean, variance))
+            seen = anchor.leave_out("seen", features)
+            found = AnchorPrediction(
+                np.where(many[:, None], seen.mean, found.mean),
+                np.where(many, seen.variance, found.variance),
+                np.where(many, seen.spread, found.spread),
+            )
+        out.append(found)
     return out
 
 
@@ -171,5 +199,5 @@ def fit_anchor(
     if len(table) == 0:
         anchor.set_extra_state({})
         return
-    conditions, shifts = describe(table, latent)
-    anchor.fit(conditions, shifts, None if features is None else features.astype(np.float64), seed=seed)
+    conditions, shifts, spreads = describe(table, latent)
+    anchor.fit(conditions, shifts, None if features is None else features.astype(np.float64), spreads, seed=seed)

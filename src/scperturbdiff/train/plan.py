@@ -119,7 +119,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
         clean, start = self.latent[drawn.cells], self.latent[drawn.starts]
         b, k = drawn.group.shape[0], self.n_draws
         generator, device = self.module.generator, clean.device
-        novelty = torch.randint(len(self.tensors.anchor), (b,), device=device)
+        novelty = torch.randint(self.tensors.n_novelties, (b,), device=device)
         keep = (torch.rand(b, device=device) >= self.p_drop_condition).float()
         condition = self.tensors.condition(drawn.group, novelty, keep)
         t = generator.schedule.sample_times((b,), self.p_terminal, device)
@@ -131,7 +131,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
             t.repeat_interleave(k, 0),
             start.flatten(0, 1),
             embedded.repeat_interleave(k, 0),
-            condition.anchor.repeat_interleave(k, 0),
+            condition.anchor.repeat(k),
             generator.encode_controls(self.latent[drawn.controls]).repeat(k),
             randomness,
             drawn.mask.repeat_interleave(k, 0),

@@ -14,6 +14,7 @@ from scvi.train import TrainRunner
 from scperturbdiff.data.counts import iter_rows
 from scperturbdiff.data.populations import Ragged
 from scperturbdiff.data.sampler import PopulationSampler
+from scperturbdiff.module.anchor import AnchorPrediction
 from scperturbdiff.train.callbacks import KeepBestGenerator, StepsDataModule
 from scperturbdiff.train.cells import CellDataModule
 from scperturbdiff.train.data import PopulationTensors, describe, fit_anchor, population_tensors, rehearsed_anchors
@@ -253,19 +254,19 @@ def _training_set(
 ) -> tuple[PopulationSampler, PopulationTensors]:
     double = None if features is None else features.astype(np.float64)
     anchors = rehearsed_anchors(module.anchor, table, double) if len(table) else []
-    tensors = population_tensors(table, anchors, latent.shape[1], latent.device)
+    tensors = population_tensors(table, anchors, describe(table, latent)[0].control_mean, latent.device)
     return _sampler(table, latent.device), tensors
 
 
 def _validation_set(
     module: Any, table: PopulationTable, latent: torch.Tensor, features: NDArray[np.float32] | None
 ) -> tuple[PopulationSampler, PopulationTensors]:
-    conditions, _ = describe(table, latent)
+    conditions = describe(table, latent)[0]
     double = None if features is None else features.astype(np.float64)
     novelty = module.anchor.novelty(conditions)
     predicted = [module.anchor.predict(conditions.take(slice(i, i + 1)), novelty[i], double) for i in range(len(table))]
-    mean, variance = (np.concatenate(parts) for parts in zip(*predicted, strict=True))
-    tensors = population_tensors(table, [(mean, variance)], latent.shape[1], latent.device)
+    joined = AnchorPrediction(*(np.concatenate(parts) for parts in zip(*predicted, strict=True)))
+    tensors = population_tensors(table, [joined], conditions.control_mean, latent.device)
     return _sampler(table, latent.device), tensors
 
 

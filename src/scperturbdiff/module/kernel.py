@@ -1,0 +1,260 @@
+"""Prior covariance of responses: how much the response of one condition says about another's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scperturbdiff.module.similarity import ResponseSimilarity
+
+Novelty = Literal["seen", "replicate", "pair", "context", "perturbation"]
+"""How a condition is new: not at all; this population; the perturbation in this context; the context; a component."""
+NOVELTIES: tuple[Novelty, ...] = get_args(Novelty)
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the kernel compares: `n` populations.
+
+    Attributes
+    ----------
+    control_mean
+        Mean of the matched controls in the standardised latent space, `(n, n_latent)`.
+    component
+        Rows of the component table, `(n, c)`, -1 for none.
+    dose
+        Log-scaled dose of each component, `(n, c)`.
+    context
+        Label of the context, `(n,)`.
+    noise
+        Sampling variance of the mean shift per dimension, about `1 / n_treated + 1 / n_controls`, `(n,)`.
+    """
+
+    control_mean: Floats
+    component: NDArray[np.int64]
+    dose: Floats
+    context: NDArray[np.int64]
+    noise: Floats
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def take(self, rows: NDArray[np.integer] | slice) -> Conditions:
+        """The conditions of `rows`."""
+        return Conditions(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    def same_perturbation(self, other: Conditions) -> NDArray[np.bool_]:
+        """Where the sets of components and doses agree, `(len(self), len(other))`."""
+        width = max(self.component.shape[1], other.component.shape[1])
+        mine, theirs = (np.sort(_tokens(c, width), axis=1) for c in (self, other))
+        return (mine[:, None, :] == theirs[None, :, :]).all(-1)
+
+    def share_component(self, other: Conditions) -> NDArray[np.bool_]:
+        """Where at least one component is common, `(len(self), len(other))`."""
+        a, b = self.component[:, None, :, None], other.component[None, :, None, :]
+        return ((a == b) & (a >= 0)).any((-1, -2))
+
+    def excluded(self, other: Conditions, novelty: Novelty) -> NDArray[np.bool_]:
+        """Which of `other` may not be used for conditions that are new in the way of `novelty`."""
+        if novelty in ("seen", "replicate"):
+            return np.zeros((len(self), len(other)), bool)
+        same_context = self.context[:, None] == other.context[None, :]
+        if novelty == "context":
+            return same_context
+        if novelty == "pair":
+            return same_context & self.same_perturbation(other)
+        return self.share_component(other)
+
+    def pair_codes(self) -> NDArray[np.int64]:
+        """Number of the (context, perturbation, dose) of each population, `(n,)`."""
+        keys = np.column_stack([self.context, np.sort(_tokens(self, self.component.shape[1]), axis=1)])
+        return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _tokens(conditions: Conditions, width: int) -> Floats:
+    """One number for each component with its dose, `(n, width)`; equal where both agree, -1 where there is none."""
+    tokens = np.where(conditions.component >= 0, conditions.component + np.arctan(conditions.dose) / np.pi, -1.0)
+    return np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=-1.0)
+
+
+class FeatureMoments(NamedTuple):
+    """Mean `(n_features,)` of the features of training components and their mean squared distance from it.
+
+    Of training components only, so that a prediction does not depend on what else is asked for.
+    """
+
+    centre: Floats
+    size: float
+
+    @classmethod
+    def of(cls, features: Floats, conditions: Conditions) -> FeatureMoments | None:
+        """Moments of the components of `conditions` that have features; `None` where none has."""
+        rows = features[np.unique(conditions.component[conditions.component >= 0])]
+        rows = np.asarray(rows[np.isfinite(rows).all(axis=1)], np.float64)
+        if not len(rows):
+            return None
+        centre = rows.mean(axis=0)
+        return cls(centre, max(float(((rows - centre) ** 2).sum(axis=1).mean()), 1e-12))
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Parameters of the kernel.
+
+    Attributes
+    ----------
+    context_scale
+        Length scale of the similarity of contexts, in units of the median distance between contexts.
+    context_share
+        Share of a response that depends on the context (the rest is common to all contexts).
+    common_share
+        Share of a response that all perturbations have in common.
+    feature_share
+        Share of a component's response that its features explain.
+    feature_linear
+        Share of that in which responses are linear in features; the rest is alike where features are alike.
+    feature_scale
+        Length scale of the latter, in units of cosine distance.
+    dose_scale
+        Length scale of the similarity of doses, in doublings.
+    nugget
+        Variance between populations that nothing explains, relative to the signal.
+    response_share
+        Share of the covariance that is learned from the responses themselves.
+    """
+
+    context_scale: float = 0.5
+    context_share: float = 0.8
+    common_share: float = 0.2
+    feature_share: float = 0.0
+    feature_linear: float = 0.5
+    feature_scale: float = 0.25
+    dose_scale: float = 3.0
+    nugget: float = 0.05
+    response_share: float = 0.0
+
+
+GRID: dict[str, tuple[float, ...]] = {
+    "context_scale": (0.15, 0.25, 0.4, 0.7, 1.2, 3.0),
+    "context_share": (0.0, 0.3, 0.6, 0.9, 1.0),
+    "common_share": (0.0, 0.1, 0.3, 0.6),
+    "feature_share": (0.0, 0.3, 0.6, 0.9, 0.99),
+    "feature_linear": (0.0, 0.5, 1.0),
+    "feature_scale": (0.1, 0.25, 0.5, 1.0),
+    "dose_scale": (1.0, 2.0, 3.0, 5.0, 8.0),
+    "nugget": (0.01, 0.05, 0.2, 0.5, 1.0),
+}
+"""Values tried for each parameter of the kernel."""
+RESPONSE_SHARES = (0.5, 0.8, 1.0)
+
+
+@dataclass(frozen=True)
+class ResponseKernel:
+    """Prior covariance of the mean shifts of conditions, relative to the signal.
+
+    Parameters
+    ----------
+    widths
+        Its parameters.
+    median_distance
+        Median distance between contexts.
+    features
+        Feature table of components, `(n_components, n_features)`, NaN rows where unknown.
+    moments
+        Of the features of training components.
+    learned
+        Similarities learned from responses, for ``widths.response_share``.
+    """
+
+    widths: Widths
+    median_distance: float = 1.0
+    features: Floats | None = None
+    moments: FeatureMoments | None = None
+    learned: ResponseSimilarity | None = None
+
+    def __call__(self, a: Conditions, b: Conditions) -> Floats:
+        """Covariance of the shifts of `a` and `b`, `(len(a), len(b))`."""
+        share, common = self.widths.response_share, self.widths.common_share
+        scale = self.widths.dose_scale
+        shared = _near(_mean_dose(a)[:, None] - _mean_dose(b)[None, :], scale)
+        perturbations = common * shared + (1 - common) * additive_covariance(a, b, self._components, scale)
+        out = (1 - share) * self.contexts(a.control_mean, b.control_mean) * perturbations
+        return out + share * self.learned(a, b, scale) if share and self.learned is not None else out
+
+    def diagonal(self, a: Conditions) -> Floats:
+        """Variance of the shift of each of `a`, `(len(a),)`."""
+        parts = (a.take(slice(i, i + 1)) for i in range(len(a)))
+        return np.array([self(part, part)[0, 0] for part in parts])
+
+    def contexts(self, a: Floats, b: Floats) -> Floats:
+        """Similarity of contexts with control means `a` and `b`."""
+        squared = np.maximum(squared_distances(a, b), 0)
+        near = np.exp(-0.5 * squared / (self.widths.context_scale * self.median_distance) ** 2)
+        return (1 - self.widths.context_share) + self.widths.context_share * near
+
+    @cached_property
+    def _directions(self) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+        """Features of components at length 1 and less their mean, and which components have any."""
+        assert self.moments is not None
+        table = np.asarray(self.features, np.float64)
+        known = np.asarray(np.isfinite(table).all(axis=1))
+        unit = np.where(known[:, None], table, 0.0)
+        unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+        return unit, np.where(known[:, None], table - self.moments.centre, 0.0), known
+
+    def _components(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Floats:
+        """Covariance of the responses to single components: a part of its own and the part that features share."""
+        same = (first[:, None] == second[None, :]).astype(np.float64)
+        share, linear = self.widths.feature_share, self.widths.feature_linear
+        if self.features is None or self.moments is None or share == 0:
+            return same
+        unit, centred, known = self._directions
+        alike = np.exp((unit[first] @ unit[second].T - 1) / self.widths.feature_scale)
+        alike = linear * (centred[first] @ centred[second].T / self.moments.size) + (1 - linear) * alike
+        return (1 - share) * same + share * np.where(np.outer(known[first], known[second]), alike, same)
+
+
+def additive_covariance(
+    a: Conditions,
+    b: Conditions,
+    covariance: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats],
+    dose_scale: float,
+) -> Floats:
+    """Sum over pairs of components of their covariance, damped by the distance of their doses."""
+    out = np.zeros((len(a), len(b)))
+    for i in range(a.component.shape[1]):
+        for j in range(b.component.shape[1]):
+            first, second = a.component[:, i], b.component[:, j]
+            near_dose = _near(a.dose[:, i, None] - b.dose[None, :, j], dose_scale)
+            both = np.outer(first >= 0, second >= 0)
+            out += both * near_dose * covariance(np.maximum(first, 0), np.maximum(second, 0))
+    return out
+
+
+def _near(difference: Floats, scale: float) -> Floats:
+    return np.exp(-0.5 * (difference / scale) ** 2)
+
+
+def _mean_dose(conditions: Conditions) -> Floats:
+    there = conditions.component >= 0
+    mean: Floats = (conditions.dose * there).sum(1) / np.maximum(there.sum(1), 1)
+    return mean
+
+
+def squared_distances(a: Floats, b: Floats) -> Floats:
+    """Squared Euclidean distances of rows, `(len(a), len(b))`."""
+    distances: Floats = (a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * a @ b.T
+    return distances
+
+
+def n_components(*conditions: Conditions) -> int:
+    """One more than the highest component in use."""
+    return 1 + max(int(c.component.max(initial=0)) for c in conditions)
