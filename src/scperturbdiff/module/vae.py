@@ -13,6 +13,8 @@ from torch.distributions import kl_divergence
 
 EPS = 1e-8
 """As in scvi-tools' own negative binomial."""
+LARGE_MEAN = 4.0
+"""Counts of a larger mean are drawn as a gamma-Poisson mixture."""
 
 
 def negative_binomial_log_prob(counts: Tensor, mean: Tensor, dispersion: Tensor) -> Tensor:
@@ -27,6 +29,43 @@ def negative_binomial_log_prob(counts: Tensor, mean: Tensor, dispersion: Tensor)
     count, theta = counts[cell, gene], dispersion.expand_as(counts)[cell, gene]
     gammas = torch.lgamma(count + theta) - torch.lgamma(theta) - torch.lgamma(count + 1)
     return dense.sum(-1).index_add(0, cell, gammas)
+
+
+def sample_negative_binomial(mean: Tensor, shape: Tensor) -> Tensor:
+    """Negative binomial counts of the given means and shapes (variance = mean + mean^2 / shape), any common size.
+
+    On a CPU gamma and Poisson numbers are nearly all of the cost of prediction, while most counts are 0. There one
+    uniform number decides which are; small counts are found by inverting the distribution function, large ones drawn
+    as a gamma-Poisson mixture.
+    """
+    if mean.device.type != "cpu":
+        return torch.poisson(mean / shape * torch._standard_gamma(shape))
+    uniform = torch.rand_like(mean)
+    large = mean > LARGE_MEAN
+    out = torch.zeros_like(mean)
+    at = ((uniform > torch.exp(-shape * torch.log1p(mean / shape))) & ~large).nonzero(as_tuple=True)
+    out[at] = _invert(uniform[at].double(), mean[at].double(), shape[at].double()).to(mean.dtype)
+    at = large.nonzero(as_tuple=True)
+    out[at] = torch.poisson(mean[at] / shape[at] * torch._standard_gamma(shape[at]))
+    return out
+
+
+def _invert(uniform: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
+    """Quantiles of negative binomial laws of small mean, none of them 0, by summing probabilities upwards."""
+    odds = mean / (shape + mean)
+    mass = (1 - odds) ** shape
+    left = uniform - mass
+    out, active = torch.ones_like(mean), torch.arange(len(mean))
+    count = 0
+    while True:
+        mass = mass * odds * (shape + count) / (count + 1)
+        left = left - mass
+        count += 1
+        more = left > 0
+        if not more.any():
+            return out
+        active, mass, odds, shape, left = active[more], mass[more], odds[more], shape[more], left[more]
+        out[active] = count + 1
 
 
 class LatentVAE(VAE):
@@ -92,6 +131,7 @@ class LatentVAE(VAE):
         A negative binomial count is Poisson with rate :math:`\ell h_g(z) w_g`, `w` Gamma with mean 1. What a control
         cell shows of its `w`, given its counts, is kept:
         :math:`w_g \mid x \sim \mathrm{Gamma}(\theta_g + x_g, \theta_g + \ell h_g(z_0))`; only :math:`h_g(z)` changes.
+        The count is then negative binomial of shape :math:`\theta_g + x_g`.
         Where the VAE is right this is its own negative binomial; where it is not, generated cells keep what it cannot
         reconstruct of real ones.
 
@@ -111,8 +151,8 @@ class LatentVAE(VAE):
         library = start_counts.sum(-1, keepdim=True)
         px = self.generative(z=latent, library=library.log(), batch_index=batch[:, None].long())["px"]
         before = library * self.decode_frequencies(start_latent, start_batch)
-        residual = torch.distributions.Gamma(px.theta + start_counts, px.theta + before).sample()
-        return torch.poisson(px.mu * residual)
+        shape = px.theta + start_counts
+        return sample_negative_binomial(px.mu * shape / (px.theta + before), shape)
 
     def decode_frequencies(self, latent: Tensor, batch: Tensor) -> Tensor:
         """Expected share of each gene in a cell's counts `(n_cells, n_genes)`; differentiable."""

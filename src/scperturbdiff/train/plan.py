@@ -24,6 +24,8 @@ OBJECTIVES: tuple[str, ...] = ("energy_score", "mmd", "mmd+mse", "mse")
 VALIDATION_METRIC = "energy_score_validation"
 """Mean functional energy score of populations generated for held-out conditions, standardised latent space."""
 VALIDATION_CELLS, VALIDATION_DRAWS = 128, 4
+VALIDATION_CHUNK = 32
+"""Held-out populations scored at a time: distances between all their cells and draws are in memory at once."""
 
 
 class GeneratorTrainingPlan(pl.LightningModule):
@@ -173,27 +175,35 @@ class GeneratorTrainingPlan(pl.LightningModule):
         Mean functional energy score and mean energy distance (U-statistic).
         """
         assert self.validation is not None
-        sampler, tensors = self.validation
-        generator, k = self.module.generator_ema, VALIDATION_DRAWS
+        generator = self.module.generator_ema
         was_training = generator.training
         generator.eval()
         with seeded(self.seed, self.device):
-            group = torch.arange(sampler.n_populations, device=self.device)
-            cells, mask = sampler.cells.draw(group, min(int(sampler.cells.count.max()), VALIDATION_CELLS))
-            starts, _ = sampler.pools.draw(sampler.pool[group], k * cells.shape[1])
-            start = self.latent[starts].unflatten(1, (k, -1))
-            condition = tensors.condition(group, torch.zeros_like(group), torch.ones(len(group), device=self.device))
-            drawn = generator.sample(
-                start.flatten(0, 1),
-                condition.repeat(k),
-                generator.encode_controls(start[:, 0]).repeat(k),
-                features=self.module.features,
-                has_features=self.module.has_features,
-            ).unflatten(0, (-1, k))
+            groups = torch.arange(self.validation[0].n_populations, device=self.device)
+            parts = [self._score_populations(group) for group in groups.split(VALIDATION_CHUNK)]
         generator.train(was_training)
+        score, distance = (torch.cat(values) for values in zip(*parts, strict=True))
+        return score.mean(), distance.mean()
+
+    def _score_populations(self, group: Tensor) -> tuple[Tensor, Tensor]:
+        """Functional energy score `(b,)` and energy distance `(b, n_draws)` of held-out populations `group` `(b,)`."""
+        assert self.validation is not None
+        sampler, tensors = self.validation
+        generator, k = self.module.generator_ema, VALIDATION_DRAWS
+        cells, mask = sampler.cells.draw(group, min(int(sampler.cells.count.max()), VALIDATION_CELLS))
+        starts, _ = sampler.pools.draw(sampler.pool[group], k * cells.shape[1])
+        start = self.latent[starts].unflatten(1, (k, -1))
+        condition = tensors.condition(group, torch.zeros_like(group), torch.ones(len(group), device=self.device))
+        drawn = generator.sample(
+            start.flatten(0, 1),
+            condition.repeat(k),
+            generator.encode_controls(start[:, 0]).repeat(k),
+            features=self.module.features,
+            has_features=self.module.has_features,
+        ).unflatten(0, (-1, k))
         target = self.latent[cells]
         distance = energy_distance(drawn, target[:, None], mask[:, None].expand(-1, k, -1), mask[:, None])
-        return functional_energy_score(drawn, target, mask, mask).mean(), distance.mean()
+        return functional_energy_score(drawn, target, mask, mask), distance
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine decay; no weight decay on vectors."""
