@@ -74,8 +74,9 @@ class ResponseAnchor(nn.Module):
 
     Each prediction solves a system of the `n_neighbors` most correlated training conditions, so the cost grows linearly
     with their number. Averages of shifts that point in different directions are too short, and some contexts respond
-    more strongly than others: the length of a prediction is corrected by what it should have been for similar training
-    conditions when those were left out.
+    more strongly than others: the length of a prediction for a new context is corrected by what it should have been for
+    similar contexts when those were left out. (Where the context is known, its own responses tell; correcting there
+    made predictions worse.)
 
     It holds data, not weights: the state is saved with the module's through `get_extra_state`.
     """
@@ -187,9 +188,8 @@ class ResponseAnchor(nn.Module):
             self.widths[novelty] = self._choose(part, targets, novelty, names, features)
         if can_learn(conditions):
             self._learn(means, tried, features, seed)
-        for novelty in LEFT_OUT:
-            left_out = self.leave_out(novelty, features, tried).mean
-            self.gains[novelty] = Calibration(tried, (left_out * targets).sum(1), (left_out**2).sum(1))
+        left_out = self.leave_out("context", features, tried).mean
+        self.gains["context"] = Calibration(tried, (left_out * targets).sum(1), (left_out**2).sum(1))
         self.widths["seen"] = self.widths["replicate"]
 
     def _choose(
