@@ -98,6 +98,28 @@ def test_anchor_adds_components_up() -> None:
     assert explained(anchor.predict(conditions(component[out]), "pair").mean, effect[out]) > 0.95
 
 
+def test_anchor_learns_interactions_from_pairs_of_like_components() -> None:
+    rng = np.random.default_rng(5)
+    kind = np.arange(12) % 3
+    single = rng.normal(size=(3, 12))[kind] + 0.3 * rng.normal(size=(12, 12))
+    joint = rng.normal(size=(3, 3, 12))
+    joint = joint + joint.transpose(1, 0, 2)
+    pairs = np.array([(a, b) for a in range(12) for b in range(a)])
+    component = np.concatenate([np.stack([np.arange(12), np.full(12, -1)], 1), pairs])
+    summed = single[pairs[:, 0]] + single[pairs[:, 1]]
+    effect = np.concatenate([single, summed + joint[kind[pairs[:, 0]], kind[pairs[:, 1]]]])
+    held = rng.permutation(len(pairs))[:15]
+    out = np.isin(np.arange(len(component)), 12 + held)
+    anchor = fitted(conditions(component[~out]), effect[~out])
+    score = explained(anchor.predict(conditions(component[out]), "pair").mean, effect[out])
+    assert anchor.widths["pair"].interaction > 0
+    assert score > max(0.8, explained(summed[held], effect[out]) + 0.2)
+    backwards = conditions(component[out][:, ::-1])
+    np.testing.assert_allclose(
+        anchor.predict(backwards, "pair").mean, anchor.predict(conditions(component[out]), "pair").mean
+    )
+
+
 # ---- the whole model, on simulated screens -------------------------------------------------------------------------
 
 
