@@ -196,7 +196,7 @@ def held_out_coverage(
                     "coverage": inside[expressed].mean(),
                     "coverage_replicates": simple[expressed].mean(),
                     "width": (upper - lower)[expressed].mean(),
-                    "width_replicates": 2 * np.mean(half * np.ones(len(expressed))[expressed]),
+                    "width_replicates": 2 * np.broadcast_to(half, observed.shape)[expressed].mean(),
                     "error": np.sqrt(((mine["mean_shift"].to_numpy() - observed)[expressed] ** 2).mean()),
                     "error_replicates": np.sqrt(((known.mean(0) - observed)[expressed] ** 2).mean()),
                     "n_replicates": len(known),

@@ -28,6 +28,7 @@ from toy_law import quiet
 
 import scperturbdiff as spd
 from scperturbdiff.module import Components, Condition, Generator
+from scperturbdiff.module.generator import Anchor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -255,8 +256,7 @@ def one_population(n_latent: int, device: str) -> Condition:
     none = torch.zeros(1, 0, device=device)
     return Condition(
         Components(torch.zeros(1, 1, dtype=torch.long, device=device), torch.zeros(1, 1, device=device)),
-        torch.zeros(1, n_latent, device=device),
-        torch.zeros(1, device=device),
+        Anchor.none(1, n_latent, device),
         none.long(),
         none,
         torch.ones(1, device=device),

@@ -186,3 +186,12 @@ def test_seed_falls_back_to_the_settings(monkeypatch: pytest.MonkeyPatch) -> Non
     assert resolve_seed(None) == 11
     monkeypatch.setattr("scvi.settings._seed", None)
     assert resolve_seed(None) != resolve_seed(None)
+
+
+def test_counts_of_chosen_cells_only_are_checked() -> None:
+    matrix = sparse.csr_matrix(np.array([[1.0, 2.0], [0.5, 1.0], [0.0, 0.0], [3.0, 0.0]], dtype=np.float32))
+    check_counts(matrix, rows=np.array([0, 3]))
+    with pytest.raises(ValueError, match=r"1 entries are non-integer"):
+        check_counts(matrix, rows=np.array([1, 3]))
+    with pytest.raises(ValueError, match=r"rows 2\)"):
+        check_counts(matrix, rows=np.array([0, 2, 3]))
