@@ -18,6 +18,7 @@ TINY = {"n_latent": 4, "n_hidden": 8, "width": 8, "n_layers": 1, "n_heads": 1}
 FEW_STEPS = {
     "max_epochs_vae": 1,
     "max_epochs_generator": 1,
+    "validation_size": 0.0,  # with one, anchors are fitted twice, which takes most of the time here
     "plan_kwargs": {"steps_per_epoch": 2, "n_populations": 4, "n_cells": 8},
     "enable_progress_bar": False,
     "logger": False,

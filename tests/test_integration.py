@@ -112,7 +112,8 @@ def test_hub_metadata(cells: AnnData, tmp_path: Path) -> None:
 
 
 def test_autotune(cells: AnnData, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="scvi.autotune needs ray (scvi-tools[autotune])")
+    for package in ("ray", "hyperopt", "scib_metrics"):
+        pytest.importorskip(package, reason=f"scvi.autotune needs {package} (scvi-tools[autotune])")
     from ray import tune
     from scvi import autotune
 

@@ -29,6 +29,7 @@ from scperturbdiff.module.kernel import (
     ResponseKernel,
     Widths,
     n_components,
+    response_alike,
     squared_distances,
 )
 from scperturbdiff.module.similarity import ResponseSimilarity, can_learn, learn_similarity
@@ -74,8 +75,9 @@ class ResponseAnchor(nn.Module):
 
     Each prediction solves a system of the `n_neighbors` most correlated training conditions, so the cost grows linearly
     with their number. Averages of shifts that point in different directions are too short, and some contexts respond
-    more strongly than others: the length of a prediction is corrected by what it should have been for similar training
-    conditions when those were left out.
+    more strongly than others: the length of a prediction for a new context is corrected by what it should have been for
+    similar contexts when those were left out. (Where the context is known, its own responses tell; correcting there
+    made predictions worse.)
 
     It holds data, not weights: the state is saved with the module's through `get_extra_state`.
     """
@@ -95,6 +97,7 @@ class ResponseAnchor(nn.Module):
         self.widths: dict[str, Widths] = {}
         self.gains: dict[str, Calibration] = {}
         self.learned: ResponseSimilarity | None = None
+        self.alike: Floats | None = None
         self._folds: list[ResponseSimilarity] = []
         self._fold: NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -116,6 +119,7 @@ class ResponseAnchor(nn.Module):
             },
             "learned": [similarity.state() for similarity in ([self.learned, *self._folds] if self.learned else [])],
             "fold": torch.as_tensor(self._fold),
+            "alike": None if self.alike is None else torch.as_tensor(self.alike),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -135,6 +139,7 @@ class ResponseAnchor(nn.Module):
             similarities = [ResponseSimilarity.from_state(s) for s in state["learned"]]
             self.learned, self._folds = (similarities[0], similarities[1:]) if similarities else (None, [])
             self._fold = np.asarray(state["fold"].cpu())
+            self.alike = None if state["alike"] is None else np.asarray(state["alike"].cpu())
 
     @property
     def is_fitted(self) -> bool:
@@ -183,13 +188,16 @@ class ResponseAnchor(nn.Module):
         has_doses = np.unique(conditions.dose[conditions.component >= 0]).size > 1
         names = [n for n in GRID if features is not None or not n.startswith("feature")]
         names = [n for n in names if has_doses or n != "dose_scale"]
+        self.alike = response_alike(conditions, self.shifts)
         for novelty in LEFT_OUT:
-            self.widths[novelty] = self._choose(part, targets, novelty, names, features)
+            # what a new component does alone, hence what it is like, is not known
+            unfit = self.alike is None or novelty == "perturbation"
+            tunable = [n for n in names if not (unfit and n == "interaction")]
+            self.widths[novelty] = self._choose(part, targets, novelty, tunable, features)
         if can_learn(conditions):
             self._learn(means, tried, features, seed)
-        for novelty in LEFT_OUT:
-            left_out = self.leave_out(novelty, features, tried).mean
-            self.gains[novelty] = Calibration(tried, (left_out * targets).sum(1), (left_out**2).sum(1))
+        left_out = self.leave_out("context", features, tried).mean
+        self.gains["context"] = Calibration(tried, (left_out * targets).sum(1), (left_out**2).sum(1))
         self.widths["seen"] = self.widths["replicate"]
 
     def _choose(
@@ -316,7 +324,7 @@ class ResponseAnchor(nn.Module):
     def _kernel(
         self, widths: Widths, features: Floats | None, learned: ResponseSimilarity | None = None
     ) -> ResponseKernel:
-        return ResponseKernel(widths, self.median_distance, features, self.moments, learned)
+        return ResponseKernel(widths, self.median_distance, features, self.moments, learned, self.alike)
 
     def _predict(
         self,

@@ -129,6 +129,9 @@ class Widths:
         Variance between populations that nothing explains, relative to the signal.
     response_share
         Share of the covariance that is learned from the responses themselves.
+    interaction
+        Variance of what pairs do beyond the sum of their components. Pairs of components that respond alike when alone
+        interact alike.
     """
 
     context_scale: float = 0.5
@@ -140,6 +143,7 @@ class Widths:
     dose_scale: float = 3.0
     nugget: float = 0.05
     response_share: float = 0.0
+    interaction: float = 0.0
 
 
 GRID: dict[str, tuple[float, ...]] = {
@@ -151,6 +155,7 @@ GRID: dict[str, tuple[float, ...]] = {
     "feature_scale": (0.1, 0.25, 0.5, 1.0),
     "dose_scale": (1.0, 2.0, 3.0, 5.0, 8.0),
     "nugget": (0.01, 0.05, 0.2, 0.5, 1.0),
+    "interaction": (0.0, 0.1, 0.3, 1.0),
 }
 """Values tried for each parameter of the kernel."""
 RESPONSE_SHARES = (0.5, 0.8, 1.0)
@@ -172,6 +177,8 @@ class ResponseKernel:
         Of the features of training components.
     learned
         Similarities learned from responses, for ``widths.response_share``.
+    alike
+        How alike components respond when alone, `(n_components, n_components)`, for ``widths.interaction``.
     """
 
     widths: Widths
@@ -179,6 +186,7 @@ class ResponseKernel:
     features: Floats | None = None
     moments: FeatureMoments | None = None
     learned: ResponseSimilarity | None = None
+    alike: Floats | None = None
 
     def __call__(self, a: Conditions, b: Conditions) -> Floats:
         """Covariance of the shifts of `a` and `b`, `(len(a), len(b))`."""
@@ -186,6 +194,8 @@ class ResponseKernel:
         scale = self.widths.dose_scale
         shared = _near(_mean_dose(a)[:, None] - _mean_dose(b)[None, :], scale)
         perturbations = common * shared + (1 - common) * additive_covariance(a, b, self._components, scale)
+        if self.widths.interaction and self.alike is not None:
+            perturbations = perturbations + self.widths.interaction * interaction_covariance(a, b, self.alike) * shared
         out = (1 - share) * self.contexts(a.control_mean, b.control_mean) * perturbations
         return out + share * self.learned(a, b, scale) if share and self.learned is not None else out
 
@@ -236,6 +246,43 @@ def additive_covariance(
             near_dose = _near(a.dose[:, i, None] - b.dose[None, :, j], dose_scale)
             both = np.outer(first >= 0, second >= 0)
             out += both * near_dose * covariance(np.maximum(first, 0), np.maximum(second, 0))
+    return out
+
+
+def interaction_covariance(a: Conditions, b: Conditions, alike: Floats) -> Floats:
+    """Covariance of what two components do beyond their sum, 0 for other numbers of components."""
+    (first, is_pair), (second, are_pairs) = _pairs(a, len(alike)), _pairs(b, len(alike))
+    straight = alike[first[:, :1], second[:, 0]] * alike[first[:, 1:], second[:, 1]]
+    crossed = alike[first[:, :1], second[:, 1]] * alike[first[:, 1:], second[:, 0]]
+    out: Floats = (straight + crossed) * np.outer(is_pair, are_pairs)
+    return out
+
+
+def _pairs(conditions: Conditions, n: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The two components of pairs of components below `n`, and which conditions are such pairs."""
+    width = max(2, conditions.component.shape[1])
+    padded = np.pad(conditions.component, ((0, 0), (0, width - conditions.component.shape[1])), constant_values=-1)
+    ordered = -np.sort(-padded, axis=1)
+    is_pair = (ordered[:, 1] >= 0) & (ordered[:, 2:] < 0).all(axis=1) & (ordered[:, 0] < n)
+    return np.where(is_pair[:, None], ordered[:, :2], 0), is_pair
+
+
+def response_alike(conditions: Conditions, shifts: Floats) -> Floats | None:
+    """How alike components respond when alone, `(n_components, n_components)`.
+
+    An exponential of the cosine of their mean shifts less the mean over components; `None` without a pair or with
+    fewer than three single components, for then there is nothing to learn.
+    """
+    n, number = n_components(conditions), (conditions.component >= 0).sum(axis=1)
+    single = conditions.component.max(axis=1)
+    alone = np.unique(single[number == 1])
+    if len(alone) < 3 or not (number == 2).any():
+        return None
+    means = np.stack([shifts[(number == 1) & (single == c)].mean(axis=0) for c in alone])
+    means = means - means.mean(axis=0)
+    means = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    out = np.eye(n)
+    out[np.ix_(alone, alone)] = np.exp((means @ means.T - 1) / 0.5)
     return out
 
 

@@ -112,12 +112,18 @@ def learn_similarity(
     table, noise = _response_table(conditions, shifts / np.sqrt(signal), n_components, signal)
     measured = np.flatnonzero((noise < ABSENT).any(1))
     chosen = np.random.default_rng(seed).permutation(measured)[:EM_COMPONENTS]
-    covariance = prior
-    for _ in range(EM_STEPS):
-        filled, left = _complete(table[chosen], noise[chosen], covariance)
-        second_moment = np.einsum("pcd,ped->ce", filled, filled) / table.shape[2] + left.sum(0)
-        covariance = (second_moment + PRIOR_WEIGHT * prior) / (len(chosen) + PRIOR_WEIGHT)
-    filled, left = _complete(table, noise, covariance)
+    covariance, scale = prior, np.ones(n_components)
+    for step in range(EM_STEPS + 1):
+        rows = chosen if step < EM_STEPS else np.arange(n_components)
+        filled, left = _complete(table[rows], noise[rows], covariance, scale[rows])
+        # what each component's responses are, in units of the contexts' covariance: weak ones, strong ones
+        moment = np.einsum("pcd,ped->pce", filled, filled) / table.shape[2] + left
+        inverse = np.linalg.inv(covariance + 1e-6 * np.eye(len(covariance)))
+        scale[rows] = np.maximum(np.einsum("ce,pce->p", inverse, moment) / len(covariance), 1e-3)
+        if step < EM_STEPS:
+            scale /= scale[chosen].mean()
+            weighted = (moment / scale[chosen, None, None]).sum(0)
+            covariance = (weighted + PRIOR_WEIGHT * prior) / (len(chosen) + PRIOR_WEIGHT)
     n_contexts = len(covariance)
     root = np.linalg.cholesky(covariance + 1e-6 * np.eye(n_contexts))
     white = np.linalg.solve(root, filled).reshape(len(table), -1) / np.sqrt(n_contexts * table.shape[2])
@@ -147,9 +153,9 @@ def _response_table(conditions: Conditions, shifts: Floats, n_components: int, s
     return values, np.where(seen, 1 / np.where(seen, total, 1.0), ABSENT)
 
 
-def _complete(table: Floats, noise: Floats, covariance: Floats) -> tuple[Floats, Floats]:
+def _complete(table: Floats, noise: Floats, covariance: Floats, scale: Floats) -> tuple[Floats, Floats]:
     """Posterior mean of each component's responses in every context, and its covariance `(p, c, c)`."""
-    n = len(covariance)
-    system = covariance[None] + noise[:, :, None] * np.eye(n)
-    gain = np.swapaxes(np.linalg.solve(system, np.broadcast_to(covariance, system.shape)), 1, 2)
-    return gain @ table, covariance[None] - gain @ covariance
+    prior = scale[:, None, None] * covariance[None]
+    system = prior + noise[:, :, None] * np.eye(len(covariance))
+    gain = np.swapaxes(np.linalg.solve(system, prior), 1, 2)
+    return gain @ table, prior - gain @ prior

@@ -1,0 +1,250 @@
+"""What was never measured is predicted better than by simple rules, on simulated screens whose truth is known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import scperturbdiff as spd
+from scperturbdiff.baselines import NoChange, PerturbationMeanShift, default_baselines
+from scperturbdiff.module.anchor import Conditions, ResponseAnchor
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scperturbdiff.baselines import Baseline
+
+KEYS: dict[str, Any] = {"perturbation_key": "perturbation", "control": "control", "context_keys": ["cell_type"]}
+BRIEF: dict[str, Any] = {"max_epochs_generator": 8, "enable_progress_bar": False, "accelerator": "cpu"}
+
+# ---- the anchor alone, on responses drawn from the laws it assumes or does not ------------------------------------
+
+
+def conditions(component: np.ndarray, dose: np.ndarray | None = None, context: np.ndarray | None = None) -> Conditions:
+    """Conditions of the components `(n, c)`; contexts are places on a line."""
+    n = len(component)
+    context = np.zeros(n, np.int64) if context is None else context
+    dose = np.zeros(component.shape) if dose is None else dose
+    return Conditions(context[:, None] * np.ones((1, 4)), component, dose, context, np.full(n, 0.02))
+
+
+def fitted(known: Conditions, shifts: np.ndarray, features: np.ndarray | None = None) -> ResponseAnchor:
+    anchor = ResponseAnchor()
+    anchor.fit(known, shifts + np.random.default_rng(9).normal(0, np.sqrt(0.02), shifts.shape), features)
+    return anchor
+
+
+def explained(predicted: np.ndarray, true: np.ndarray) -> float:
+    """Share of the mean square of `true` that is predicted."""
+    return 1 - ((predicted - true) ** 2).mean() / (true**2).mean()
+
+
+def test_anchor_goes_on_along_doses() -> None:
+    rng = np.random.default_rng(0)
+    levels = np.log2([0.1, 0.3, 1.0, 3.0, 10.0, 30.0])
+    component = np.repeat(np.arange(10), len(levels))[:, None]
+    dose = np.tile(levels, 10)[:, None]
+    effect = rng.normal(0, 1.5, (10, 12))[component[:, 0]] * (1 / (1 + 2.0 ** (-1.5 * dose)))
+    for held, least in ((levels[2], 0.9), (levels[5], 0.85)):
+        out = dose[:, 0] == held
+        anchor = fitted(conditions(component[~out], dose[~out]), effect[~out])
+        new = conditions(component[out], dose[out])
+        assert explained(anchor.predict(new, anchor.novelty(new)[0]).mean, effect[out]) > least
+        nearest = effect[dose[:, 0] == levels[3 if held == levels[2] else 4]]
+        if held == levels[2]:
+            assert explained(nearest, effect[out]) < 0.7
+
+
+@pytest.mark.parametrize("informative", [True, False])
+def test_anchor_reads_features_that_tell_something(informative: bool) -> None:
+    rng = np.random.default_rng(1)
+    features = rng.normal(1.0, 1.0, (40, 6))
+    effect = 0.5 + (features if informative else rng.normal(size=(40, 6))) @ rng.normal(0, 0.4, (6, 12))
+    component = np.arange(40)[:, None]
+    anchor = fitted(conditions(component[:32]), effect[:32], features)
+    new = conditions(component[32:])
+    assert set(anchor.novelty(new)) == {"perturbation"}
+    score = explained(anchor.predict(new, "perturbation", features).mean, effect[32:])
+    mean = explained(np.broadcast_to(effect[:32].mean(0), (8, 12)), effect[32:])
+    assert (score > max(0.85, mean + 0.2)) if informative else (score < mean + 0.1)
+
+
+def test_anchor_does_not_depend_on_what_else_has_features() -> None:
+    rng = np.random.default_rng(2)
+    features = rng.normal(size=(20, 4))
+    component = np.arange(20)[:, None]
+    anchor = fitted(conditions(component[:15]), features[:15] @ rng.normal(size=(4, 6)), features)
+    alone = anchor.predict(conditions(component[15:16]), "perturbation", features[:16]).mean
+    more = np.concatenate([features, 50 + rng.normal(size=(30, 4))])
+    np.testing.assert_allclose(anchor.predict(conditions(component[15:16]), "perturbation", more).mean, alone)
+    again = ResponseAnchor()
+    again.set_extra_state(anchor.get_extra_state())
+    np.testing.assert_array_equal(
+        again.predict(conditions(component[15:16]), "perturbation", features[:16]).mean, alone
+    )
+
+
+def test_anchor_adds_components_up() -> None:
+    rng = np.random.default_rng(3)
+    pairs = np.array([(a, b) for a in range(10) for b in range(a)])
+    component = np.concatenate([np.stack([np.arange(10), np.full(10, -1)], 1), pairs])
+    single = rng.normal(size=(10, 12))
+    effect = np.concatenate([single, single[pairs[:, 0]] + single[pairs[:, 1]]])
+    out = np.isin(np.arange(len(component)), 10 + rng.permutation(len(pairs))[:12])
+    anchor = fitted(conditions(component[~out]), effect[~out])
+    assert explained(anchor.predict(conditions(component[out]), "pair").mean, effect[out]) > 0.95
+
+
+def test_anchor_learns_interactions_from_pairs_of_like_components() -> None:
+    rng = np.random.default_rng(5)
+    kind = np.arange(12) % 3
+    single = rng.normal(size=(3, 12))[kind] + 0.3 * rng.normal(size=(12, 12))
+    joint = rng.normal(size=(3, 3, 12))
+    joint = joint + joint.transpose(1, 0, 2)
+    pairs = np.array([(a, b) for a in range(12) for b in range(a)])
+    component = np.concatenate([np.stack([np.arange(12), np.full(12, -1)], 1), pairs])
+    summed = single[pairs[:, 0]] + single[pairs[:, 1]]
+    effect = np.concatenate([single, summed + joint[kind[pairs[:, 0]], kind[pairs[:, 1]]]])
+    held = rng.permutation(len(pairs))[:15]
+    out = np.isin(np.arange(len(component)), 12 + held)
+    anchor = fitted(conditions(component[~out]), effect[~out])
+    score = explained(anchor.predict(conditions(component[out]), "pair").mean, effect[out])
+    assert anchor.widths["pair"].interaction > 0
+    assert score > max(0.8, explained(summed[held], effect[out]) + 0.2)
+    backwards = conditions(component[out][:, ::-1])
+    np.testing.assert_allclose(
+        anchor.predict(backwards, "pair").mean, anchor.predict(conditions(component[out]), "pair").mean
+    )
+
+
+# ---- the whole model, on simulated screens -------------------------------------------------------------------------
+
+
+def screens(n_cells: int = 40, **arguments: Any) -> tuple[AnnData, AnnData]:
+    """A screen to train on, and more cells of the same laws to score against."""
+    train, fresh = (
+        spd.datasets.simulate(
+            n_genes=300, n_batches=1, n_cells_per_population=n, n_control_cells=max(200, 2 * n), seed=3, **arguments
+        )
+        for n in (n_cells, 200)
+    )
+    return train, fresh
+
+
+def trained(adata: AnnData, **setup: Any) -> spd.PerturbDiff:
+    spd.PerturbDiff.setup_anndata(adata, **KEYS, **setup)
+    model = spd.PerturbDiff(adata)
+    model.train(seed=0, **BRIEF)
+    return model
+
+
+def compare(
+    models: dict[str, spd.PerturbDiff],
+    train: AnnData,
+    real: AnnData,
+    baselines: dict[str, Baseline],
+    dose_key: str | None = None,
+) -> pd.DataFrame:
+    """Mean of each metric over the conditions of `real`, for the models and baselines."""
+    conditions = [dose_key] if dose_key else []
+    treated = real[(real.obs["perturbation"] != "control").to_numpy()]
+    wanted = treated.obs[["perturbation", "cell_type", *conditions]].drop_duplicates()
+    wanted = wanted.astype({"perturbation": str, "cell_type": str})
+    controls = train[(train.obs["perturbation"] == "control").to_numpy()].copy()
+    table = spd.evaluate(
+        {name: m.predict(controls, wanted, n_cells=200, seed=0, progress=False) for name, m in models.items()},
+        real,
+        "control",
+        perturbation_key="perturbation",
+        context_keys=["cell_type"],
+        condition_keys=conditions,
+        train=train,
+        baselines={name: rule.fit(train, **KEYS, dose_key=dose_key) for name, rule in baselines.items()},
+        metrics=["energy_distance", "pearson_delta", "pearson_delta_top", "mse_mean"],
+        ceiling=False,
+    )
+    return table.groupby(["model", "metric"])["value"].mean().unstack()
+
+
+def of_split(fresh: AnnData, split: spd.splits.Split) -> AnnData:
+    """Fresh cells of the conditions that a split holds out, and their controls."""
+    names = ["perturbation", "cell_type"]
+    held = pd.MultiIndex.from_frame(fresh.obs[names].astype(str)).isin(
+        pd.MultiIndex.from_frame(split.held_out[names].astype(str))
+    )
+    control = (fresh.obs["perturbation"] == "control").to_numpy()
+    return fresh[held | (control & fresh.obs["cell_type"].isin(split.held_out["cell_type"]).to_numpy())].copy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interaction", [1.0, 0.0])
+def test_combinations_against_adding_up(interaction: float) -> None:
+    train, fresh = screens(n_contexts=2, n_perturbations=10, combinations=30, interaction=interaction)
+    split = spd.splits.hold_out_combinations(train, **KEYS, fraction=0.2)
+    model = trained(train[split.train].copy())
+    score = compare(
+        {"model": model}, train[split.train].copy(), of_split(fresh, split), default_baselines("combinations")
+    )
+    better = score.loc["model"] / score.loc["additive"]
+    assert better["energy_distance"] < 0.9
+    assert better["pearson_delta"] > (1.0 if interaction else 0.95)
+
+
+@pytest.mark.slow
+def test_doses_between_and_beyond() -> None:
+    train, fresh = screens(100, n_contexts=2, n_perturbations=5, doses=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0))
+    train = train[~train.obs["dose"].isin([1.0, 30.0]).to_numpy()].copy()
+    model = trained(train, dose_key="dose")
+    rules = {"no_change": NoChange(), "nearest": PerturbationMeanShift("own")}
+    for dose in (1.0, 30.0):
+        real = fresh[fresh.obs["dose"].isin([0.0, dose]).to_numpy()].copy()
+        score = compare({"model": model}, train, real, rules, "dose")
+        assert score.loc["model", "pearson_delta_top"] > 0.85
+        assert score.loc["model", "energy_distance"] < 0.5 * score.loc["no_change", "energy_distance"]
+        if dose == 1.0:
+            assert score.loc["model", "energy_distance"] < score.loc["nearest", "energy_distance"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["informative", "random"])
+def test_unseen_perturbations_live_on_their_features(kind: str) -> None:
+    train, fresh = screens(n_contexts=2, n_perturbations=30, n_features=16, features=kind)
+    split = spd.splits.hold_out_perturbations(train, **KEYS, fraction=0.2)
+    rules = default_baselines("perturbations", train.uns["perturbation_embedding"])
+    model = trained(train[split.train].copy(), perturbation_embeddings="perturbation_embedding")
+    score = compare({"model": model}, train[split.train].copy(), of_split(fresh, split), rules)["pearson_delta"]
+    if kind == "informative":
+        assert score["model"] > score[["context_mean_shift", "feature_nearest", "feature_ridge"]].max()
+    else:
+        assert score["model"] < score["context_mean_shift"] + 0.05
+
+
+@pytest.mark.slow
+def test_a_context_known_by_its_controls() -> None:
+    train, fresh = screens(n_contexts=10, n_perturbations=8)
+    split = spd.splits.hold_out_contexts(train, **KEYS, fraction=0.2)
+    model = trained(train[split.train].copy())
+    score = compare({"model": model}, train[split.train].copy(), of_split(fresh, split), default_baselines("contexts"))
+    assert score.loc["model", "energy_distance"] < 0.9 * score.loc["perturbation_mean_shift", "energy_distance"]
+    assert score.loc["model", "mse_mean"] < score.loc["perturbation_mean_shift", "mse_mean"]
+
+
+@pytest.mark.slow
+def test_pretraining_on_unperturbed_cells_helps_a_small_experiment() -> None:
+    sizes = {"n_contexts": 5, "n_perturbations": 8, "n_genes": 300, "n_batches": 1}
+    screen = spd.datasets.simulate(**sizes, n_cells_per_population=120, n_control_cells=500, seed=3)
+    twentieth = np.random.default_rng(0).random(screen.n_obs) < 0.05
+    small, rest = screen[twentieth].copy(), screen[~twentieth].copy()
+    atlas = rest[(rest.obs["perturbation"] == "control").to_numpy()].copy()
+    spd.PerturbDiff.setup_anndata(atlas, context_keys=["cell_type"])
+    reference = spd.PerturbDiff(atlas)
+    reference.train(seed=0, **BRIEF)
+    scratch = trained(small)
+    pretrained = spd.PerturbDiff.load_query_data(small, reference)
+    pretrained.train(seed=0, **BRIEF)
+    score = compare({"pretrained": pretrained, "scratch": scratch}, small, rest, {"no_change": NoChange()})
+    assert score.loc["pretrained", "energy_distance"] < score.loc["scratch", "energy_distance"]
+    assert score.loc["pretrained", "energy_distance"] < score.loc["no_change", "energy_distance"]
