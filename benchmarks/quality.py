@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("data", choices=sorted(CASES))
     parser.add_argument("--only", nargs="*", default=[], help="cell types, replicates, targets or screen seeds")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -228,19 +229,19 @@ def main() -> None:
     for case in CASES[options.data](options.only):
         for seed in options.seeds:
             table, taken = run(case, seed)
-            tables.append(table)
+            tables.append(table.assign(seconds=taken))
             seconds.append(taken)
+            options.results.mkdir(exist_ok=True, parents=True)
+            pd.concat(tables).to_csv(options.results / f"{options.data}.csv", index=False)  # long runs may be cut short
             means = table.groupby(["model", "metric"], sort=False)["value"].mean().unstack()
             print(f"\n{case.name}, seed {seed}, trained in {taken:.0f} s\n{means.round(3).to_string()}", flush=True)
     everything = pd.concat(tables, ignore_index=True)
-    RESULTS.mkdir(exist_ok=True)
-    everything.to_csv(RESULTS / f"{options.data}.csv", index=False)
     if options.data == "kang":
         published = everything[everything["cell_type"].isin(KANG_PUBLISHED)]
         print(f"\nmean over {', '.join(KANG_PUBLISHED)}")
         print(published.groupby(["model", "metric"], sort=False)["value"].mean().unstack().round(3).to_string())
     summary = spd.summarize_evaluation(everything)
-    summary.to_csv(RESULTS / f"{options.data}_summary.csv", index=False)
+    summary.to_csv(options.results / f"{options.data}_summary.csv", index=False)
     print(f"\nall cases\n{summary.round(3).to_string()}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"\ntraining: {np.mean(seconds):.0f} s a case; peak memory of the whole run: {peak:.1f} GB")
