@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +12,8 @@ from scipy import sparse
 
 import scperturbdiff as spd
 from scperturbdiff.data.table import PopulationTable, build_populations
+from scperturbdiff.train import GeneratorTrainingPlan
+from scperturbdiff.train.callbacks import is_lower
 from scperturbdiff.train.data import MANY_REPLICATES, fit_anchor, rehearsed_anchors
 from scperturbdiff.train.stages import split_populations
 
@@ -112,3 +115,42 @@ def test_mixed_precision_trains_and_predicts() -> None:
     assert all(p.dtype == torch.float32 for p in mixed.module.parameters())
     predicted = mixed.predict(perturbations=["P0"], n_cells=6, progress=False)
     assert np.isfinite(predicted.obsm["X_perturbdiff"]).all()
+
+
+def test_scores_are_lower_only_beyond_chance() -> None:
+    reference = torch.zeros(8)
+    noise = torch.tensor([1.0, -1.0] * 4)
+    assert not is_lower(reference, reference)
+    assert not is_lower(noise - 0.1, reference)  # the mean is lower, by less than its standard error
+    assert is_lower(noise - 0.5, reference)
+    assert not is_lower(noise + 0.5, reference)
+    assert is_lower(torch.tensor([-0.1]), torch.zeros(1)) and not is_lower(torch.tensor([0.1]), torch.zeros(1))
+
+
+class Judge(pl.Callback):
+    """Replaces the scores of validation by ones that are given, so that the choice of weights can be looked at."""
+
+    def __init__(self, gain: float) -> None:
+        self.gain, self.noise = gain, torch.tensor([0.5, -0.5])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(pl_module, GeneratorTrainingPlan):
+            n = pl_module.validation[0].n_populations
+            noise = self.noise.repeat(n)[:n]
+
+            def scores() -> tuple[torch.Tensor, torch.Tensor]:
+                silent = pl_module.module.generator_ema.transformer.out.weight.abs().sum() == 0
+                found = torch.zeros(n) if silent else noise - noise.mean() - self.gain
+                return found, torch.zeros(n, 1)
+
+            pl_module.validation_scores = scores
+
+
+@pytest.mark.parametrize("gain", [0.05, 5.0])
+def test_a_network_no_better_than_the_anchor_is_silent(gain: float) -> None:
+    adata = screen(contexts=3, donors=2)
+    torch.manual_seed(0)
+    model = spd.PerturbDiff(adata, **TINY)
+    model.train(**FEW_STEPS, validation_size=0.4, plan_kwargs=PLAN, callbacks=[Judge(gain)])
+    silent = not model.module.generator_ema.transformer.out.weight.any()
+    assert silent == (gain < 1)

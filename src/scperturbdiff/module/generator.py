@@ -178,6 +178,12 @@ class Generator(nn.Module):
             n_latent, 2 * n_latent + n_cell_noise, width=width, n_layers=n_layers, n_heads=n_heads, dropout=dropout
         )
 
+    @torch.no_grad()
+    def silence(self) -> None:
+        """Make the network's correction zero, as before training: populations then are what the anchor says."""
+        for parameter in self.transformer.out.parameters():
+            parameter.zero_()
+
     def draw_randomness(self, n_populations: int, n_cells: int, device: torch.device | str) -> Randomness:
         """Fresh extra noise."""
         return Randomness(

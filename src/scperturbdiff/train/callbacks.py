@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 
-from scperturbdiff.train.plan import VALIDATION_METRIC
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -21,42 +19,65 @@ class KeepBestGenerator(pl.Callback):
 
     Validation scores the averaged weights, so the weights a model is left with are weights that were scored.
     (Lightning's own weight averaging together with scvi-tools' checkpoints stores the raw weights instead.)
+
+    A silent network predicts the anchor. It is a candidate too, and the one to beat: weights are kept only if they are
+    better on average over held-out populations by more than the standard error of that difference. Else the best of
+    many candidates would be better by chance alone where few or small populations are held out.
     """
 
     def __init__(self) -> None:
         self.best_score = math.inf
         self.best_weights: dict[str, Tensor] | None = None
+        self.best_scores: Tensor | None = None
+        self.silent_scores: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """State for resuming."""
-        return {"best_score": self.best_score, "best_weights": self.best_weights}
+        return dict(vars(self))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume."""
-        self.best_score, self.best_weights = state_dict["best_score"], state_dict["best_weights"]
+        vars(self).update(state_dict)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Score the weights training starts from: untrained, they predict the anchor, which may not be beaten."""
+        """Score the silent network and the weights training starts from."""
         plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
-        if plan.validation is not None and self.best_weights is None:
-            self._keep(float(plan.score_validation()[0]), plan)
+        if plan.validation is None or self.best_weights is not None:
+            return
+        generator = plan.module.generator_ema
+        start = {k: v.detach().clone() for k, v in generator.state_dict().items()}
+        generator.silence()
+        self.silent_scores = plan.validation_scores()[0]
+        generator.load_state_dict(start)
+        self._keep(plan.validation_scores()[0], plan)
 
-    def _keep(self, score: float, plan: GeneratorTrainingPlan) -> None:
-        self.best_score = score
+    def _keep(self, scores: Tensor, plan: GeneratorTrainingPlan) -> None:
+        self.best_score, self.best_scores = float(scores.mean()), scores
         self.best_weights = {k: v.detach().clone() for k, v in plan.module.generator_ema.state_dict().items()}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep a copy of the averaged weights if they are the best so far."""
-        score = trainer.callback_metrics.get(VALIDATION_METRIC)
-        if score is None or not float(score) < self.best_score:
-            return
-        self._keep(float(score), pl_module)  # type: ignore[arg-type]
+        plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
+        scores = plan.last_scores
+        if scores is not None and not trainer.sanity_checking and float(scores.mean()) < self.best_score:
+            self._keep(scores, plan)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the best weights back."""
-        if self.best_weights is not None:
-            plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
-            plan.module.generator_ema.load_state_dict(self.best_weights)
+        """Put the best weights back, or silence the network if they are no better than that."""
+        plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
+        if self.best_weights is None or self.best_scores is None or self.silent_scores is None:
+            return
+        plan.module.generator_ema.load_state_dict(self.best_weights)
+        if not is_lower(self.best_scores, self.silent_scores):
+            plan.module.generator_ema.silence()
+
+
+def is_lower(scores: Tensor, reference: Tensor) -> bool:
+    """Whether paired scores `(n,)` are lower than those of a reference by more than the standard error of the mean."""
+    difference = (scores - reference).double()
+    if len(difference) < 2:
+        return bool(difference.mean() < 0)
+    return bool(difference.mean() < -difference.std() / math.sqrt(len(difference)))
 
 
 class StepsDataModule(pl.LightningDataModule):

@@ -107,6 +107,8 @@ class GeneratorTrainingPlan(pl.LightningModule):
         if compile:
             self._denoise = torch.compile(self._denoise, backend="inductor" if compile is True else compile)
 
+        self.last_scores: Tensor | None = None
+
     latent: Tensor
 
     def on_train_epoch_start(self) -> None:
@@ -161,18 +163,20 @@ class GeneratorTrainingPlan(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the scores of the averaged weights."""
-        score, distance = self.score_validation()
+        scores, distances = self.validation_scores()
+        self.last_scores = scores
+        score, distance = scores.mean(), distances.mean()
         n = self.validation[0].n_populations if self.validation is not None else 1
         self.log(VALIDATION_METRIC, score, on_epoch=True, batch_size=n, prog_bar=True)
         self.log("energy_distance_validation", distance, on_epoch=True, batch_size=n)
 
     @torch.no_grad()
-    def score_validation(self) -> tuple[Tensor, Tensor]:
+    def validation_scores(self) -> tuple[Tensor, Tensor]:
         """Generate every held-out population with the averaged weights from fixed seeds and score it.
 
         Returns
         -------
-        Mean functional energy score and mean energy distance (U-statistic).
+        Functional energy scores `(n_populations,)` and energy distances (U-statistic) `(n_populations, n_draws)`.
         """
         assert self.validation is not None
         generator = self.module.generator_ema
@@ -182,8 +186,8 @@ class GeneratorTrainingPlan(pl.LightningModule):
             groups = torch.arange(self.validation[0].n_populations, device=self.device)
             parts = [self._score_populations(group) for group in groups.split(VALIDATION_CHUNK)]
         generator.train(was_training)
-        score, distance = (torch.cat(values) for values in zip(*parts, strict=True))
-        return score.mean(), distance.mean()
+        scores, distances = (torch.cat(values) for values in zip(*parts, strict=True))
+        return scores, distances
 
     def _score_populations(self, group: Tensor) -> tuple[Tensor, Tensor]:
         """Functional energy score `(b,)` and energy distance `(b, n_draws)` of held-out populations `group` `(b,)`."""
