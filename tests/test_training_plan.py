@@ -112,3 +112,18 @@ def test_mixed_precision_trains_and_predicts() -> None:
     assert all(p.dtype == torch.float32 for p in mixed.module.parameters())
     predicted = mixed.predict(perturbations=["P0"], n_cells=6, progress=False)
     assert np.isfinite(predicted.obsm["X_perturbdiff"]).all()
+
+
+def test_jitter_moves_a_population_with_its_controls() -> None:
+    """An untrained generator predicts controls moved by the anchor: moving both leaves its score where it was."""
+    adata = screen(contexts=2, donors=2)
+    losses = []
+    for jitter in (0.0, 5.0):
+        options = {**FEW_STEPS, "max_epochs_generator": 1}
+        torch.manual_seed(0)
+        model = spd.PerturbDiff(adata, **TINY)
+        # one terminal step of an untrained network: noise drops out of its estimate
+        plan = {**PLAN, "steps_per_epoch": 1, "p_terminal": 1.0, "n_populations": 64, "jitter": jitter}
+        model.train(**options, plan_kwargs=plan)
+        losses.append(float(model.history_["generator_loss_train"].iloc[0, 0]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.25)  # other populations are drawn
