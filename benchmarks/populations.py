@@ -256,7 +256,12 @@ def main() -> None:
     parser.add_argument("--rho", nargs="+", type=float, default=[0.0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=24, help="of 50 steps (toy)")
-    parser.add_argument("--validation", type=float, default=0.0, help="share of the populations held out (toy)")
+    parser.add_argument(
+        "--validation",
+        type=float,
+        default=0.0,
+        help="share of the populations held out (toy); empty in the results: the default",
+    )
     parser.add_argument("--jitter", type=float, default=0.0, help="see GeneratorTrainingPlan (toy)")
     parser.add_argument("--held", nargs="+", default=["rep_3"], help="replicates held out in turn (papalexi)")
     options = parser.parse_args()
