@@ -92,7 +92,7 @@ def measure_toy(screen: Screen, drawn: NDArray[np.float64], seed: int) -> dict[s
 def toy(options: argparse.Namespace) -> None:
     """Toy screens: every combination of the options, one training each."""
     torch.set_num_threads(1)  # matrices this small are slower on several threads
-    keys = ["law", "objective", "replicates", "cells", "rho", "n_steps", "epochs", "seed"]
+    keys = ["law", "objective", "replicates", "cells", "rho", "n_steps", "epochs", "validation", "jitter", "seed"]
     grid = itertools.product(
         options.laws, options.objectives, options.replicates, options.cells, options.rho, options.seeds
     )
@@ -105,15 +105,16 @@ def toy(options: argparse.Namespace) -> None:
             epochs=options.epochs,
             rho=rho,
             seed=seed,
+            validation_size=options.validation,
             **SIZE,
-            plan={"n_cells": 32},
+            plan={"n_cells": 32, "jitter": options.jitter},
         )
         seconds = time.perf_counter() - start
         for n_steps in options.n_steps:
             drawn, _ = draw(model, screen.names, N_DRAWS, cells, n_steps, seed)
-            named = dict(
-                zip(keys, (law, objective, replicates, cells, rho, n_steps, options.epochs, seed), strict=True)
-            )
+            values = (law, objective, replicates, cells, rho, n_steps)
+            settings = (options.epochs, options.validation, options.jitter, seed)
+            named = dict(zip(keys, (*values, *settings), strict=True))
             row = pd.DataFrame([{**named, **measure_toy(screen, drawn, seed), "seconds": seconds}])
             save(row, "populations_toy", keys)
             print(row.round(3).to_csv(index=False, header=n_steps == options.n_steps[0]), end="", flush=True)
@@ -255,6 +256,13 @@ def main() -> None:
     parser.add_argument("--rho", nargs="+", type=float, default=[0.0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=24, help="of 50 steps (toy)")
+    parser.add_argument(
+        "--validation",
+        type=float,
+        default=0.0,
+        help="share of the populations held out (toy); empty in the results: the default",
+    )
+    parser.add_argument("--jitter", type=float, default=0.0, help="see GeneratorTrainingPlan (toy)")
     parser.add_argument("--held", nargs="+", default=["rep_3"], help="replicates held out in turn (papalexi)")
     options = parser.parse_args()
     quiet()

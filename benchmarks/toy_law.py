@@ -128,6 +128,7 @@ def fit(
     epochs: int = 30,
     rho: float = 0.0,
     seed: int = 0,
+    validation_size: float | None = None,
     plan: dict[str, Any] | None = None,
     **options: Any,
 ) -> spd.PerturbDiff:
@@ -139,6 +140,7 @@ def fit(
     model.train(
         max_epochs_vae=0,
         max_epochs_generator=epochs,
+        validation_size=validation_size,
         seed=seed,
         accelerator="cpu",
         enable_progress_bar=False,

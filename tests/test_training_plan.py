@@ -154,3 +154,18 @@ def test_a_network_no_better_than_the_anchor_is_silent(gain: float) -> None:
     model.train(**FEW_STEPS, validation_size=0.4, plan_kwargs=PLAN, callbacks=[Judge(gain)])
     silent = not model.module.generator_ema.transformer.out.weight.any()
     assert silent == (gain < 1)
+
+
+def test_jitter_moves_a_population_with_its_controls() -> None:
+    """An untrained generator predicts controls moved by the anchor: moving both leaves its score where it was."""
+    adata = screen(contexts=2, donors=2)
+    losses = []
+    for jitter in (0.0, 5.0):
+        options = {**FEW_STEPS, "max_epochs_generator": 1}
+        torch.manual_seed(0)
+        model = spd.PerturbDiff(adata, **TINY)
+        # one terminal step of an untrained network: noise drops out of its estimate
+        plan = {**PLAN, "steps_per_epoch": 1, "p_terminal": 1.0, "n_populations": 64, "jitter": jitter}
+        model.train(**options, plan_kwargs=plan)
+        losses.append(float(model.history_["generator_loss_train"].iloc[0, 0]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.25)  # other populations are drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -61,6 +62,10 @@ class GeneratorTrainingPlan(pl.LightningModule):
         Weight of the squared error in ``"mmd+mse"``.
     seed
         Of the validation draws.
+    jitter
+        Standard deviation, in the standardised latent space, of a random vector by which a population is moved together
+        with its controls. Controls of a batch differ by chance from those of another; a network that can tell batches
+        apart by that learns the response of each by heart instead of their law.
     compile
         Compile the network with :func:`torch.compile`: `True`, or the name of a backend. It takes about a minute before
         the first step and a C++ compiler on a CPU.
@@ -87,6 +92,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
         p_drop_condition: float = 0.1,
         mse_weight: float = 1.0,
         seed: int = 0,
+        jitter: float = 0.0,
         compile: bool | str = False,
     ) -> None:
         super().__init__()
@@ -100,6 +106,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
         self.objective, self.seed = objective, seed
         self.n_populations, self.n_cells, self.n_draws = n_populations, n_cells, n_draws
         self.n_steps, self.lr, self.weight_decay, self.warmup_steps = n_steps, lr, weight_decay, warmup_steps
+        self.jitter = jitter
         self.ema_decay, self.mse_weight = ema_decay, mse_weight
         self.p_terminal, self.p_drop_condition = p_terminal, p_drop_condition
         # a function, not a module: names of weights in checkpoints stay as they are
@@ -118,12 +125,16 @@ class GeneratorTrainingPlan(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Draw populations, noise them, denoise them `n_draws` times and score the result."""
         drawn = self.sampler.draw(self.n_populations, self.n_cells, self.n_draws)
-        clean, start = self.latent[drawn.cells], self.latent[drawn.starts]
+        clean, start, controls = (self.latent[rows] for rows in (drawn.cells, drawn.starts, drawn.controls))
         b, k = drawn.group.shape[0], self.n_draws
         generator, device = self.module.generator, clean.device
         novelty = torch.randint(self.tensors.n_novelties, (b,), device=device)
         keep = (torch.rand(b, device=device) >= self.p_drop_condition).float()
         condition = self.tensors.condition(drawn.group, novelty, keep)
+        if self.jitter:
+            moved = self.jitter * torch.randn(b, clean.shape[-1], device=device)
+            clean, start, controls = clean + moved[:, None], start + moved[:, None, None], controls + moved[:, None]
+            condition = replace(condition, anchor=replace(condition.anchor, centre=condition.anchor.centre + moved))
         t = generator.schedule.sample_times((b,), self.p_terminal, device)
         z_t = generator.schedule.add_noise(clean[:, None].expand_as(start), t[:, None], self._noise(start, t))
         embedded = generator.embed(condition, self.module.features, self.module.has_features)
@@ -134,7 +145,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
             start.flatten(0, 1),
             embedded.repeat_interleave(k, 0),
             condition.anchor.repeat(k),
-            generator.encode_controls(self.latent[drawn.controls]).repeat(k),
+            generator.encode_controls(controls).repeat(k),
             randomness,
             drawn.mask.repeat_interleave(k, 0),
         ).unflatten(0, (b, k))
