@@ -1,4 +1,4 @@
-"""What every test shares: quiet libraries, two threads, a fixed seed, the folder of real data."""
+"""What every test shares: quiet libraries, one thread, a fixed seed, the folder of real data."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 # before matplotlib is imported anywhere: tests run without a display
 os.environ.setdefault("MPLBACKEND", "Agg")
+# numba's OpenMP layer would set torch's number of threads, too
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import pytest
 import scvi
@@ -15,12 +17,12 @@ import torch
 
 DATA_VARIABLE = "SCPERTURBDIFF_DATA"
 DATA_BESIDE_PROJECT = Path(__file__).resolve().parents[2] / "shared" / "data"
-N_THREADS = 2
+N_THREADS = 1  # tensors of tests are small: more threads wait for each other
 SEED = 0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(min(N_THREADS, os.cpu_count() or 1))
+    torch.set_num_threads(N_THREADS)
     scvi.settings.verbosity = logging.ERROR
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
