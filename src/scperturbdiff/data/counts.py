@@ -71,6 +71,12 @@ def iter_rows(matrix: Any, rows: NDArray[np.integer] | None = None, chunk: int =
             yield matrix[wanted][back]
 
 
+def check_not_empty(matrix: Any, where: str) -> None:
+    """Raise a `ValueError` where a matrix has no cells or no genes."""
+    if matrix.shape[0] == 0 or matrix.shape[1] == 0:
+        raise ValueError(f"{where} is empty: {matrix.shape[0]} cells x {matrix.shape[1]} genes.")
+
+
 def check_counts(matrix: Any, where: str = "adata.X", rows: NDArray[np.integer] | None = None) -> None:
     """Raise a `ValueError` unless every entry is a finite, non-negative integer and every cell has a count.
 
@@ -83,8 +89,7 @@ def check_counts(matrix: Any, where: str = "adata.X", rows: NDArray[np.integer] 
     rows
         Cells to look at; `None`: all.
     """
-    if matrix.shape[0] == 0 or matrix.shape[1] == 0:
-        raise ValueError(f"{where} is empty: {matrix.shape[0]} cells x {matrix.shape[1]} genes.")
+    check_not_empty(matrix, where)
     not_finite = negative = fractional = 0
     empty: list[NDArray[np.integer]] = []
     start = 0
