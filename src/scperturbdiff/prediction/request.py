@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.data.conditions import DOSE, PERTURBATION, ConditionSpace
+from scperturbdiff.data.conditions import DOSE, PERTURBATION, ConditionSpace, read_numbers
 from scperturbdiff.data.counts import check_obs_key, preview
 from scperturbdiff.data.populations import Ragged, group_rows
 
@@ -152,6 +152,9 @@ def read_wanted(space: ConditionSpace, perturbations: Any) -> pd.DataFrame:
     ]
     wanted[_DOSE_TEXT] = _one_type(wanted[space.dose_key]) if space.dose_key is not None else ""
     space.encode_perturbations(wanted)  # unknown components raise before anything is computed
+    for key in space.continuous_keys:
+        if key in wanted:
+            read_numbers(wanted[key], key, "rows")
     return wanted
 
 
