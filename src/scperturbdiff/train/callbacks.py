@@ -25,6 +25,8 @@ class KeepBestGenerator(pl.Callback):
     many candidates would be better by chance alone where few or small populations are held out.
     """
 
+    _KEPT = ("best_score", "best_weights", "best_scores", "silent_scores")
+
     def __init__(self) -> None:
         self.best_score = math.inf
         self.best_weights: dict[str, Tensor] | None = None
@@ -33,11 +35,12 @@ class KeepBestGenerator(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """State for resuming."""
-        return dict(vars(self))
+        return {name: getattr(self, name) for name in self._KEPT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume."""
-        vars(self).update(state_dict)
+        for name in self._KEPT:
+            setattr(self, name, state_dict[name])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the silent network and the weights training starts from."""
