@@ -42,6 +42,10 @@ class FixedPoint(nn.Module):
         """Coordinates `(n_cells, N_LATENT)`."""
         return counts / SCALE - OFFSET
 
+    def decode_frequencies(self, latent: Tensor, *_: Any) -> Tensor:
+        """Numbers whose log-normalised values are the coordinates themselves."""
+        return latent.expm1() / 1e4
+
     def counterfactual_counts(self, latent: Tensor, *_: Any) -> Tensor:
         """The fixed-point numbers of `latent`."""
         return ((latent + OFFSET) * SCALE).round().clamp_min(0)

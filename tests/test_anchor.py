@@ -376,7 +376,7 @@ def test_spread_follows_the_nearest_contexts() -> None:
 # ---- similarities learned from responses -----------------------------------------------------------------------------
 
 
-def matrix_normal(seed: int, structured: bool, n_contexts: int = 8, n_perturbations: int = 24, n_latent: int = 12):
+def matrix_normal(seed: int, structured: bool, n_contexts: int = 7, n_perturbations: int = 18, n_latent: int = 12):
     """Responses with covariances of contexts and perturbations that controls do not show; a quarter held out."""
     rng = np.random.default_rng(seed)
     contexts = rng.normal(size=(n_contexts, 2)) if structured else 2 * np.eye(n_contexts)

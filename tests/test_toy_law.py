@@ -70,6 +70,7 @@ def test_one_evaluation_samples_both_modes(toy: ModuleType) -> None:
     assert drawn.std(2, ddof=1).mean() == pytest.approx(0.5, rel=0.25)
 
 
+@pytest.mark.slow
 def test_draws_agree_where_there_is_no_hidden_factor(toy: ModuleType) -> None:
     """The same short training invents no variation where there is none, and shows it where there is."""
     none, some = (shifts(toy, law)[1].std(1, ddof=1).mean() for law in ("none", "gaussian"))

@@ -110,6 +110,14 @@ class PerturbDiffModule(BaseModuleClass):
         """From the VAE's latent space to the generator's."""
         return (latent - self.latent_mean) / self.latent_scale
 
+    @torch.no_grad()
+    def expression(self, latent: Tensor, target_sum: float = 1e4) -> Tensor:
+        """Expected log-normalised expression `(..., n_genes)` of standardised latent vectors, as of the first batch."""
+        flat = self.unstandardize(latent.flatten(0, -2))
+        batch = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
+        decoded: Tensor = (target_sum * self.vae.decode_frequencies(flat, batch)).log1p()
+        return decoded.unflatten(0, latent.shape[:-1])
+
     def unstandardize(self, latent: Tensor) -> Tensor:
         """From the generator's latent space to the VAE's."""
         return latent * self.latent_scale + self.latent_mean
