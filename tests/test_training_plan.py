@@ -13,7 +13,7 @@ from scipy import sparse
 import scperturbdiff as spd
 from scperturbdiff.data.table import PopulationTable, build_populations
 from scperturbdiff.train import GeneratorTrainingPlan
-from scperturbdiff.train.callbacks import is_lower
+from scperturbdiff.train.callbacks import KeepBestGenerator, is_lower
 from scperturbdiff.train.data import MANY_REPLICATES, fit_anchor, rehearsed_anchors
 from scperturbdiff.train.stages import split_populations
 
@@ -141,14 +141,15 @@ class Judge(pl.Callback):
             def scores() -> tuple[torch.Tensor, torch.Tensor]:
                 silent = pl_module.module.generator_ema.transformer.out.weight.abs().sum() == 0
                 found = torch.zeros(n) if silent else noise - noise.mean() - self.gain
-                return found, torch.zeros(n, 1)
+                return found, found[:, None]
 
             pl_module.validation_scores = scores
 
 
+@pytest.mark.parametrize("donors", [1, 2])
 @pytest.mark.parametrize("gain", [0.05, 5.0])
-def test_a_network_no_better_than_the_anchor_is_silent(gain: float) -> None:
-    adata = screen(contexts=3, donors=2)
+def test_a_network_no_better_than_the_anchor_is_silent(gain: float, donors: int) -> None:
+    adata = screen(contexts=3, donors=donors)
     torch.manual_seed(0)
     model = spd.PerturbDiff(adata, **TINY)
     model.train(**FEW_STEPS, validation_size=0.4, plan_kwargs=PLAN, callbacks=[Judge(gain)])
@@ -169,3 +170,10 @@ def test_jitter_moves_a_population_with_its_controls() -> None:
         model.train(**options, plan_kwargs=plan)
         losses.append(float(model.history_["generator_loss_train"].iloc[0, 0]))
     assert losses[1] == pytest.approx(losses[0], rel=0.25)  # other populations are drawn
+
+
+@pytest.mark.parametrize("replicated", [True, False])
+def test_without_replicates_draws_are_judged_by_their_distance(replicated: bool) -> None:
+    found = torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 5.0], [7.0, 9.0]])
+    wanted = [1.0, 2.0] if replicated else [4.0, 8.0]
+    assert KeepBestGenerator(replicated)._judge(found).tolist() == wanted

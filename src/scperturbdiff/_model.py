@@ -265,7 +265,6 @@ class PerturbDiff(DescriptionMixin):
         n_steps: int | None = None,
         sampler: Sampler = "renoise",
         guidance: float = 1.0,
-        central: bool | None = None,
         perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | None = None,
         transform_batch: str | None = None,
         layer: str | None = None,
@@ -298,10 +297,6 @@ class PerturbDiff(DescriptionMixin):
             :func:`scperturbdiff.diffusion.sample`.
         guidance
             Weight of classifier-free guidance; 1 is off.
-        central
-            Set the noise that the cells of a population share to its mean, for a best guess. Draws differ by that
-            noise, as replicates differ and as far as training leaves open what the response is: a single random draw
-            is further from the truth than the best guess. Default: `True` for one population, `False` for several.
         perturbation_embeddings
             Features of components that :meth:`setup_anndata` was not given.
         transform_batch
@@ -339,9 +334,7 @@ class PerturbDiff(DescriptionMixin):
             perturbation_embeddings,
             layer,
             n_cells=n_cells,
-            settings=Settings(
-                resolve_seed(seed), n_populations, 1 if n_steps is None else n_steps, sampler, guidance, central
-            ),
+            settings=Settings(resolve_seed(seed), n_populations, 1 if n_steps is None else n_steps, sampler, guidance),
             transform_batch=transform_batch,
         )
         return predict_cells(prediction, target_sum=target_sum, progress=progress, output=output)

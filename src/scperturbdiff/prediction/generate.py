@@ -73,12 +73,6 @@ class Settings:
     n_steps: int = 1
     sampler: Sampler = "renoise"
     guidance: float = 1.0
-    central: bool | None = None
-
-    @property
-    def is_central(self) -> bool:
-        """Whether the noise shared by a population is set to its mean; by default where one population is asked for."""
-        return self.n_populations == 1 if self.central is None else self.central
 
 
 @dataclass(frozen=True)
@@ -278,7 +272,6 @@ class PopulationGenerator:
         latents, counts = [], []
         with seeded(seed, state.latent.device):
             shared = torch.randn(1, generator.n_population_noise, device=state.latent.device)
-            shared = torch.zeros_like(shared) if settings.is_central else shared
             for start in range(0, len(chosen), PIECE):
                 piece = at[start : start + PIECE]
                 z = generator.sample(

@@ -23,11 +23,22 @@ class KeepBestGenerator(pl.Callback):
     A silent network predicts the anchor. It is a candidate too, and the one to beat: weights are kept only if they are
     better on average over held-out populations by more than the standard error of that difference. Else the best of
     many candidates would be better by chance alone where few or small populations are held out.
+
+    Where conditions were measured in several replicates (`replicated`) better means a lower functional energy score.
+    Where each was measured once nothing shows how replicates vary, and a network that spreads its draws over all it
+    does not know gains in that score while every single draw is further from the truth than the anchor: better then
+    means a lower energy distance of the draws.
+
+    Parameters
+    ----------
+    replicated
+        Whether any training condition has several populations.
     """
 
     _KEPT = ("best_score", "best_weights", "best_scores", "silent_scores")
 
-    def __init__(self) -> None:
+    def __init__(self, replicated: bool = True) -> None:
+        self.replicated = replicated
         self.best_score = math.inf
         self.best_weights: dict[str, Tensor] | None = None
         self.best_scores: Tensor | None = None
@@ -50,9 +61,13 @@ class KeepBestGenerator(pl.Callback):
         generator = plan.module.generator_ema
         start = {k: v.detach().clone() for k, v in generator.state_dict().items()}
         generator.silence()
-        self.silent_scores = plan.validation_scores()[0]
+        self.silent_scores = self._judge(plan.validation_scores())
         generator.load_state_dict(start)
-        self._keep(plan.validation_scores()[0], plan)
+        self._keep(self._judge(plan.validation_scores()), plan)
+
+    def _judge(self, found: tuple[Tensor, Tensor]) -> Tensor:
+        scores, distances = found
+        return scores if self.replicated else distances.mean(1)
 
     def _keep(self, scores: Tensor, plan: GeneratorTrainingPlan) -> None:
         self.best_score, self.best_scores = float(scores.mean()), scores
@@ -61,8 +76,10 @@ class KeepBestGenerator(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep a copy of the averaged weights if they are the best so far."""
         plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
-        scores = plan.last_scores
-        if scores is not None and not trainer.sanity_checking and float(scores.mean()) < self.best_score:
+        if plan.last_scores is None or trainer.sanity_checking:
+            return
+        scores = self._judge(plan.last_scores)
+        if float(scores.mean()) < self.best_score:
             self._keep(scores, plan)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

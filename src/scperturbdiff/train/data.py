@@ -173,7 +173,7 @@ def rehearsed_anchors(
     out: list[AnchorPrediction] = []
     for novelty in useful_novelties(table, features is not None):
         found = anchor.leave_out(novelty, features)
-        if novelty == "replicate" and (many := _replicates(table) >= MANY_REPLICATES).any():
+        if novelty == "replicate" and (many := count_replicates(table) >= MANY_REPLICATES).any():
             seen = anchor.leave_out("seen", features)
             found = AnchorPrediction(
                 np.where(many[:, None], seen.mean, found.mean),
@@ -184,7 +184,7 @@ def rehearsed_anchors(
     return out
 
 
-def _replicates(table: PopulationTable) -> NDArray[np.int64]:
+def count_replicates(table: PopulationTable) -> NDArray[np.int64]:
     """Number of populations of each population's condition."""
     keys = np.concatenate([table.component, table.dose, table.context[:, None]], axis=1)
     _, condition, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)

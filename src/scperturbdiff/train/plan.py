@@ -114,7 +114,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
         if compile:
             self._denoise = torch.compile(self._denoise, backend="inductor" if compile is True else compile)
 
-        self.last_scores: Tensor | None = None
+        self.last_scores: tuple[Tensor, Tensor] | None = None
 
     latent: Tensor
 
@@ -175,7 +175,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the scores of the averaged weights."""
         scores, distances = self.validation_scores()
-        self.last_scores = scores
+        self.last_scores = scores, distances
         score, distance = scores.mean(), distances.mean()
         n = self.validation[0].n_populations if self.validation is not None else 1
         self.log(VALIDATION_METRIC, score, on_epoch=True, batch_size=n, prog_bar=True)

@@ -17,7 +17,14 @@ from scperturbdiff.data.sampler import PopulationSampler
 from scperturbdiff.module.anchor import AnchorPrediction
 from scperturbdiff.train.callbacks import KeepBestGenerator, StepsDataModule
 from scperturbdiff.train.cells import CellDataModule
-from scperturbdiff.train.data import PopulationTensors, describe, fit_anchor, population_tensors, rehearsed_anchors
+from scperturbdiff.train.data import (
+    PopulationTensors,
+    count_replicates,
+    describe,
+    fit_anchor,
+    population_tensors,
+    rehearsed_anchors,
+)
 from scperturbdiff.train.plan import VALIDATION_METRIC, GeneratorTrainingPlan
 from scperturbdiff.train.resume import RepeatableEpochs, split_callbacks
 from scperturbdiff.train.vae_plan import LatentTrainingPlan
@@ -219,7 +226,8 @@ def train_generator(
     )
     module.generator.train()
     checkpoints, others = split_callbacks(trainer.kwargs.get("callbacks"))
-    callbacks = [*others, RepeatableEpochs(seed), KeepBestGenerator()]
+    replicated = len(table) == 0 or bool((count_replicates(table) > 1).any())
+    callbacks = [*others, RepeatableEpochs(seed), KeepBestGenerator(replicated)]
     stop = {
         "early_stopping": early_stopping,
         "early_stopping_monitor": VALIDATION_METRIC,
