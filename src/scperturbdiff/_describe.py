@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scperturbdiff._setup import ConditionsMixin
-from scperturbdiff.data.counts import check_counts, get_matrix, read_genes
+from scperturbdiff.data.counts import check_layer, read_genes
 from scperturbdiff.data.mudata import as_anndata
 from scperturbdiff.data.registry import stored_batches, stored_genes, stored_layer
 from scperturbdiff.data.seeds import resolve_seed
@@ -153,7 +153,7 @@ class DescriptionMixin(ConditionsMixin):
         cells = self._cells(adata)
         rows = None if indices is None else np.asarray(indices)
         at = self._layer(cells, layer)
-        check_counts(get_matrix(cells, at), "adata.X" if at is None else f"adata.layers[{at!r}]")
+        check_layer(cells, at)
         self.module.eval()
         counts = read_genes(cells, stored_genes(self.registry_), at, rows)
         latent: NDArray[np.float32] = encode_rows(self.module, counts).cpu().numpy()

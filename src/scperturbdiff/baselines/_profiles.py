@@ -12,10 +12,9 @@ from scipy import sparse
 from scperturbdiff.baselines._sampling import PSEUDO, TARGET_SUM
 from scperturbdiff.data.counts import (
     CHUNK_ROWS,
-    check_counts,
+    check_layer,
     check_obs_key,
     closest,
-    get_matrix,
     log_normalize,
     preview,
     read_genes,
@@ -104,7 +103,7 @@ def read_profiles(
             check_obs_key(adata, key, argument)
     for key in context_keys:
         check_obs_key(adata, key, "context_keys")
-    check_counts(get_matrix(adata, layer), "adata.X" if layer is None else f"adata.layers[{layer!r}]")
+    check_layer(adata, layer)
     obs = adata.obs
     missing = int(obs[perturbation_key].isna().sum())
     if missing:

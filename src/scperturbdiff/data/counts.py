@@ -77,6 +77,16 @@ def check_not_empty(matrix: Any, where: str) -> None:
         raise ValueError(f"{where} is empty: {matrix.shape[0]} cells x {matrix.shape[1]} genes.")
 
 
+def check_layer(adata: AnnData, layer: str | None = None, rows: NDArray[np.integer] | None = None) -> None:
+    """Raise unless a layer of `adata` (`None`: X) holds counts; see :func:`check_counts`."""
+    check_counts(get_matrix(adata, layer), matrix_name(layer), rows)
+
+
+def matrix_name(layer: str | None) -> str:
+    """How messages name a layer."""
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
 def check_counts(matrix: Any, where: str = "adata.X", rows: NDArray[np.integer] | None = None) -> None:
     """Raise a `ValueError` unless every entry is a finite, non-negative integer and every cell has a count.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scperturbdiff.data.conditions import ConditionSpace
-from scperturbdiff.data.counts import check_counts, check_unique_names, get_matrix, preview
+from scperturbdiff.data.counts import check_layer, check_unique_names, preview
 from scperturbdiff.data.learn import learn_conditions
 from scperturbdiff.data.perturbations import FeatureTable
 
@@ -61,7 +61,7 @@ def read_space(adata: AnnData, layer: str | None, source: Mapping[str, Any] | No
         See :func:`scperturbdiff.data.learn.learn_conditions`.
     """
     check_unique_names(adata)
-    check_counts(get_matrix(adata, layer), "adata.X" if layer is None else f"adata.layers[{layer!r}]")
+    check_layer(adata, layer)
     if source is None:
         return learn_conditions(adata, **keys)
     check_genes(adata, source)

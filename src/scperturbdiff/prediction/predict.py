@@ -9,7 +9,14 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scperturbdiff.data.counts import check_counts, check_not_empty, check_unique_names, gene_positions, get_matrix
+from scperturbdiff.data.counts import (
+    check_layer,
+    check_not_empty,
+    check_unique_names,
+    gene_positions,
+    get_matrix,
+    matrix_name,
+)
 from scperturbdiff.data.output import CONTROL_CELL, POPULATION, assemble_cells
 from scperturbdiff.prediction.generate import PopulationGenerator, Settings
 from scperturbdiff.prediction.request import plan_request, read_controls, read_wanted
@@ -136,11 +143,10 @@ def prepare(
         raise ValueError(f"n_cells={n_cells} must be at least 1.")
     wanted = read_wanted(space, perturbations)
     covariates = [key for key in (*space.categorical_keys, *space.continuous_keys) if key in wanted]
-    where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-    check_not_empty(get_matrix(adata, layer), where)
+    check_not_empty(get_matrix(adata, layer), matrix_name(layer))
     groups = read_controls(space, adata, covariates)
     # of the controls only: they may be few among the cells of a large file
-    check_counts(get_matrix(adata, layer), where, np.sort(groups.cells.rows))
+    check_layer(adata, layer, np.sort(groups.cells.rows))
     request = plan_request(space, wanted, groups, n_cells)
     generator = PopulationGenerator(
         module, space, adata, pd.Index(genes), layer, list(batches), groups, settings, transform_batch=transform_batch
