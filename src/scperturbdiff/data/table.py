@@ -69,6 +69,12 @@ class PopulationTable:
         )
 
     @property
+    def condition(self) -> NDArray[np.int64]:
+        """Number of each population's condition: perturbation, dose and context."""
+        keys = np.concatenate([self.component, self.dose, self.context[:, None]], axis=1)
+        return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+
+    @property
     def report(self) -> pd.DataFrame:
         """One row per population: labels, numbers of cells and of controls, and whether controls match exactly."""
         out = self.labels.rename(columns={PERTURBATION: "perturbation", DOSE: "dose"})

@@ -50,6 +50,11 @@ class AnchorPrediction(NamedTuple):
     variance: Floats
     spread: Floats
 
+    @classmethod
+    def none(cls, n: int, n_latent: int) -> AnchorPrediction:
+        """No response of `n` conditions."""
+        return cls(np.zeros((n, n_latent)), np.zeros(n), np.zeros(n))
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -287,7 +292,7 @@ class ResponseAnchor(nn.Module):
         if not widths.response_share:
             kernel = self._kernel(widths, features)
             return self._predict(self.train_conditions.take(rows), novelty, kernel, own)
-        out = AnchorPrediction(np.zeros((len(rows), self._n_latent)), np.zeros(len(rows)), np.zeros(len(rows)))
+        out = AnchorPrediction.none(len(rows), self._n_latent)
         for fold, learned in enumerate(self._folds):  # similarities must not know the response that is left out
             at = np.flatnonzero(self._fold[rows] == fold)
             if len(at):
@@ -336,7 +341,7 @@ class ResponseAnchor(nn.Module):
     ) -> AnchorPrediction:
         assert self.train_conditions is not None and self.shifts is not None and self.spreads is not None
         known, nugget = self.train_conditions, kernel.widths.nugget
-        out = AnchorPrediction(np.zeros((len(queries), self._n_latent)), np.zeros(len(queries)), np.zeros(len(queries)))
+        out = AnchorPrediction.none(len(queries), self._n_latent)
         k = min(self.n_neighbors, len(known))
         shared = kernel(known, known) if k == len(known) else None
         for start in range(0, len(queries), chunk):

@@ -236,7 +236,7 @@ class PopulationGenerator:
         self, conditions: Conditions, codes: NDArray[np.int64], numbers: NDArray[np.float64]
     ) -> tuple[Condition, Evidence]:
         device, known = self.device, self.module.anchor
-        found = AnchorPrediction(np.zeros_like(conditions.control_mean), np.zeros(1), np.zeros(1))
+        found = AnchorPrediction.none(*conditions.control_mean.shape)
         evidence = Evidence("control", 0.0) if (conditions.component < 0).all() else Evidence("unknown", np.nan)
         if known.is_fitted and (conditions.component >= 0).any():
             novelty = known.novelty(conditions)[0]

@@ -131,8 +131,7 @@ def population_tensors(
         return torch.cat([out, torch.full((1, *out.shape[1:]), last, dtype=dtype)]).to(device)
 
     if not anchors:
-        n = len(centre)
-        anchors = [AnchorPrediction(np.zeros_like(centre, np.float64), np.zeros(n), np.zeros(n))]
+        anchors = [AnchorPrediction.none(*centre.shape)]
     shift, variance, spread = (
         torch.stack([put(part, 0.0, torch.float32) for part in parts]) for parts in zip(*anchors, strict=True)
     )
@@ -151,10 +150,9 @@ def useful_novelties(table: PopulationTable, has_features: bool) -> list[Novelty
         return ["seen"]
     out: list[Novelty] = ["replicate"]
     n_contexts = len(np.unique(table.context))
-    condition = np.unique(np.concatenate([table.component, table.dose, table.context[:, None]], axis=1), axis=0)
     if n_contexts > 1:
         out.append("context")
-    if len(condition) < len(table) or n_contexts > 1:
+    if n_contexts > 1 or (count_replicates(table) > 1).any():
         out.append("pair")
     if has_features:
         out.append("perturbation")
@@ -186,9 +184,7 @@ def rehearsed_anchors(
 
 def count_replicates(table: PopulationTable) -> NDArray[np.int64]:
     """Number of populations of each population's condition."""
-    keys = np.concatenate([table.component, table.dose, table.context[:, None]], axis=1)
-    _, condition, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
-    replicates: NDArray[np.int64] = count[condition.reshape(-1)]
+    replicates: NDArray[np.int64] = np.bincount(table.condition)[table.condition]
     return replicates
 
 

@@ -178,8 +178,7 @@ def split_populations(
     if not 0 <= validation_size < 1:
         raise ValueError(f"validation_size={validation_size} must lie in [0, 1): the share of populations held out.")
     wanted = round(n * validation_size)
-    keys = np.concatenate([table.component, table.dose, table.context[:, None]], axis=1)
-    condition = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+    condition = table.condition
     rng = np.random.default_rng(seed)
     order = rng.permutation(condition.max() + 1) if n else np.empty(0, int)
     held = np.zeros(n, bool)
@@ -261,8 +260,10 @@ def _training_set(
     module: Any, table: PopulationTable, latent: torch.Tensor, features: NDArray[np.float32] | None
 ) -> tuple[PopulationSampler, PopulationTensors]:
     double = None if features is None else features.astype(np.float64)
+    known = module.anchor.train_conditions
     anchors = rehearsed_anchors(module.anchor, table, double) if len(table) else []
-    tensors = population_tensors(table, anchors, describe(table, latent)[0].control_mean, latent.device)
+    centre = known.control_mean if len(table) else np.zeros((0, latent.shape[1]))
+    tensors = population_tensors(table, anchors, centre, latent.device)
     return _sampler(table, latent.device), tensors
 
 
