@@ -32,6 +32,7 @@ from scperturbdiff.module.kernel import (
     response_alike,
     squared_distances,
 )
+from scperturbdiff.module.selection import choose_widths
 from scperturbdiff.module.similarity import ResponseSimilarity, can_learn, learn_similarity
 
 LEFT_OUT: tuple[Novelty, ...] = ("replicate", "pair", "context", "perturbation")
@@ -42,18 +43,20 @@ GAIN_BOUNDS = (0.5, 1.5)
 class AnchorPrediction(NamedTuple):
     """Retrieved response, standardised latent space.
 
-    Mean shift `(n, n_latent)`, its variance per dimension `(n,)`, and the log ratio of the spread of cells (standard
-    deviation over all dimensions) to that of the controls `(n,)`.
+    Mean shift `(n, n_latent)`, its variance per dimension `(n,)`, the log ratio of the spread of cells (standard
+    deviation over all dimensions) to that of the controls `(n,)`, and the log ratio per gene of what the decoder misses
+    of the response `(n, n_genes)`, without genes where nothing is known of it or training conditions are left out.
     """
 
     mean: Floats
     variance: Floats
     spread: Floats
+    residual: Floats
 
     @classmethod
-    def none(cls, n: int, n_latent: int) -> AnchorPrediction:
+    def none(cls, n: int, n_latent: int, n_genes: int = 0) -> AnchorPrediction:
         """No response of `n` conditions."""
-        return cls(np.zeros((n, n_latent)), np.zeros(n), np.zeros(n))
+        return cls(np.zeros((n, n_latent)), np.zeros(n), np.zeros(n), np.zeros((n, n_genes)))
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class ResponseAnchor(nn.Module):
         self.train_conditions: Conditions | None = None
         self.shifts: Floats | None = None
         self.spreads: Floats | None = None
+        self.residuals: NDArray[np.float16] | None = None
         self.median_distance = 1.0
         self.signal = 1.0
         self.moments: FeatureMoments | None = None
@@ -115,6 +119,7 @@ class ResponseAnchor(nn.Module):
             "conditions": {k: torch.as_tensor(getattr(known, k)) for k in known.__dataclass_fields__},
             "shifts": torch.as_tensor(self.shifts),
             "spreads": torch.as_tensor(self.spreads),
+            "residuals": None if self.residuals is None else torch.as_tensor(self.residuals),
             "median_distance": self.median_distance,
             "signal": self.signal,
             "moments": None if self.moments is None else (torch.as_tensor(self.moments.centre), self.moments.size),
@@ -133,6 +138,7 @@ class ResponseAnchor(nn.Module):
         if state:
             self.train_conditions = Conditions(**{k: np.asarray(v.cpu()) for k, v in state["conditions"].items()})
             self.shifts, self.spreads = np.asarray(state["shifts"].cpu()), np.asarray(state["spreads"].cpu())
+            self.residuals = None if state["residuals"] is None else np.asarray(state["residuals"].cpu())
             self.median_distance, self.signal = state["median_distance"], state["signal"]
             if (moments := state["moments"]) is not None:
                 self.moments = FeatureMoments(np.asarray(moments[0].cpu()), moments[1])
@@ -198,52 +204,15 @@ class ResponseAnchor(nn.Module):
             # what a new component does alone, hence what it is like, is not known
             unfit = self.alike is None or novelty == "perturbation"
             tunable = [n for n in names if not (unfit and n == "interaction")]
-            self.widths[novelty] = self._choose(part, targets, novelty, tunable, features)
+            start = Widths(feature_share=0.0 if features is None else 0.5)
+            self.widths[novelty] = choose_widths(
+                part, targets, self.signal, novelty, start, tunable, lambda widths: self._kernel(widths, features)
+            )
         if can_learn(conditions):
             self._learn(means, tried, features, seed)
         left_out = self.leave_out("context", features, tried).mean
         self.gains["context"] = Calibration(tried, (left_out * targets).sum(1), (left_out**2).sum(1))
         self.widths["seen"] = self.widths["replicate"]
-
-    def _choose(
-        self, part: Conditions, targets: Floats, novelty: Novelty, names: list[str], features: Floats | None
-    ) -> Widths:
-        """Coordinate descent over `GRID` on the error for conditions left out in the way of `novelty`."""
-        left_out = part.excluded(part, novelty) | np.eye(len(part), dtype=bool)
-        patterns, pattern = np.unique(left_out, axis=0, return_inverse=True)
-        best, best_error = Widths(feature_share=0.0 if features is None else 0.5), np.inf
-        for _ in range(2):
-            for name in names:
-                for value in GRID[name]:
-                    widths = replace(best, **{name: value})
-                    if widths == best and np.isfinite(best_error):
-                        continue
-                    error = self._left_out_error(part, targets, widths, features, patterns, pattern.reshape(-1))
-                    if error < best_error * (1 - 1e-3):
-                        best, best_error = widths, error
-        return best
-
-    def _left_out_error(
-        self,
-        part: Conditions,
-        targets: Floats,
-        widths: Widths,
-        features: Floats | None,
-        patterns: NDArray[np.bool_],
-        pattern: NDArray[np.int64],
-    ) -> float:
-        """Mean squared error when each condition and what it excludes are left out (closed form, one inverse)."""
-        covariance = self._kernel(widths, features)(part, part)
-        covariance[np.diag_indices(len(part))] += widths.nugget + part.noise / self.signal
-        precision = np.linalg.inv(covariance)
-        weighted = precision @ targets
-        error = np.zeros(len(part))
-        for number, out in enumerate(patterns):
-            members = np.flatnonzero(out)
-            residual = np.linalg.solve(precision[np.ix_(members, members)], weighted[members])
-            wanted = pattern[members] == number
-            error[members[wanted]] = (residual[wanted] ** 2).mean(1)
-        return float(error.mean())
 
     def _learn(self, means: Floats, tried: NDArray[np.int64], features: Floats | None, seed: int) -> None:
         """Learn similarities from responses and use them for new pairs as far as they help.
@@ -275,7 +244,7 @@ class ResponseAnchor(nn.Module):
     def predict(self, conditions: Conditions, novelty: Novelty, features: Floats | None = None) -> AnchorPrediction:
         """Responses of new conditions, each using every training condition that `novelty` allows."""
         kernel = self._kernel(self.widths[novelty], features, self.learned)
-        return self._predict(conditions, novelty, kernel)
+        return self._predict(conditions, novelty, kernel, self._n_genes)
 
     def prior_variance(self, conditions: Conditions, novelty: Novelty, features: Floats | None = None) -> Floats:
         """Variance per dimension of the shifts before any training condition is looked at, `(n,)`."""
@@ -291,13 +260,14 @@ class ResponseAnchor(nn.Module):
         widths, own = self.widths[novelty], None if novelty == "seen" else rows
         if not widths.response_share:
             kernel = self._kernel(widths, features)
-            return self._predict(self.train_conditions.take(rows), novelty, kernel, own)
+            return self._predict(self.train_conditions.take(rows), novelty, kernel, leave=own)
         out = AnchorPrediction.none(len(rows), self._n_latent)
         for fold, learned in enumerate(self._folds):  # similarities must not know the response that is left out
             at = np.flatnonzero(self._fold[rows] == fold)
             if len(at):
                 part = self.train_conditions.take(rows[at])
-                found = self._predict(part, novelty, self._kernel(widths, features, learned), rows[at])
+                kernel = self._kernel(widths, features, learned)
+                found = self._predict(part, novelty, kernel, leave=rows[at])
                 for whole, piece in zip(out, found, strict=True):
                     whole[at] = piece
         return out
@@ -326,6 +296,10 @@ class ResponseAnchor(nn.Module):
         assert self.shifts is not None
         return self.shifts.shape[1]
 
+    @property
+    def _n_genes(self) -> int:
+        return 0 if self.residuals is None else self.residuals.shape[1]
+
     def _kernel(
         self, widths: Widths, features: Floats | None, learned: ResponseSimilarity | None = None
     ) -> ResponseKernel:
@@ -336,12 +310,13 @@ class ResponseAnchor(nn.Module):
         queries: Conditions,
         novelty: Novelty,
         kernel: ResponseKernel,
+        n_genes: int = 0,
         leave: NDArray[np.int64] | None = None,
         chunk: int = 128,
     ) -> AnchorPrediction:
         assert self.train_conditions is not None and self.shifts is not None and self.spreads is not None
         known, nugget = self.train_conditions, kernel.widths.nugget
-        out = AnchorPrediction.none(len(queries), self._n_latent)
+        out = AnchorPrediction.none(len(queries), self._n_latent, n_genes)
         k = min(self.n_neighbors, len(known))
         shared = kernel(known, known) if k == len(known) else None
         for start in range(0, len(queries), chunk):
@@ -370,6 +345,10 @@ class ResponseAnchor(nn.Module):
             gain = self._gain(novelty, used)
             out.mean[rows] = gain[:, None] * np.einsum("qk,qkd->qd", weights, self.shifts[near])
             out.spread[rows] = (weights * self.spreads[near]).sum(1)
+            if n_genes and self.residuals is not None:
+                out.residual[rows] = [
+                    w @ self.residuals[n].astype(np.float32) for w, n in zip(weights, near, strict=True)
+                ]
             variance = self.signal * (kernel.diagonal(part) + nugget - (weights * to_known).sum(1))
             out.variance[rows] = np.maximum(variance, 0)
         return out

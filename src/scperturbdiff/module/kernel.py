@@ -201,8 +201,7 @@ class ResponseKernel:
 
     def diagonal(self, a: Conditions) -> Floats:
         """Variance of the shift of each of `a`, `(len(a),)`."""
-        parts = (a.take(slice(i, i + 1)) for i in range(len(a)))
-        return np.array([self(part, part)[0, 0] for part in parts])
+        return np.diagonal(self(a, a))
 
     def contexts(self, a: Floats, b: Floats) -> Floats:
         """Similarity of contexts with control means `a` and `b`."""

@@ -124,7 +124,13 @@ class LatentVAE(VAE):
 
     @torch.no_grad()
     def counterfactual_counts(
-        self, latent: Tensor, batch: Tensor, start_counts: Tensor, start_latent: Tensor, start_batch: Tensor
+        self,
+        latent: Tensor,
+        batch: Tensor,
+        start_counts: Tensor,
+        start_latent: Tensor,
+        start_batch: Tensor,
+        residual: Tensor | None = None,
     ) -> Tensor:
         r"""Sample counts of cells as if the control cells they started from had moved in the latent space.
 
@@ -143,6 +149,8 @@ class LatentVAE(VAE):
             Batch codes to decode with, `(n_cells,)`.
         start_counts, start_latent, start_batch
             Counts `(n_cells, n_genes)`, latent vectors and batch codes of the control cells. Library sizes are theirs.
+        residual
+            Log ratio of expected counts to decoded ones, `(n_genes,)`; cells keep their expected library size.
 
         Returns
         -------
@@ -151,8 +159,11 @@ class LatentVAE(VAE):
         library = start_counts.sum(-1, keepdim=True)
         px = self.generative(z=latent, library=library.log(), batch_index=batch[:, None].long())["px"]
         before = library * self.decode_frequencies(start_latent, start_batch)
-        shape = px.theta + start_counts
-        return sample_negative_binomial(px.mu * shape / (px.theta + before), shape)
+        mean, shape = px.mu, px.theta + start_counts
+        if residual is not None:
+            mean = mean * residual.exp()
+            mean = mean * (px.mu.sum(-1, keepdim=True) / mean.sum(-1, keepdim=True))
+        return sample_negative_binomial(mean * shape / (px.theta + before), shape)
 
     def decode_frequencies(self, latent: Tensor, batch: Tensor) -> Tensor:
         """Expected share of each gene in a cell's counts `(n_cells, n_genes)`; differentiable."""

@@ -186,11 +186,11 @@ class PopulationGenerator:
             asked = Conditions(
                 mean, component[i : i + 1], dose[i : i + 1], context[i : i + 1], np.full(1, 1 / len(state.rows))
             )
-            condition, self.evidence[i] = self._condition(asked, codes[i : i + 1], numbers[i : i + 1])
+            condition, residual, self.evidence[i] = self._condition(asked, codes[i : i + 1], numbers[i : i + 1])
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
             for draw in range(self.settings.n_populations):
                 seed = derive_seed(self.settings.seed, *names, draw)
-                yield self._draw(request, i, state, condition, batch[i], draw, seed)
+                yield self._draw(request, i, state, condition, residual, batch[i], draw, seed)
 
     def _batch_codes(self, request: PopulationRequest) -> NDArray[np.int64]:
         if self.space.batch_key is None:
@@ -234,7 +234,8 @@ class PopulationGenerator:
 
     def _condition(
         self, conditions: Conditions, codes: NDArray[np.int64], numbers: NDArray[np.float64]
-    ) -> tuple[Condition, Evidence]:
+    ) -> tuple[Condition, Tensor | None, Evidence]:
+        """Condition of one population, what the decoder misses of its response, and what training knows of it."""
         device, known = self.device, self.module.anchor
         found = AnchorPrediction.none(*conditions.control_mean.shape)
         evidence = Evidence("control", 0.0) if (conditions.component < 0).all() else Evidence("unknown", np.nan)
@@ -254,7 +255,7 @@ class PopulationGenerator:
             put(numbers),
             torch.ones(1, device=device),
         )
-        return condition, evidence
+        return condition, put(found.residual[0]) if found.residual.size else None, evidence
 
     def _draw(
         self,
@@ -262,6 +263,7 @@ class PopulationGenerator:
         i: int,
         state: GroupState,
         condition: Condition,
+        residual: Tensor | None,
         batch: int,
         draw: int,
         seed: int,
@@ -293,6 +295,7 @@ class PopulationGenerator:
                     torch.as_tensor(state.counts[chosen[start : start + PIECE]].toarray(), device=latent.device),
                     self.module.unstandardize(state.latent[piece]),
                     torch.full_like(codes, batch if state.batch < 0 else state.batch),
+                    residual,
                 )
                 latents.append(latent.cpu().numpy())
                 counts.append(sparse.csr_matrix(sampled.cpu().numpy()))

@@ -133,7 +133,8 @@ def population_tensors(
     if not anchors:
         anchors = [AnchorPrediction.none(*centre.shape)]
     shift, variance, spread = (
-        torch.stack([put(part, 0.0, torch.float32) for part in parts]) for parts in zip(*anchors, strict=True)
+        torch.stack([put(part, 0.0, torch.float32) for part in parts])
+        for parts in zip(*((a.mean, a.variance, a.spread) for a in anchors), strict=True)
     )
     centres = put(centre, 0.0, torch.float32).expand(len(anchors), -1, -1)
     return PopulationTensors(
@@ -177,6 +178,7 @@ def rehearsed_anchors(
                 np.where(many[:, None], seen.mean, found.mean),
                 np.where(many, seen.variance, found.variance),
                 np.where(many, seen.spread, found.spread),
+                found.residual,
             )
         out.append(found)
     return out

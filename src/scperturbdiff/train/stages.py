@@ -26,6 +26,7 @@ from scperturbdiff.train.data import (
     rehearsed_anchors,
 )
 from scperturbdiff.train.plan import VALIDATION_METRIC, GeneratorTrainingPlan
+from scperturbdiff.train.residuals import decoder_residuals
 from scperturbdiff.train.resume import RepeatableEpochs, split_callbacks
 from scperturbdiff.train.vae_plan import LatentTrainingPlan
 
@@ -253,7 +254,14 @@ def train_generator(
     model.populations_ = table.report.assign(held_out=np.isin(np.arange(len(table)), data.validation))
     if len(data.validation):  # what was held out to stop in time is evidence for predictions all the same
         fit_anchor(module.anchor, table, latent, features, seed)
+    if len(table):
+        module.anchor.residuals = _residuals(model, latent, table)
     return history
+
+
+def _residuals(model: PerturbDiff, latent: torch.Tensor, table: PopulationTable) -> NDArray[np.float16]:
+    registry = model.adata_manager.get_from_registry
+    return decoder_residuals(model.module.eval(), registry("X"), registry("batch").ravel(), latent, table)
 
 
 def _training_set(
