@@ -1,0 +1,153 @@
+"""What the decoder misses: measured on training populations, kept by generated cells."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scvi
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from scperturbdiff import PerturbDiff, datasets
+from scperturbdiff.data.populations import Ragged
+from scperturbdiff.module import Conditions, ResponseAnchor
+from scperturbdiff.module.kernel import NOVELTIES
+from scperturbdiff.module.vae import LatentVAE
+from scperturbdiff.train import residuals
+from scperturbdiff.train.residuals import PRIOR_COUNTS, decoder_residuals
+
+N, GENES = 60, 4
+
+
+class KnownDecoder:
+    """A module whose decoder expects fixed shares that depend on the batch alone."""
+
+    def __init__(self) -> None:
+        self.shares = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]])
+        self.vae = SimpleNamespace(decode_frequencies=lambda latent, batch: self.shares[batch])
+
+    def unstandardize(self, latent: torch.Tensor) -> torch.Tensor:
+        return latent
+
+
+@pytest.fixture
+def measured() -> tuple[np.ndarray, np.ndarray, SimpleNamespace]:
+    """Counts, batches and two populations that share a pool of controls; some cells belong to nothing."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(3.0, (N, GENES)).astype(np.float32)
+    order = rng.permutation(N)
+    pools = Ragged.from_lists([np.sort(order[:20]), np.sort(order[20:30])])
+    cells = Ragged.from_lists([np.sort(order[30:35]), np.sort(order[35:50]), np.sort(order[50:52])])
+    table = SimpleNamespace(cells=cells, match=SimpleNamespace(pools=pools, pool=np.array([1, 0, 1])))
+    return counts, rng.integers(0, 2, N), table
+
+
+def test_residuals_are_posterior_ratios_of_counts_less_those_of_the_controls(measured) -> None:
+    counts, batch, table = measured
+    module = KnownDecoder()
+    found = decoder_residuals(module, counts, batch, torch.zeros(N, 2), table)
+    expected = counts.sum(1, keepdims=True) * module.shares[batch].numpy()
+
+    def log_ratio(rows: np.ndarray) -> np.ndarray:
+        return np.log((counts[rows].sum(0) + PRIOR_COUNTS) / (expected[rows].sum(0) + PRIOR_COUNTS))
+
+    for i in range(3):
+        by_hand = log_ratio(table.cells[i]) - log_ratio(table.match.pools[table.match.pool[i]])
+        np.testing.assert_allclose(found[i], by_hand, atol=2e-3)
+
+
+@pytest.mark.parametrize("chunk", [7, 60])
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+def test_residuals_do_not_depend_on_how_counts_are_read(measured, chunk: int, form, monkeypatch) -> None:
+    counts, batch, table = measured
+    whole = decoder_residuals(KnownDecoder(), counts, batch, torch.zeros(N, 2), table)
+    monkeypatch.setattr(residuals, "CHUNK", chunk)
+    found = decoder_residuals(KnownDecoder(), form(counts), batch, torch.zeros(N, 2), table)
+    np.testing.assert_allclose(found, whole, atol=2e-3)
+
+
+@pytest.mark.parametrize("novelty", NOVELTIES)
+def test_residuals_are_retrieved_as_shifts_are(novelty) -> None:
+    rng = np.random.default_rng(0)
+    n = 12
+    conditions = Conditions(
+        rng.normal(size=(n, 3)), rng.integers(0, 3, (n, 1)), np.zeros((n, 1)), np.arange(n) % 4, np.full(n, 0.1)
+    )
+    shifts = rng.normal(size=(n, 3))
+    anchor = ResponseAnchor()
+    anchor.fit(conditions, shifts, None)
+    anchor.gains.clear()
+    assert anchor.predict(conditions, novelty).residual.shape == (n, 0)
+    anchor.residuals = shifts.astype(np.float16)
+    found = anchor.predict(conditions, novelty)
+    np.testing.assert_allclose(found.residual, found.mean, atol=5e-3)
+    assert anchor.leave_out(novelty).residual.shape == (n, 0)
+    restored = ResponseAnchor()
+    restored.set_extra_state(anchor.get_extra_state())
+    np.testing.assert_array_equal(restored.predict(conditions, novelty).residual, found.residual)
+
+
+def test_counts_follow_the_residual_and_keep_the_library_size() -> None:
+    torch.manual_seed(0)
+    vae = LatentVAE(GENES, n_latent=2, n_hidden=8, gene_likelihood="nb", use_batch_norm="none").eval()
+    n = 40_000
+    latent, batch = torch.zeros(n, 2), torch.zeros(n)
+    start = torch.tensor([[3.0, 5.0, 4.0, 8.0]]).expand(n, -1)
+    residual = torch.tensor([0.7, 0.0, -0.7, 0.2])
+    plain = vae.counterfactual_counts(latent, batch, start, latent, batch)
+    moved = vae.counterfactual_counts(latent, batch, start, latent, batch, residual)
+    px = vae.generative(z=latent[:1], library=start[:1].sum(1, keepdim=True).log(), batch_index=batch[:1, None].long())
+    decoded = px["px"].mu[0]
+    scale = decoded.sum() / (decoded * residual.exp()).sum()
+    torch.testing.assert_close(moved.mean(0) / plain.mean(0), residual.exp() * scale, rtol=0.03, atol=0.01)
+
+
+@pytest.fixture(scope="module")
+def screen() -> AnnData:
+    return datasets.simulate(
+        n_contexts=2, n_perturbations=3, n_cells_per_population=100, n_genes=60, n_batches=1, seed=3
+    )
+
+
+@pytest.fixture(scope="module")
+def model(screen: AnnData) -> PerturbDiff:
+    """A model whose VAE was trained far too little, so that there is much to correct."""
+    scvi.settings.seed = 0
+    PerturbDiff.setup_anndata(screen, "perturbation", "control", context_keys=["cell_type"])
+    out = PerturbDiff(screen)
+    out.train(max_epochs_vae=4, max_epochs_generator=1, plan_kwargs={"steps_per_epoch": 1}, enable_progress_bar=False)
+    return out
+
+
+def test_measured_populations_are_met_where_the_decoder_misses_them(model: PerturbDiff, screen: AnnData) -> None:
+    wanted = screen.obs.loc[screen.obs["perturbation"] != "control", ["perturbation", "cell_type"]].drop_duplicates()
+
+    def error() -> float:
+        pred = model.predict(screen, wanted, n_cells=200, seed=0, progress=False)
+        out = 0.0
+        for perturbation, cell_type in wanted.to_numpy():
+            shares = []
+            for cells in (pred, screen):
+                here = (cells.obs["perturbation"] == perturbation) & (cells.obs["cell_type"] == cell_type)
+                counts = (cells.layers["counts"] if "counts" in cells.layers else cells.X)[here.to_numpy()]
+                shares.append(np.asarray(counts.sum(axis=0)).ravel() / counts.sum())
+            out += float(np.square(np.log1p(1e4 * shares[0]) - np.log1p(1e4 * shares[1])).mean())
+        return out
+
+    corrected, kept = error(), model.module.anchor.residuals
+    model.module.anchor.residuals = None
+    uncorrected = error()
+    model.module.anchor.residuals = kept
+    assert corrected < 0.6 * uncorrected
+
+
+def test_controls_are_not_corrected(model: PerturbDiff, screen: AnnData) -> None:
+    asked = {"n_cells": 50, "seed": 0, "progress": False}
+    with_residuals, kept = model.predict(screen, ["control"], **asked), model.module.anchor.residuals
+    model.module.anchor.residuals = None
+    without = model.predict(screen, ["control"], **asked)
+    model.module.anchor.residuals = kept
+    assert (with_residuals.layers["counts"] != without.layers["counts"]).nnz == 0
