@@ -50,7 +50,7 @@ def save(rows: pd.DataFrame, name: str, keys: list[str]) -> None:
 
 def covered(drawn: NDArray[np.float64], real: NDArray[np.float64], level: float = LEVEL) -> float:
     """Share of `real` `(n, ...)` inside the central interval of `drawn` `(n_draws, ...)`."""
-    lower, upper = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    lower, upper = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0, method="weibull")
     return float(((real >= lower) & (real <= upper)).mean())
 
 

@@ -172,10 +172,19 @@ def test_summary_gives_back_the_law_of_the_shift() -> None:
     shifts = np.array([[1.0, -0.5, 0.0]]) + 0.3 * rng.standard_normal((200, 3))
     genes, conditions = summarize_populations(*drawn(shifts, 5, 0.0), level=0.8)
     np.testing.assert_allclose(genes["mean_shift"], shifts.mean(0), atol=1e-5)
-    np.testing.assert_allclose(genes["lower"], np.quantile(shifts, 0.1, axis=0), atol=1e-5)
-    np.testing.assert_allclose(genes["upper"], np.quantile(shifts, 0.9, axis=0), atol=1e-5)
+    np.testing.assert_allclose(genes["lower"], np.quantile(shifts, 0.1, axis=0, method="weibull"), atol=1e-5)
+    np.testing.assert_allclose(genes["upper"], np.quantile(shifts, 0.9, axis=0, method="weibull"), atol=1e-5)
     assert conditions["spread"].item() == pytest.approx(0.3, rel=0.1)
     assert conditions[["n_draws", "n_cells"]].iloc[0].tolist() == [200, 1000]
+
+
+def test_intervals_of_few_draws_cover_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    shifts = rng.standard_normal((20, 2000))
+    genes = summarize_populations(*drawn(shifts, 1, 0.0), level=0.8).genes
+    further = rng.standard_normal(2000)
+    inside = (genes["lower"] <= further) & (further <= genes["upper"])
+    assert inside.mean() == pytest.approx(0.8, abs=0.03)
 
 
 def test_spread_is_not_the_noise_of_few_cells() -> None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from scperturbdiff.diffusion.samplers import Sampler
 
 
+NOISE_GRID: list[float] = [i / 10 for i in range(-30, 31)]
+"""Values of a standard normal variable at which :attr:`Generator.replicate_quantiles` are given."""
+
+
 @dataclass(frozen=True)
 class Anchor:
     """Retrieved response of `b` populations, standardised latent space.
@@ -128,7 +132,11 @@ class Generator(nn.Module):
         \hat z_j = \alpha_t z_{t,j} + \sigma_t^2 (\bar c + e^\rho (c_j - \bar c) + a) + f_\theta(z_t, c, \dots)_j .
 
     The first two terms are the posterior mean when a treated cell is its control cell, moved by the anchor, plus unit
-    Gaussian noise; the network adds what that leaves out. "No effect" is the zero of the network, an unseen context
+    Gaussian noise; the network adds what that leaves out. At pure noise, where nothing tells yet which population is
+    drawn, :math:`a` also has a random part :math:`L q(\varepsilon)`, one for each population: `L` holds the directions
+    along which replicates of a condition lie apart (:attr:`replicate_factors`), `q` gives the standard normal
+    :math:`\varepsilon`, the population's noise, which the network sees, the distribution that replicates have along
+    each (:attr:`replicate_quantiles`). "No effect" is the zero of the network, an unseen context
     carries its own state and the shape of its populations, and which control a cell starts from is part of the noise:
     no treated cell is ever paired with a control.
 
@@ -174,13 +182,39 @@ class Generator(nn.Module):
         self.anchor = nn.Sequential(nn.Linear(n_latent + 2, width), nn.SiLU(), nn.Linear(width, width))
         self.population_noise = nn.Linear(n_population_noise, width)
         self.hidden = nn.Parameter(torch.zeros(width))
+        self.register_buffer("replicate_factors", torch.zeros(n_latent, n_population_noise))
+        self.register_buffer("replicate_quantiles", torch.tensor(NOISE_GRID).repeat(n_population_noise, 1))
         self.transformer = PopulationTransformer(
             n_latent, 2 * n_latent + n_cell_noise, width=width, n_layers=n_layers, n_heads=n_heads, dropout=dropout
         )
 
+    replicate_factors: Tensor
+    replicate_quantiles: Tensor
+
+    @torch.no_grad()
+    def set_replicates(self, factors: Tensor, quantiles: Tensor) -> None:
+        """Set how replicates lie apart, see :class:`scperturbdiff.train.replicates.ReplicateLaw`."""
+        self.replicate_factors.zero_()
+        self.replicate_factors[:, : factors.shape[1]] = factors
+        self.replicate_quantiles[:] = self.replicate_quantiles.new_tensor(NOISE_GRID)
+        self.replicate_quantiles[: len(quantiles)] = quantiles
+
+    def replicate_shift(self, noise: Tensor) -> Tensor:
+        """Where a replicate lies, seen from the mean of its condition `(b, n_latent)`, from its noise."""
+        first, last = NOISE_GRID[0], NOISE_GRID[-1]
+        inside = noise.clamp(first, last)
+        position = (inside - first) * ((len(NOISE_GRID) - 1) / (last - first))
+        below = position.floor().clamp(max=len(NOISE_GRID) - 2).long()
+        factor = torch.arange(noise.shape[1], device=noise.device)
+        low, high = (self.replicate_quantiles[factor, at] for at in (below, below + 1))
+        return (torch.lerp(low, high, position - below) + noise - inside) @ self.replicate_factors.T
+
     @torch.no_grad()
     def silence(self) -> None:
-        """Make the network's correction zero, as before training: populations then are what the anchor says."""
+        """Make the network's correction zero, as before training.
+
+        Populations then are what the anchor says, and lie apart as replicates do on average.
+        """
         for parameter in self.transformer.out.parameters():
             parameter.zero_()
 
@@ -244,7 +278,8 @@ class Generator(nn.Module):
         condition = condition + self.population_noise(randomness.population)
         correction = self.transformer(cells, t, condition, controls, mask)
         alpha, variance = self.schedule.alpha(t)[:, None, None], self.schedule.sigma(t)[:, None, None].square()
-        return alpha * z_t + variance * anchor.place(start) + correction
+        apart = (t >= 1)[:, None] * self.replicate_shift(randomness.population)
+        return alpha * z_t + variance * (anchor.place(start) + apart[:, None]) + correction
 
     @torch.no_grad()
     def sample(

@@ -268,7 +268,7 @@ class PopulationGenerator:
         draw: int,
         seed: int,
     ) -> Piece:
-        chosen = choose_controls(len(state.rows), request.n_cells[i], seed)
+        chosen = choose_controls(len(state.rows), request.n_cells[i], seed, afresh=self.settings.n_populations > 1)
         at = torch.as_tensor(chosen, device=state.latent.device)
         generator, settings = self.module.generator_ema, self.settings
         latents, counts = [], []
@@ -302,8 +302,15 @@ class PopulationGenerator:
         return Piece(i, draw, state.rows[chosen], sparse.vstack(counts, format="csr"), np.concatenate(latents))
 
 
-def choose_controls(n_controls: int, n_cells: int, seed: int) -> NDArray[np.int64]:
-    """Control cells that generated cells start from: all used equally often, in random order."""
+def choose_controls(n_controls: int, n_cells: int, seed: int, afresh: bool = False) -> NDArray[np.int64]:
+    """Control cells that generated cells start from.
+
+    All are used equally often, in random order: the best guess of one population. Several populations of a condition
+    start from cells drawn `afresh`, with replacement, as an experiment draws them; else their means would differ by
+    less than those of replicates do.
+    """
     rng = np.random.default_rng(seed)
+    if afresh:
+        return rng.integers(n_controls, size=n_cells)
     rounds = [rng.permutation(n_controls) for _ in range(-(-n_cells // n_controls))]
     return np.concatenate(rounds)[:n_cells]

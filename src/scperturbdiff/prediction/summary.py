@@ -57,8 +57,8 @@ def summarize_populations(
     layer
         Layer of `control` with the counts; `None` for `X`.
     level
-        Share of the draws that an interval covers: its ends are quantiles over the draws, interpolated, so that with
-        few draws it is narrower than the law it is drawn from.
+        Probability that one more draw lies in the interval: its ends are quantiles over the draws (Weibull's, whose
+        coverage is right for any number of draws), or the smallest and largest draw where there are too few for them.
     far
         Conditions of whose variance training leaves open at least this share are flagged as far from training.
 
@@ -96,8 +96,8 @@ def summarize_populations(
     tail = (1 - level) / 2
     values = {
         "mean_shift": shifts.mean(1),
-        "lower": np.quantile(shifts, tail, axis=1),
-        "upper": np.quantile(shifts, 1 - tail, axis=1),
+        "lower": np.quantile(shifts, tail, axis=1, method="weibull"),
+        "upper": np.quantile(shifts, 1 - tail, axis=1, method="weibull"),
     }
     row = np.repeat(np.arange(len(shown)), pred.n_vars)
     genes = shown.iloc[row].reset_index(drop=True)

@@ -26,6 +26,7 @@ from scperturbdiff.train.data import (
     rehearsed_anchors,
 )
 from scperturbdiff.train.plan import VALIDATION_METRIC, GeneratorTrainingPlan
+from scperturbdiff.train.replicates import replicate_law
 from scperturbdiff.train.residuals import decoder_residuals
 from scperturbdiff.train.resume import RepeatableEpochs, split_callbacks
 from scperturbdiff.train.vae_plan import LatentTrainingPlan
@@ -217,6 +218,10 @@ def train_generator(
     data = split_populations(table, validation_size, seed, has_features=features is not None)
     training = table.take(data.training)
     fit_anchor(module.anchor, training, latent, features, seed)
+    if plan_kwargs.get("objective", "energy_score") == "energy_score":  # the other objectives do not vary their draws
+        law = replicate_law(training, latent, module.generator.n_population_noise)
+        for network in (module.generator, module.generator_ema):
+            network.set_replicates(*(torch.as_tensor(x, dtype=torch.float32, device=latent.device) for x in law))
     sampler, tensors = _training_set(module, training, latent, features)
     validation = (
         _validation_set(module, table.take(data.validation), latent, features) if len(data.validation) else None
