@@ -23,6 +23,20 @@ if TYPE_CHECKING:
 
     from scperturbdiff.data.conditions import ConditionSpace
 
+DESCRIBED = (
+    "perturbation_key",
+    "control",
+    "context_keys",
+    "batch_key",
+    "dose_key",
+    "categorical_covariate_keys",
+    "continuous_covariate_keys",
+    "perturbation_embeddings",
+    "control_match_keys",
+    "separator",
+)
+"""Arguments of both set-up methods that say what was done to the cells."""
+
 
 class ConditionsMixin(BaseModelClass):
     """What a model must be told of its cells."""
@@ -83,21 +97,7 @@ class ConditionsMixin(BaseModelClass):
             If counts are not counts, names repeat, or labels or doses are wrong.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        space = read_space(
-            adata,
-            layer,
-            kwargs.get("source_registry"),
-            perturbation_key=perturbation_key,
-            control=control,
-            context_keys=context_keys,
-            batch_key=batch_key,
-            dose_key=dose_key,
-            categorical_covariate_keys=categorical_covariate_keys,
-            continuous_covariate_keys=continuous_covariate_keys,
-            perturbation_embeddings=perturbation_embeddings,
-            control_match_keys=control_match_keys,
-            separator=separator,
-        )
+        space = _read_space(adata, layer, setup_method_args, kwargs)
         manager = AnnDataManager(
             fields=[
                 LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
@@ -147,21 +147,8 @@ class ConditionsMixin(BaseModelClass):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         of = cls._create_modalities_attr_dict(dict(modalities or {}), setup_method_args)
-        space = read_space(
-            rna_view(mdata, setup_method_args["setup_args"]),
-            rna_layer,
-            kwargs.get("source_registry"),
-            perturbation_key=perturbation_key,
-            control=control,
-            context_keys=context_keys,
-            batch_key=batch_key,
-            dose_key=dose_key,
-            categorical_covariate_keys=categorical_covariate_keys,
-            continuous_covariate_keys=continuous_covariate_keys,
-            perturbation_embeddings=perturbation_embeddings,
-            control_match_keys=control_match_keys,
-            separator=separator,
-        )
+        cells = rna_view(mdata, setup_method_args["setup_args"])
+        space = _read_space(cells, rna_layer, setup_method_args, kwargs)
         manager = AnnDataManager(
             fields=[
                 MuDataLayerField(
@@ -180,3 +167,10 @@ class ConditionsMixin(BaseModelClass):
     def conditions(self) -> ConditionSpace:
         """The conditions the model knows: keys, components, contexts, doses, covariates, features."""
         return stored_space(self.registry_)
+
+
+def _read_space(
+    adata: AnnData, layer: str | None, setup_method_args: Mapping[str, Any], kwargs: Mapping[str, Any]
+) -> ConditionSpace:
+    given = setup_method_args["setup_args"]
+    return read_space(adata, layer, kwargs.get("source_registry"), **{name: given[name] for name in DESCRIBED})

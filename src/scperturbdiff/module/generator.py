@@ -218,6 +218,11 @@ class Generator(nn.Module):
         for parameter in self.transformer.out.parameters():
             parameter.zero_()
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether the network's correction is zero."""
+        return not any(bool(parameter.any()) for parameter in self.transformer.out.parameters())
+
     def draw_randomness(self, n_populations: int, n_cells: int, device: torch.device | str) -> Randomness:
         """Fresh extra noise."""
         return Randomness(

@@ -268,7 +268,7 @@ class PopulationGenerator:
         draw: int,
         seed: int,
     ) -> Piece:
-        chosen = choose_controls(len(state.rows), request.n_cells[i], seed, afresh=self.settings.n_populations > 1)
+        chosen = choose_controls(len(state.rows), request.n_cells[i], seed, afresh=draw > 0)
         at = torch.as_tensor(chosen, device=state.latent.device)
         generator, settings = self.module.generator_ema, self.settings
         latents, counts = [], []
@@ -305,9 +305,9 @@ class PopulationGenerator:
 def choose_controls(n_controls: int, n_cells: int, seed: int, afresh: bool = False) -> NDArray[np.int64]:
     """Control cells that generated cells start from.
 
-    All are used equally often, in random order: the best guess of one population. Several populations of a condition
-    start from cells drawn `afresh`, with replacement, as an experiment draws them; else their means would differ by
-    less than those of replicates do.
+    All are used equally often, in random order, for the first population of a condition: the best guess of one. Further
+    ones start from cells drawn `afresh`, with replacement, as an experiment draws them; else the means of populations
+    would differ by less than those of replicates do.
     """
     rng = np.random.default_rng(seed)
     if afresh:

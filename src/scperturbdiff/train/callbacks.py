@@ -59,11 +59,13 @@ class KeepBestGenerator(pl.Callback):
         if plan.validation is None or self.best_weights is not None:
             return
         generator = plan.module.generator_ema
-        start = {k: v.detach().clone() for k, v in generator.state_dict().items()}
-        generator.silence()
-        self.silent_scores = self._judge(plan.validation_scores())
-        generator.load_state_dict(start)
-        self._keep(self._judge(plan.validation_scores()), plan)
+        scores = self._judge(plan.validation_scores())
+        self._keep(scores, plan)
+        if not generator.is_silent:
+            generator.silence()
+            scores = self._judge(plan.validation_scores())
+            generator.load_state_dict(self.best_weights)  # type: ignore[arg-type]
+        self.silent_scores = scores
 
     def _judge(self, found: tuple[Tensor, Tensor]) -> Tensor:
         scores, distances = found
