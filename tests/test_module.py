@@ -145,6 +145,16 @@ def test_untrained_generator_predicts_control_plus_anchor() -> None:
     torch.testing.assert_close(plain.place(start), start + condition.anchor.shift[:, None])
 
 
+@pytest.mark.parametrize("sampler", ["renoise", "ddim", "dpm++"])
+def test_a_silent_network_gains_nothing_by_more_steps(generator: Generator, sampler: str) -> None:
+    condition, start = some_condition(), torch.randn(B, M, D)
+    assert not generator.is_silent and generator.n_evaluations(7) == 7
+    generator.silence()
+    assert generator.is_silent and generator.n_evaluations(7) == 1
+    drawn = generator.sample(start, condition, generator.encode_controls(start), n_steps=7, sampler=sampler)
+    assert torch.equal(drawn, condition.anchor.place(start))
+
+
 def test_the_anchor_moves_the_mean_and_scales_the_spread() -> None:
     start = torch.randn(2, 500, D)
     centre = start.mean(1)

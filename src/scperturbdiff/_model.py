@@ -291,7 +291,8 @@ class PerturbDiff(DescriptionMixin):
         n_populations
             Independent draws of each population, numbered in ``obs["population"]``.
         n_steps
-            Network evaluations a population. Default 1.
+            Network evaluations a population. Default 1. A network that training found no better than the retrieved
+            response alone is silent and evaluated once; ``uns["scperturbdiff"]["n_steps"]`` says how many there were.
         sampler
             ``"renoise"``, ``"ddim"`` or ``"dpm++"``; matters for more than one step. See
             :func:`scperturbdiff.diffusion.sample`.

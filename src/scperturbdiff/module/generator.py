@@ -223,6 +223,13 @@ class Generator(nn.Module):
         """Whether the network's correction is zero."""
         return not any(bool(parameter.any()) for parameter in self.transformer.out.parameters())
 
+    def n_evaluations(self, n_steps: int) -> int:
+        """Evaluations when `n_steps` are asked for: one of a silent network.
+
+        That takes noise off at pure noise only; the noise of further steps would stay in the cells.
+        """
+        return 1 if n_steps > 1 and self.is_silent else n_steps
+
     def draw_randomness(self, n_populations: int, n_cells: int, device: torch.device | str) -> Randomness:
         """Fresh extra noise."""
         return Randomness(
@@ -316,11 +323,12 @@ class Generator(nn.Module):
             Noise shared by the population, `(b, n_population_noise)`; the same for all pieces of a population that is
             drawn in pieces. `None` draws it.
         n_steps, sampler
-            See :func:`scperturbdiff.diffusion.sample`.
+            See :func:`scperturbdiff.diffusion.sample` and :meth:`n_evaluations`.
         guidance
             Weight of classifier-free guidance; 1 is off.
         """
         b, m, _ = start.shape
+        n_steps = self.n_evaluations(n_steps)
         embedded = self.embed(condition, features, has_features)
         unconditional = self.embed(condition.hidden(), features, has_features) if guidance != 1.0 else None
         if population_noise is None:

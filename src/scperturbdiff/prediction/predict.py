@@ -107,7 +107,7 @@ class Prediction:
         return {
             "model": "PerturbDiff",
             "seed": settings.seed,
-            "n_steps": settings.n_steps,
+            "n_steps": self.generator.module.generator_ema.n_evaluations(settings.n_steps),
             "sampler": settings.sampler,
             "guidance": settings.guidance,
             "keys": keys,
