@@ -121,8 +121,9 @@ def test_scores_are_lower_only_beyond_chance() -> None:
     reference = torch.zeros(8)
     noise = torch.tensor([1.0, -1.0] * 4)
     assert not is_lower(reference, reference)
-    assert not is_lower(noise - 0.1, reference)  # the mean is lower, by less than its standard error
-    assert is_lower(noise - 0.5, reference)
+    assert not is_lower(noise - 0.5, reference)  # lower by 1.3 standard errors: one in nine by chance
+    assert is_lower(noise - 0.8, reference)
+    assert not is_lower(noise[:2] - 3, reference[:2])  # of two values, hardly anything is beyond chance
     assert not is_lower(noise + 0.5, reference)
     assert is_lower(torch.tensor([-0.1]), torch.zeros(1)) and not is_lower(torch.tensor([0.1]), torch.zeros(1))
 

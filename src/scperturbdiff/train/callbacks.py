@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
+from scipy.stats import t as student_t
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ class KeepBestGenerator(pl.Callback):
     (Lightning's own weight averaging together with scvi-tools' checkpoints stores the raw weights instead.)
 
     A silent network predicts the anchor. It is a candidate too, and the one to beat: weights are kept only if they are
-    better on average over held-out populations by more than the standard error of that difference. Else the best of
+    better on average over held-out populations by more than chance explains (one-sided t-test, 95 %). Else the best of
     many candidates would be better by chance alone where few or small populations are held out.
 
     Where conditions were measured in several replicates (`replicated`) better means a lower functional energy score.
@@ -95,11 +96,13 @@ class KeepBestGenerator(pl.Callback):
 
 
 def is_lower(scores: Tensor, reference: Tensor) -> bool:
-    """Whether paired scores `(n,)` are lower than those of a reference by more than the standard error of the mean."""
+    """Whether paired scores `(n,)` are lower than those of a reference at the 95 % level of a one-sided t-test."""
     difference = (scores - reference).double()
-    if len(difference) < 2:
+    n = len(difference)
+    if n < 2:
         return bool(difference.mean() < 0)
-    return bool(difference.mean() < -difference.std() / math.sqrt(len(difference)))
+    margin = float(student_t.ppf(0.95, n - 1)) * difference.std() / math.sqrt(n)
+    return bool(difference.mean() < -margin)
 
 
 class StepsDataModule(pl.LightningDataModule):
