@@ -43,20 +43,22 @@ GAIN_BOUNDS = (0.5, 1.5)
 class AnchorPrediction(NamedTuple):
     """Retrieved response, standardised latent space.
 
-    Mean shift `(n, n_latent)`, its variance per dimension `(n,)`, the log ratio of the spread of cells (standard
-    deviation over all dimensions) to that of the controls `(n,)`, and the log ratio per gene of what the decoder misses
-    of the response `(n, n_genes)`, without genes where nothing is known of it or training conditions are left out.
+    Mean shift `(n, n_latent)`, its variance per dimension `(n,)`, the log ratios of the spread of cells (standard
+    deviation over all dimensions) and of their library sizes to those of the controls `(n,)`, and the log ratio per
+    gene of what the decoder misses of the response `(n, n_genes)`, without genes where nothing is known of it or
+    training conditions are left out.
     """
 
     mean: Floats
     variance: Floats
     spread: Floats
+    library: Floats
     residual: Floats
 
     @classmethod
     def none(cls, n: int, n_latent: int, n_genes: int = 0) -> AnchorPrediction:
         """No response of `n` conditions."""
-        return cls(np.zeros((n, n_latent)), np.zeros(n), np.zeros(n), np.zeros((n, n_genes)))
+        return cls(np.zeros((n, n_latent)), np.zeros(n), np.zeros(n), np.zeros(n), np.zeros((n, n_genes)))
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class ResponseAnchor(nn.Module):
         self.train_conditions: Conditions | None = None
         self.shifts: Floats | None = None
         self.spreads: Floats | None = None
+        self.libraries: Floats | None = None
         self.residuals: NDArray[np.float16] | None = None
         self.median_distance = 1.0
         self.signal = 1.0
@@ -119,6 +122,7 @@ class ResponseAnchor(nn.Module):
             "conditions": {k: torch.as_tensor(getattr(known, k)) for k in known.__dataclass_fields__},
             "shifts": torch.as_tensor(self.shifts),
             "spreads": torch.as_tensor(self.spreads),
+            "libraries": None if self.libraries is None else torch.as_tensor(self.libraries),
             "residuals": None if self.residuals is None else torch.as_tensor(self.residuals),
             "median_distance": self.median_distance,
             "signal": self.signal,
@@ -138,6 +142,7 @@ class ResponseAnchor(nn.Module):
         if state:
             self.train_conditions = Conditions(**{k: np.asarray(v.cpu()) for k, v in state["conditions"].items()})
             self.shifts, self.spreads = np.asarray(state["shifts"].cpu()), np.asarray(state["spreads"].cpu())
+            self.libraries = None if state["libraries"] is None else np.asarray(state["libraries"].cpu())
             self.residuals = None if state["residuals"] is None else np.asarray(state["residuals"].cpu())
             self.median_distance, self.signal = state["median_distance"], state["signal"]
             if (moments := state["moments"]) is not None:
@@ -213,6 +218,18 @@ class ResponseAnchor(nn.Module):
         left_out = self.leave_out("context", features, tried).mean
         self.gains["context"] = Calibration(tried, (left_out * targets).sum(1), (left_out**2).sum(1))
         self.widths["seen"] = self.widths["replicate"]
+
+    def keep_counts(self, libraries: Floats, residuals: NDArray[np.float16]) -> None:
+        """Keep how the counts of the training conditions respond beside their latent vectors.
+
+        Parameters
+        ----------
+        libraries
+            Log ratio of mean library sizes to those of the controls, `(n,)`.
+        residuals
+            Log ratio per gene of what the decoder misses of the response, `(n, n_genes)`.
+        """
+        self.libraries, self.residuals = libraries, residuals
 
     def _learn(self, means: Floats, tried: NDArray[np.int64], features: Floats | None, seed: int) -> None:
         """Learn similarities from responses and use them for new pairs as far as they help.
@@ -345,6 +362,8 @@ class ResponseAnchor(nn.Module):
             gain = self._gain(novelty, used)
             out.mean[rows] = gain[:, None] * np.einsum("qk,qkd->qd", weights, self.shifts[near])
             out.spread[rows] = (weights * self.spreads[near]).sum(1)
+            if self.libraries is not None:
+                out.library[rows] = (weights * self.libraries[near]).sum(1)
             if n_genes and self.residuals is not None:
                 out.residual[rows] = [
                     w @ self.residuals[n].astype(np.float32) for w, n in zip(weights, near, strict=True)

@@ -130,6 +130,7 @@ class LatentVAE(VAE):
         start_counts: Tensor,
         start_latent: Tensor,
         start_batch: Tensor,
+        library_ratio: float = 1.0,
         residual: Tensor | None = None,
     ) -> Tensor:
         r"""Sample counts of cells as if the control cells they started from had moved in the latent space.
@@ -148,7 +149,9 @@ class LatentVAE(VAE):
         batch
             Batch codes to decode with, `(n_cells,)`.
         start_counts, start_latent, start_batch
-            Counts `(n_cells, n_genes)`, latent vectors and batch codes of the control cells. Library sizes are theirs.
+            Counts `(n_cells, n_genes)`, latent vectors and batch codes of the control cells.
+        library_ratio
+            Expected library sizes relative to those of the control cells.
         residual
             Log ratio of expected counts to decoded ones, `(n_genes,)`; cells keep their expected library size.
 
@@ -157,7 +160,8 @@ class LatentVAE(VAE):
         Counts `(n_cells, n_genes)`.
         """
         library = start_counts.sum(-1, keepdim=True)
-        px = self.generative(z=latent, library=library.log(), batch_index=batch[:, None].long())["px"]
+        target = (library_ratio * library).log()
+        px = self.generative(z=latent, library=target, batch_index=batch[:, None].long())["px"]
         before = library * self.decode_frequencies(start_latent, start_batch)
         mean, shape = px.mu, px.theta + start_counts
         if residual is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -117,6 +117,17 @@ class Evidence:
     anchor_variance: float
 
 
+class CountChange(NamedTuple):
+    """How counts of a population change beyond what its latent vectors decode to.
+
+    Expected library sizes relative to those of the controls, and the log ratio per gene of expected to decoded counts
+    `(n_genes,)`.
+    """
+
+    library_ratio: float
+    residual: Tensor | None
+
+
 @torch.no_grad()
 def encode_rows(module: PerturbDiffModule, counts: sparse.csr_matrix) -> Tensor:
     """Latent vectors (posterior means, not standardised) of counts `(n_cells, n_genes)`, on the module's device."""
@@ -186,11 +197,11 @@ class PopulationGenerator:
             asked = Conditions(
                 mean, component[i : i + 1], dose[i : i + 1], context[i : i + 1], np.full(1, 1 / len(state.rows))
             )
-            condition, residual, self.evidence[i] = self._condition(asked, codes[i : i + 1], numbers[i : i + 1])
+            condition, change, self.evidence[i] = self._condition(asked, codes[i : i + 1], numbers[i : i + 1])
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
             for draw in range(self.settings.n_populations):
                 seed = derive_seed(self.settings.seed, *names, draw)
-                yield self._draw(request, i, state, condition, residual, batch[i], draw, seed)
+                yield self._draw(request, i, state, condition, change, batch[i], draw, seed)
 
     def _batch_codes(self, request: PopulationRequest) -> NDArray[np.int64]:
         if self.space.batch_key is None:
@@ -234,8 +245,8 @@ class PopulationGenerator:
 
     def _condition(
         self, conditions: Conditions, codes: NDArray[np.int64], numbers: NDArray[np.float64]
-    ) -> tuple[Condition, Tensor | None, Evidence]:
-        """Condition of one population, what the decoder misses of its response, and what training knows of it."""
+    ) -> tuple[Condition, CountChange, Evidence]:
+        """Condition of one population, how its counts change, and what training knows of it."""
         device, known = self.device, self.module.anchor
         found = AnchorPrediction.none(*conditions.control_mean.shape)
         evidence = Evidence("control", 0.0) if (conditions.component < 0).all() else Evidence("unknown", np.nan)
@@ -255,7 +266,8 @@ class PopulationGenerator:
             put(numbers),
             torch.ones(1, device=device),
         )
-        return condition, put(found.residual[0]) if found.residual.size else None, evidence
+        residual = put(found.residual[0]) if found.residual.size else None
+        return condition, CountChange(float(np.exp(found.library[0])), residual), evidence
 
     def _draw(
         self,
@@ -263,7 +275,7 @@ class PopulationGenerator:
         i: int,
         state: GroupState,
         condition: Condition,
-        residual: Tensor | None,
+        change: CountChange,
         batch: int,
         draw: int,
         seed: int,
@@ -295,7 +307,8 @@ class PopulationGenerator:
                     torch.as_tensor(state.counts[chosen[start : start + PIECE]].toarray(), device=latent.device),
                     self.module.unstandardize(state.latent[piece]),
                     torch.full_like(codes, batch if state.batch < 0 else state.batch),
-                    residual,
+                    change.library_ratio,
+                    change.residual,
                 )
                 latents.append(latent.cpu().numpy())
                 counts.append(sparse.csr_matrix(sampled.cpu().numpy()))

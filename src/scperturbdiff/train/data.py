@@ -178,6 +178,7 @@ def rehearsed_anchors(
                 np.where(many[:, None], seen.mean, found.mean),
                 np.where(many, seen.variance, found.variance),
                 np.where(many, seen.spread, found.spread),
+                found.library,
                 found.residual,
             )
         out.append(found)

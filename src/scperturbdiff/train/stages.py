@@ -17,6 +17,7 @@ from scperturbdiff.data.sampler import PopulationSampler
 from scperturbdiff.module.anchor import AnchorPrediction
 from scperturbdiff.train.callbacks import KeepBestGenerator, StepsDataModule
 from scperturbdiff.train.cells import CellDataModule
+from scperturbdiff.train.count_response import count_response
 from scperturbdiff.train.data import (
     PopulationTensors,
     count_replicates,
@@ -27,7 +28,6 @@ from scperturbdiff.train.data import (
 )
 from scperturbdiff.train.plan import VALIDATION_METRIC, GeneratorTrainingPlan
 from scperturbdiff.train.replicates import replicate_law
-from scperturbdiff.train.residuals import decoder_residuals
 from scperturbdiff.train.resume import RepeatableEpochs, split_callbacks
 from scperturbdiff.train.vae_plan import LatentTrainingPlan
 
@@ -260,13 +260,10 @@ def train_generator(
     if len(data.validation):  # what was held out to stop in time is evidence for predictions all the same
         fit_anchor(module.anchor, table, latent, features, seed)
     if len(table):
-        module.anchor.residuals = _residuals(model, latent, table)
+        registry = model.adata_manager.get_from_registry
+        batch = registry("batch").ravel()
+        module.anchor.keep_counts(*count_response(module.eval(), registry("X"), batch, latent, table))
     return history
-
-
-def _residuals(model: PerturbDiff, latent: torch.Tensor, table: PopulationTable) -> NDArray[np.float16]:
-    registry = model.adata_manager.get_from_registry
-    return decoder_residuals(model.module.eval(), registry("X"), registry("batch").ravel(), latent, table)
 
 
 def _training_set(

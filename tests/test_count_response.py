@@ -1,10 +1,11 @@
-"""What the decoder misses: measured on training populations, kept by generated cells."""
+"""How counts respond beyond the latent space: measured on training populations, kept by generated cells."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import scvi
 import torch
@@ -16,8 +17,8 @@ from scperturbdiff.data.populations import Ragged
 from scperturbdiff.module import Conditions, ResponseAnchor
 from scperturbdiff.module.kernel import NOVELTIES
 from scperturbdiff.module.vae import LatentVAE
-from scperturbdiff.train import residuals
-from scperturbdiff.train.residuals import PRIOR_COUNTS, decoder_residuals
+from scperturbdiff.train import count_response as module_of_counts
+from scperturbdiff.train.count_response import PRIOR_COUNTS, count_response
 
 N, GENES = 60, 4
 
@@ -48,7 +49,7 @@ def measured() -> tuple[np.ndarray, np.ndarray, SimpleNamespace]:
 def test_residuals_are_posterior_ratios_of_counts_less_those_of_the_controls(measured) -> None:
     counts, batch, table = measured
     module = KnownDecoder()
-    found = decoder_residuals(module, counts, batch, torch.zeros(N, 2), table)
+    found = count_response(module, counts, batch, torch.zeros(N, 2), table).residuals
     expected = counts.sum(1, keepdims=True) * module.shares[batch].numpy()
 
     def log_ratio(rows: np.ndarray) -> np.ndarray:
@@ -63,10 +64,20 @@ def test_residuals_are_posterior_ratios_of_counts_less_those_of_the_controls(mea
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
 def test_residuals_do_not_depend_on_how_counts_are_read(measured, chunk: int, form, monkeypatch) -> None:
     counts, batch, table = measured
-    whole = decoder_residuals(KnownDecoder(), counts, batch, torch.zeros(N, 2), table)
-    monkeypatch.setattr(residuals, "CHUNK", chunk)
-    found = decoder_residuals(KnownDecoder(), form(counts), batch, torch.zeros(N, 2), table)
-    np.testing.assert_allclose(found, whole, atol=2e-3)
+    whole = count_response(KnownDecoder(), counts, batch, torch.zeros(N, 2), table)
+    monkeypatch.setattr(module_of_counts, "CHUNK", chunk)
+    found = count_response(KnownDecoder(), form(counts), batch, torch.zeros(N, 2), table)
+    for part, of in zip(found, whole, strict=True):
+        np.testing.assert_allclose(part, of, atol=2e-3)
+
+
+def test_library_sizes_are_compared_with_those_of_the_controls(measured) -> None:
+    counts, batch, table = measured
+    found = count_response(KnownDecoder(), counts, batch, torch.zeros(N, 2), table).libraries
+    library = counts.sum(1)
+    for i in range(3):
+        controls = table.match.pools[table.match.pool[i]]
+        assert found[i] == pytest.approx(np.log(library[table.cells[i]].mean() / library[controls].mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("novelty", NOVELTIES)
@@ -81,13 +92,15 @@ def test_residuals_are_retrieved_as_shifts_are(novelty) -> None:
     anchor.fit(conditions, shifts, None)
     anchor.gains.clear()
     assert anchor.predict(conditions, novelty).residual.shape == (n, 0)
-    anchor.residuals = shifts.astype(np.float16)
+    anchor.keep_counts(shifts[:, 0], shifts.astype(np.float16))
     found = anchor.predict(conditions, novelty)
     np.testing.assert_allclose(found.residual, found.mean, atol=5e-3)
+    np.testing.assert_allclose(found.library, found.mean[:, 0])
     assert anchor.leave_out(novelty).residual.shape == (n, 0)
     restored = ResponseAnchor()
     restored.set_extra_state(anchor.get_extra_state())
-    np.testing.assert_array_equal(restored.predict(conditions, novelty).residual, found.residual)
+    for part, of in zip(restored.predict(conditions, novelty), found, strict=True):
+        np.testing.assert_array_equal(part, of)
 
 
 def test_counts_follow_the_residual_and_keep_the_library_size() -> None:
@@ -98,11 +111,21 @@ def test_counts_follow_the_residual_and_keep_the_library_size() -> None:
     start = torch.tensor([[3.0, 5.0, 4.0, 8.0]]).expand(n, -1)
     residual = torch.tensor([0.7, 0.0, -0.7, 0.2])
     plain = vae.counterfactual_counts(latent, batch, start, latent, batch)
-    moved = vae.counterfactual_counts(latent, batch, start, latent, batch, residual)
+    moved = vae.counterfactual_counts(latent, batch, start, latent, batch, residual=residual)
     px = vae.generative(z=latent[:1], library=start[:1].sum(1, keepdim=True).log(), batch_index=batch[:1, None].long())
     decoded = px["px"].mu[0]
     scale = decoded.sum() / (decoded * residual.exp()).sum()
     torch.testing.assert_close(moved.mean(0) / plain.mean(0), residual.exp() * scale, rtol=0.03, atol=0.01)
+
+
+def test_library_sizes_are_those_of_the_controls_times_the_ratio() -> None:
+    torch.manual_seed(0)
+    vae = LatentVAE(GENES, n_latent=2, n_hidden=8, gene_likelihood="nb", use_batch_norm="none").eval()
+    n = 40_000
+    latent, batch, start = torch.zeros(n, 2), torch.zeros(n), torch.tensor([[3.0, 5.0, 4.0, 8.0]]).expand(n, -1)
+    plain = vae.counterfactual_counts(latent, batch, start, latent, batch)
+    more = vae.counterfactual_counts(latent, batch, start, latent, batch, library_ratio=1.6)
+    torch.testing.assert_close(more.mean(0) / plain.mean(0), torch.full((GENES,), 1.6), rtol=0.03, atol=0)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +165,27 @@ def test_measured_populations_are_met_where_the_decoder_misses_them(model: Pertu
     uncorrected = error()
     model.module.anchor.residuals = kept
     assert corrected < 0.6 * uncorrected
+
+
+def test_cells_with_more_rna_are_predicted_with_more_counts(screen: AnnData) -> None:
+    """One perturbation doubles counts in the context where it was measured, and in the other when predicted."""
+    doubled = screen.copy()
+    contexts = sorted(doubled.obs["cell_type"].unique())
+    first = (doubled.obs["perturbation"] == "P01").to_numpy()
+    doubled.X = sparse.csr_matrix(doubled.X)
+    doubled.X = sparse.diags(np.where(first, 2.0, 1.0)) @ doubled.X
+    held = first & (doubled.obs["cell_type"] == contexts[1]).to_numpy()
+    train, controls = doubled[~held].copy(), doubled[(doubled.obs["perturbation"] == "control").to_numpy()].copy()
+    PerturbDiff.setup_anndata(train, "perturbation", "control", context_keys=["cell_type"])
+    model = PerturbDiff(train)
+    model.train(max_epochs_vae=4, max_epochs_generator=1, plan_kwargs={"steps_per_epoch": 1}, enable_progress_bar=False)
+    pred = model.predict(controls, ["P01", "P02"], n_cells=200, seed=0, progress=False)
+    library = pd.Series(np.asarray(pred.layers["counts"].sum(axis=1)).ravel())
+    mean = library.groupby([pred.obs["perturbation"].to_numpy(), pred.obs["cell_type"].to_numpy()]).mean()
+    before = pd.Series(np.asarray(controls.X.sum(axis=1)).ravel()).groupby(controls.obs["cell_type"].to_numpy()).mean()
+    assert mean["P01", contexts[0]] == pytest.approx(2 * before[contexts[0]], rel=0.15)
+    assert mean["P01", contexts[1]] > 1.4 * before[contexts[1]]
+    assert mean["P02", contexts[1]] == pytest.approx(before[contexts[1]], rel=0.15)
 
 
 def test_controls_are_not_corrected(model: PerturbDiff, screen: AnnData) -> None:

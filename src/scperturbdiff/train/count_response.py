@@ -1,8 +1,8 @@
-"""What the decoder misses of the training populations."""
+"""How the counts of training populations respond: library sizes, and what the decoder misses of each gene."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,15 +22,25 @@ PRIOR_COUNTS = 5.0
 CHUNK = 2048
 
 
+class CountResponse(NamedTuple):
+    """Log ratios of `n` populations to their controls.
+
+    Of mean library sizes `(n,)`, and of measured to decoded counts of each gene `(n, n_genes)`.
+    """
+
+    libraries: NDArray[np.float64]
+    residuals: NDArray[np.float16]
+
+
 @torch.no_grad()
-def decoder_residuals(
+def count_response(
     module: PerturbDiffModule,
     matrix: Any,
     batch: NDArray[np.integer],
     latent: torch.Tensor,
     table: PopulationTable,
-) -> NDArray[np.float16]:
-    r"""Log ratio of measured to decoded counts of populations, less that of controls, `(n_populations, n_genes)`.
+) -> CountResponse:
+    r"""Library sizes and decoder residuals of populations, against those of their controls.
 
     For a gene of which a population has :math:`o` counts where the decoder expects :math:`e`, the ratio is
     :math:`(o + a) / (e + a)`, its mean under a gamma prior with shape and rate :math:`a` (:data:`PRIOR_COUNTS`).
@@ -66,8 +76,13 @@ def decoder_residuals(
         measured[there] += part @ counts
         decoded[there] += part @ (share * counts.sum(1, keepdims=True))
     ratio = np.log((measured + PRIOR_COUNTS) / (decoded + PRIOR_COUNTS))
-    residual: NDArray[np.float16] = (ratio[n_pools:] - ratio[:n_pools][table.match.pool]).astype(np.float16)
-    return residual
+    size = np.concatenate([table.match.pools.count, table.cells.count])
+    library = np.log(np.maximum(measured.sum(1, dtype=np.float64), 1) / np.maximum(size, 1))
+
+    def against_controls(values: NDArray[Any]) -> NDArray[Any]:
+        return values[n_pools:] - values[:n_pools][table.match.pool]
+
+    return CountResponse(against_controls(library), against_controls(ratio).astype(np.float16))
 
 
 def _members(groups: Ragged, n_cells: int) -> sparse.csr_matrix:
