@@ -104,6 +104,12 @@ def test_hardly_any_replicates(n_replicates: int) -> None:
     assert law.factors.shape == (D, 0) and law.quantiles.shape == (0, len(NOISE_GRID))
 
 
+@pytest.mark.parametrize("n_cells", [1, 2])
+def test_populations_of_one_or_two_cells(n_cells: int) -> None:
+    law = replicate_law(*screen(np.zeros((2, 5)), n_cells), 4)
+    assert np.isfinite(law.factors).all() and (n_cells > 1 or law.factors.shape == (D, 0))
+
+
 def test_largest_eigenvalue_of_noise() -> None:
     rng = np.random.default_rng(0)
     for dimensions, freedom, noise_freedom in ((8, 100, 10**9), (32, 60, 10**9), (8, 40, 100)):

@@ -56,12 +56,12 @@ def replicate_law(table: PopulationTable, latent: Tensor, max_factors: int) -> R
     max_factors
         Number of factors at most; the strongest are kept.
     """
-    values = latent.detach().cpu().numpy().astype(np.float64)
+    values = latent.detach().cpu().numpy()
     n_latent = values.shape[1]
     none = ReplicateLaw(np.zeros((n_latent, 0)), np.zeros((0, len(NOISE_GRID))))
     condition, size = np.unique(table.condition, return_inverse=True, return_counts=True)[1:]
-    freedom = int((size - 1).sum())
-    if freedom < 2:
+    freedom, noise_freedom = int((size - 1).sum()), int(table.cells.count.sum()) - len(condition)
+    if freedom < 2 or noise_freedom <= n_latent:  # too few populations, or cells in them, to tell one from the other
         return none
     pools = table.match.pools
     treated_mean, treated_noise = _moments(values, table.cells)
@@ -82,8 +82,7 @@ def replicate_law(table: PopulationTable, latent: Tensor, max_factors: int) -> R
     root = axes * np.sqrt(np.maximum(strength, 1e-9 * strength.max()))
     whitened = deviation @ np.linalg.inv(root).T
     found, directions = np.linalg.eigh(whitened.T @ whitened / freedom)
-    largest = largest_noise_eigenvalue(n_latent, freedom, int(table.cells.count.sum()) - len(condition))
-    keep = np.flatnonzero(found > largest)[::-1][:max_factors]
+    keep = np.flatnonzero(found > largest_noise_eigenvalue(n_latent, freedom, noise_freedom))[::-1][:max_factors]
     if not len(keep):
         return none
     spiked = spike(found[keep], n_latent / freedom)
@@ -109,11 +108,11 @@ def largest_noise_eigenvalue(n_dimensions: int, freedom: int, noise_freedom: int
     """99 % quantile of the largest eigenvalue of the covariance of whitened noise.
 
     Johnstone's (2001) for a known covariance of noise, times how much further the spectrum reaches where that is
-    estimated with `noise_freedom` degrees of freedom (F matrices; Wachter 1980).
+    estimated with `noise_freedom > n_dimensions` degrees of freedom (F matrices; Wachter 1980).
     """
     n, p = np.sqrt(freedom), np.sqrt(n_dimensions)
     known = ((n + p) ** 2 + quantile * (n + p) * (1 / n + 1 / p) ** (1 / 3)) / freedom
-    a, b = n_dimensions / freedom, n_dimensions / max(noise_freedom, n_dimensions + 1)
+    a, b = n_dimensions / freedom, n_dimensions / noise_freedom
     further = (1 + np.sqrt(a + b - a * b)) / (1 - b) / (1 + np.sqrt(a))
     return float(known * further**2)
 
@@ -125,9 +124,9 @@ def spike(eigenvalue: Floats, ratio: float) -> Floats:
     return out
 
 
-def _moments(values: Floats, groups: Ragged) -> tuple[Floats, Floats]:
+def _moments(values: NDArray[np.floating], groups: Ragged) -> tuple[Floats, Floats]:
     """Mean of each group, `(n_groups, d)`, and the covariance of cells within groups, `(d, d)`."""
-    cells = values[groups.rows]
+    cells = values[groups.rows].astype(np.float64)
     total = np.zeros((len(groups), values.shape[1]))
     np.add.at(total, np.repeat(np.arange(len(groups)), groups.count), cells)
     mean = total / np.maximum(groups.count, 1)[:, None]
