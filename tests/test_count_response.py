@@ -95,12 +95,32 @@ def test_residuals_are_retrieved_as_shifts_are(novelty) -> None:
     anchor.keep_counts(shifts[:, 0], shifts.astype(np.float16))
     found = anchor.predict(conditions, novelty)
     np.testing.assert_allclose(found.residual, found.mean, atol=5e-3)
-    np.testing.assert_allclose(found.library, found.mean[:, 0])
+    np.testing.assert_allclose(found.library, anchor.library_slopes.get(novelty, 1.0) * found.mean[:, 0])
     assert anchor.leave_out(novelty).residual.shape == (n, 0)
     restored = ResponseAnchor()
     restored.set_extra_state(anchor.get_extra_state())
     for part, of in zip(restored.predict(conditions, novelty), found, strict=True):
         np.testing.assert_array_equal(part, of)
+
+
+def test_library_sizes_are_used_as_far_as_they_carry_over() -> None:
+    """Four contexts, five perturbations: ratios that each perturbation has everywhere, and ratios of chance alone."""
+    rng = np.random.default_rng(0)
+    context, perturbation = np.repeat(np.arange(4), 5), np.tile(np.arange(5), 4)
+    conditions = Conditions(
+        0.1 * rng.normal(size=(20, 3)), perturbation[:, None], np.zeros((20, 1)), context, np.full(20, 0.02)
+    )
+    shifts = rng.normal(size=(5, 3))[perturbation] + 0.1 * rng.normal(size=(20, 3))
+    anchor = ResponseAnchor()
+    anchor.fit(conditions, shifts, None)
+    none = np.zeros((20, 0), np.float16)
+    anchor.keep_counts(np.linspace(-0.5, 0.5, 5)[perturbation], none)
+    assert anchor.library_slopes["pair"] > 0.9
+    np.testing.assert_allclose(
+        anchor.predict(conditions, "pair").library, np.linspace(-0.5, 0.5, 5)[perturbation], atol=0.1
+    )
+    anchor.keep_counts(0.3 * rng.choice([-1.0, 1.0], 20), none)
+    assert anchor.library_slopes["pair"] < 0.4
 
 
 def test_counts_follow_the_residual_and_keep_the_library_size() -> None:
@@ -184,7 +204,9 @@ def test_cells_with_more_rna_are_predicted_with_more_counts(screen: AnnData) -> 
     mean = library.groupby([pred.obs["perturbation"].to_numpy(), pred.obs["cell_type"].to_numpy()]).mean()
     before = pd.Series(np.asarray(controls.X.sum(axis=1)).ravel()).groupby(controls.obs["cell_type"].to_numpy()).mean()
     assert mean["P01", contexts[0]] == pytest.approx(2 * before[contexts[0]], rel=0.15)
-    assert mean["P01", contexts[1]] > 1.4 * before[contexts[1]]
+    assert (
+        mean["P01", contexts[1]] > 1.15 * before[contexts[1]]
+    )  # less than twice: measured once, it may not carry over
     assert mean["P02", contexts[1]] == pytest.approx(before[contexts[1]], rel=0.15)
 
 

@@ -38,6 +38,8 @@ from scperturbdiff.module.similarity import ResponseSimilarity, can_learn, learn
 LEFT_OUT: tuple[Novelty, ...] = ("replicate", "pair", "context", "perturbation")
 N_FOLDS = 5
 GAIN_BOUNDS = (0.5, 1.5)
+LIBRARY_VARIATION = 0.3
+"""Coefficient of variation of library sizes between cells of a population, about."""
 
 
 class AnchorPrediction(NamedTuple):
@@ -102,6 +104,7 @@ class ResponseAnchor(nn.Module):
         self.shifts: Floats | None = None
         self.spreads: Floats | None = None
         self.libraries: Floats | None = None
+        self.library_slopes: dict[str, float] = {}
         self.residuals: NDArray[np.float16] | None = None
         self.median_distance = 1.0
         self.signal = 1.0
@@ -123,6 +126,7 @@ class ResponseAnchor(nn.Module):
             "shifts": torch.as_tensor(self.shifts),
             "spreads": torch.as_tensor(self.spreads),
             "libraries": None if self.libraries is None else torch.as_tensor(self.libraries),
+            "library_slopes": self.library_slopes,
             "residuals": None if self.residuals is None else torch.as_tensor(self.residuals),
             "median_distance": self.median_distance,
             "signal": self.signal,
@@ -143,6 +147,7 @@ class ResponseAnchor(nn.Module):
             self.train_conditions = Conditions(**{k: np.asarray(v.cpu()) for k, v in state["conditions"].items()})
             self.shifts, self.spreads = np.asarray(state["shifts"].cpu()), np.asarray(state["spreads"].cpu())
             self.libraries = None if state["libraries"] is None else np.asarray(state["libraries"].cpu())
+            self.library_slopes = dict(state["library_slopes"])
             self.residuals = None if state["residuals"] is None else np.asarray(state["residuals"].cpu())
             self.median_distance, self.signal = state["median_distance"], state["signal"]
             if (moments := state["moments"]) is not None:
@@ -219,8 +224,13 @@ class ResponseAnchor(nn.Module):
         self.gains["context"] = Calibration(tried, (left_out * targets).sum(1), (left_out**2).sum(1))
         self.widths["seen"] = self.widths["replicate"]
 
-    def keep_counts(self, libraries: Floats, residuals: NDArray[np.float16]) -> None:
+    def keep_counts(
+        self, libraries: Floats, residuals: NDArray[np.float16], features: Floats | None = None, n_tried: int = 256
+    ) -> None:
         """Keep how the counts of the training conditions respond beside their latent vectors.
+
+        Library sizes differ by sequencing depth, too, which does not carry over: their ratios are used as far as they
+        predict those of training conditions left out (slope between 0 and 1, 1 without evidence).
 
         Parameters
         ----------
@@ -228,8 +238,22 @@ class ResponseAnchor(nn.Module):
             Log ratio of mean library sizes to those of the controls, `(n,)`.
         residuals
             Log ratio per gene of what the decoder misses of the response, `(n, n_genes)`.
+        features
+            Feature table of components, see :meth:`fit`.
+        n_tried
+            Training conditions that are left out in turn, at most.
         """
-        self.libraries, self.residuals = libraries, residuals
+        assert self.train_conditions is not None
+        self.libraries, self.library_slopes = libraries, {}
+        rows = np.linspace(0, len(libraries) - 1, min(n_tried, len(libraries))).round().astype(np.int64)
+        weight = 1 / self.train_conditions.noise[rows]
+        for novelty in LEFT_OUT:
+            found = self.leave_out(novelty, features, rows).library
+            # their own sampling noise decides how much evidence there must be
+            doubt = LIBRARY_VARIATION**2 * len(rows)
+            slope = ((weight * found * libraries[rows]).sum() + doubt) / ((weight * found**2).sum() + doubt)
+            self.library_slopes[novelty] = float(np.clip(slope, 0, 1))
+        self.residuals = residuals
 
     def _learn(self, means: Floats, tried: NDArray[np.int64], features: Floats | None, seed: int) -> None:
         """Learn similarities from responses and use them for new pairs as far as they help.
@@ -363,7 +387,8 @@ class ResponseAnchor(nn.Module):
             out.mean[rows] = gain[:, None] * np.einsum("qk,qkd->qd", weights, self.shifts[near])
             out.spread[rows] = (weights * self.spreads[near]).sum(1)
             if self.libraries is not None:
-                out.library[rows] = (weights * self.libraries[near]).sum(1)
+                slope = self.library_slopes.get(novelty, 1.0)  # all of it where the condition itself was measured
+                out.library[rows] = slope * (weights * self.libraries[near]).sum(1)
             if n_genes and self.residuals is not None:
                 out.residual[rows] = [
                     w @ self.residuals[n].astype(np.float32) for w, n in zip(weights, near, strict=True)

@@ -262,7 +262,8 @@ def train_generator(
     if len(table):
         registry = model.adata_manager.get_from_registry
         batch = registry("batch").ravel()
-        module.anchor.keep_counts(*count_response(module.eval(), registry("X"), batch, latent, table))
+        found = count_response(module.eval(), registry("X"), batch, latent, table)
+        module.anchor.keep_counts(*found, None if features is None else features.astype(np.float64))
     return history
 
 
