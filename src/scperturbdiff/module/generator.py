@@ -134,9 +134,9 @@ class Generator(nn.Module):
     The first two terms are the posterior mean when a treated cell is its control cell, moved by the anchor, plus unit
     Gaussian noise; the network adds what that leaves out. At pure noise, where nothing tells yet which population is
     drawn, :math:`a` also has a random part :math:`L q(\varepsilon)`, one for each population: `L` holds the directions
-    along which replicates of a condition lie apart (:attr:`replicate_factors`), `q` gives the standard normal
+    along which replicates of a condition lie apart (``replicate_factors``), `q` gives the standard normal
     :math:`\varepsilon`, the population's noise, which the network sees, the distribution that replicates have along
-    each (:attr:`replicate_quantiles`). "No effect" is the zero of the network, an unseen context
+    each (``replicate_quantiles``). "No effect" is the zero of the network, an unseen context
     carries its own state and the shape of its populations, and which control a cell starts from is part of the noise:
     no treated cell is ever paired with a control.
 
