@@ -30,7 +30,6 @@ import pandas as pd
 import quality
 import scanpy as sc
 import scvi
-import torch
 from anndata import AnnData
 
 import scperturbdiff as spd
@@ -197,9 +196,7 @@ def without_network(model: spd.PerturbDiff) -> spd.PerturbDiff:
     """The model whose network adds nothing: every control cell is moved by the anchor."""
     bare = copy.copy(model)
     bare.module = copy.deepcopy(model.module)
-    with torch.no_grad():
-        bare.module.generator_ema.transformer.out.weight.zero_()
-        bare.module.generator_ema.transformer.out.bias.zero_()
+    bare.module.generator_ema.silence()
     return bare
 
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scperturbdiff._setup import DESCRIBED
 from scperturbdiff.data.conditions import PERTURBATION, ConditionSpace
 from scperturbdiff.data.learn import learn_conditions
 from scperturbdiff.data.populations import Ragged, group_rows, match_controls
@@ -24,17 +25,7 @@ SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def learn(adata: ad.AnnData, **kwargs: Any) -> ConditionSpace:
-    arguments: dict[str, Any] = dict.fromkeys(
-        (
-            "context_keys",
-            "batch_key",
-            "dose_key",
-            "categorical_covariate_keys",
-            "continuous_covariate_keys",
-            "perturbation_embeddings",
-            "control_match_keys",
-        )
-    )
+    arguments: dict[str, Any] = dict.fromkeys(DESCRIBED)
     arguments |= {"perturbation_key": "perturbation", "control": "control", "separator": "+"}
     return learn_conditions(adata, **(arguments | kwargs))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,7 +69,7 @@ class PopulationTable:
             self.controls,
         )
 
-    @property
+    @cached_property
     def condition(self) -> NDArray[np.int64]:
         """Number of each population's condition: perturbation, dose and context."""
         keys = np.concatenate([self.component, self.dose, self.context[:, None]], axis=1)

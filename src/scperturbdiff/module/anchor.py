@@ -125,9 +125,9 @@ class ResponseAnchor(nn.Module):
             "conditions": {k: torch.as_tensor(getattr(known, k)) for k in known.__dataclass_fields__},
             "shifts": torch.as_tensor(self.shifts),
             "spreads": torch.as_tensor(self.spreads),
-            "libraries": None if self.libraries is None else torch.as_tensor(self.libraries),
+            "libraries": _tensor(self.libraries),
             "library_slopes": self.library_slopes,
-            "residuals": None if self.residuals is None else torch.as_tensor(self.residuals),
+            "residuals": _tensor(self.residuals),
             "median_distance": self.median_distance,
             "signal": self.signal,
             "moments": None if self.moments is None else (torch.as_tensor(self.moments.centre), self.moments.size),
@@ -137,7 +137,7 @@ class ResponseAnchor(nn.Module):
             },
             "learned": [similarity.state() for similarity in ([self.learned, *self._folds] if self.learned else [])],
             "fold": torch.as_tensor(self._fold),
-            "alike": None if self.alike is None else torch.as_tensor(self.alike),
+            "alike": _tensor(self.alike),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -146,9 +146,8 @@ class ResponseAnchor(nn.Module):
         if state:
             self.train_conditions = Conditions(**{k: np.asarray(v.cpu()) for k, v in state["conditions"].items()})
             self.shifts, self.spreads = np.asarray(state["shifts"].cpu()), np.asarray(state["spreads"].cpu())
-            self.libraries = None if state["libraries"] is None else np.asarray(state["libraries"].cpu())
+            self.libraries, self.residuals = _array(state["libraries"]), _array(state["residuals"])
             self.library_slopes = dict(state["library_slopes"])
-            self.residuals = None if state["residuals"] is None else np.asarray(state["residuals"].cpu())
             self.median_distance, self.signal = state["median_distance"], state["signal"]
             if (moments := state["moments"]) is not None:
                 self.moments = FeatureMoments(np.asarray(moments[0].cpu()), moments[1])
@@ -160,7 +159,7 @@ class ResponseAnchor(nn.Module):
             similarities = [ResponseSimilarity.from_state(s) for s in state["learned"]]
             self.learned, self._folds = (similarities[0], similarities[1:]) if similarities else (None, [])
             self._fold = np.asarray(state["fold"].cpu())
-            self.alike = None if state["alike"] is None else np.asarray(state["alike"].cpu())
+            self.alike = _array(state["alike"])
 
     @property
     def is_fitted(self) -> bool:
@@ -203,7 +202,7 @@ class ResponseAnchor(nn.Module):
         between = np.sqrt(np.maximum(squared_distances(means, means), 0))[np.triu_indices(len(means), 1)]
         self.median_distance = float(np.median(between)) if between.size else 1.0
         self.signal = max(float((self.shifts**2).mean() - conditions.noise.mean()), 1e-3)
-        tried = np.sort(np.random.default_rng(seed).permutation(len(conditions))[:n_tried])
+        tried = _tried(len(conditions), n_tried, seed)
         part, targets = conditions.take(tried), self.shifts[tried]
         self.moments = None if features is None else FeatureMoments.of(features, conditions)
         has_doses = np.unique(conditions.dose[conditions.component >= 0]).size > 1
@@ -225,7 +224,12 @@ class ResponseAnchor(nn.Module):
         self.widths["seen"] = self.widths["replicate"]
 
     def keep_counts(
-        self, libraries: Floats, residuals: NDArray[np.float16], features: Floats | None = None, n_tried: int = 256
+        self,
+        libraries: Floats,
+        residuals: NDArray[np.float16],
+        features: Floats | None = None,
+        n_tried: int = 256,
+        seed: int = 0,
     ) -> None:
         """Keep how the counts of the training conditions respond beside their latent vectors.
 
@@ -238,14 +242,12 @@ class ResponseAnchor(nn.Module):
             Log ratio of mean library sizes to those of the controls, `(n,)`.
         residuals
             Log ratio per gene of what the decoder misses of the response, `(n, n_genes)`.
-        features
-            Feature table of components, see :meth:`fit`.
-        n_tried
-            Training conditions that are left out in turn, at most.
+        features, n_tried, seed
+            See :meth:`fit`.
         """
         assert self.train_conditions is not None
         self.libraries, self.library_slopes = libraries, {}
-        rows = np.linspace(0, len(libraries) - 1, min(n_tried, len(libraries))).round().astype(np.int64)
+        rows = _tried(len(libraries), n_tried, seed)
         weight = 1 / self.train_conditions.noise[rows]
         for novelty in LEFT_OUT:
             found = self.leave_out(novelty, features, rows).library
@@ -408,3 +410,16 @@ class ResponseAnchor(nn.Module):
         doubt = weight @ (self._n_latent * self.train_conditions.noise[found.rows]) + 1e-12
         gain = (weight @ found.explained + doubt) / (weight @ found.predicted + doubt)
         return np.clip(gain, *GAIN_BOUNDS)
+
+
+def _tried(n: int, n_tried: int, seed: int) -> NDArray[np.int64]:
+    """Training conditions that are left out in turn: all `n`, or a sample of `n_tried`, in order."""
+    return np.sort(np.random.default_rng(seed).permutation(n)[:n_tried])
+
+
+def _tensor(values: NDArray[Any] | None) -> torch.Tensor | None:
+    return None if values is None else torch.as_tensor(values)
+
+
+def _array(values: torch.Tensor | None) -> NDArray[Any] | None:
+    return None if values is None else np.asarray(values.cpu())

@@ -44,8 +44,8 @@ def describe(table: PopulationTable, latent: Tensor) -> tuple[Conditions, NDArra
         Standardised latent vectors of all cells.
     """
     values = latent.detach().cpu().numpy()
-    pool_mean = _group_means(values, table.match.pools)
-    treated = _group_means(values, table.cells)
+    pool_mean = group_means(values, table.match.pools)
+    treated = group_means(values, table.cells)
     control = pool_mean[table.match.pool]
     n_controls = table.match.pools.count[table.match.pool]
     pool_square, square = _squares(values, table.match.pools, pool_mean), _squares(values, table.cells, treated)
@@ -59,7 +59,8 @@ def describe(table: PopulationTable, latent: Tensor) -> tuple[Conditions, NDArra
     return conditions, treated - control, 0.5 * np.log(after / before)
 
 
-def _group_means(values: NDArray[np.floating], groups: Ragged) -> NDArray[np.float64]:
+def group_means(values: NDArray[np.floating], groups: Ragged) -> NDArray[np.float64]:
+    """Mean of the rows `values` `(n_cells, d)` of each group, `(n_groups, d)`."""
     sums = np.zeros((len(groups), values.shape[1]))
     np.add.at(sums, np.repeat(np.arange(len(groups)), groups.count), values[groups.rows])
     return sums / np.maximum(groups.count, 1)[:, None]
@@ -192,11 +193,11 @@ def count_replicates(table: PopulationTable) -> NDArray[np.int64]:
 
 
 def fit_anchor(
-    anchor: ResponseAnchor, table: PopulationTable, latent: Tensor, features: NDArray[np.float32] | None, seed: int
+    anchor: ResponseAnchor, table: PopulationTable, latent: Tensor, features: NDArray[np.float64] | None, seed: int
 ) -> None:
     """Fit the anchor to the populations of `table`; with none it stays empty."""
     if len(table) == 0:
         anchor.set_extra_state({})
         return
     conditions, shifts, spreads = describe(table, latent)
-    anchor.fit(conditions, shifts, None if features is None else features.astype(np.float64), spreads, seed=seed)
+    anchor.fit(conditions, shifts, features, spreads, seed=seed)

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import norm
 
 from scperturbdiff.module.generator import NOISE_GRID
+from scperturbdiff.train.data import group_means
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,8 +65,8 @@ def replicate_law(table: PopulationTable, latent: Tensor, max_factors: int) -> R
     if freedom < 2 or noise_freedom <= n_latent:  # too few populations, or cells in them, to tell one from the other
         return none
     pools = table.match.pools
-    treated_mean, treated_noise = _moments(values, table.cells)
-    control_mean, control_noise = _moments(values, pools)
+    treated_mean, control_mean = group_means(values, table.cells), group_means(values, pools)
+    treated_noise, control_noise = _within(values, table.cells, treated_mean), _within(values, pools, control_mean)
     shift = treated_mean - control_mean[table.match.pool]
     mean = np.zeros((len(size), n_latent))
     np.add.at(mean, condition, shift)
@@ -124,11 +125,8 @@ def spike(eigenvalue: Floats, ratio: float) -> Floats:
     return out
 
 
-def _moments(values: NDArray[np.floating], groups: Ragged) -> tuple[Floats, Floats]:
-    """Mean of each group, `(n_groups, d)`, and the covariance of cells within groups, `(d, d)`."""
+def _within(values: NDArray[np.floating], groups: Ragged, mean: Floats) -> Floats:
+    """Covariance of cells within groups of given means, `(d, d)`."""
     cells = values[groups.rows].astype(np.float64)
-    total = np.zeros((len(groups), values.shape[1]))
-    np.add.at(total, np.repeat(np.arange(len(groups)), groups.count), cells)
-    mean = total / np.maximum(groups.count, 1)[:, None]
-    within = cells.T @ cells - (mean * groups.count[:, None]).T @ mean
-    return mean, within / max(int(groups.count.sum()) - len(groups), 1)
+    squares: Floats = cells.T @ cells - (mean * groups.count[:, None]).T @ mean
+    return squares / max(len(cells) - len(groups), 1)

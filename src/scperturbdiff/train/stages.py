@@ -210,18 +210,17 @@ def train_generator(
     **plan_kwargs: Any,
 ) -> dict[str, pd.DataFrame]:
     """Stage 2: fix the latent space, retrieve anchors, train the generator on populations."""
-    module, space = model.module, model.conditions
+    module = model.module
     latent = encode_training_cells(model)
     module.set_latent_scale(latent)
     latent = module.standardize(latent)
-    features = space.feature_matrix()
+    matrix = model.conditions.feature_matrix()
+    features = None if matrix is None else matrix.astype(np.float64)
     data = split_populations(table, validation_size, seed, has_features=features is not None)
     training = table.take(data.training)
     fit_anchor(module.anchor, training, latent, features, seed)
     if plan_kwargs.get("objective", "energy_score") == "energy_score":  # the other objectives do not vary their draws
-        law = replicate_law(training, latent, module.generator.n_population_noise)
-        for network in (module.generator, module.generator_ema):
-            network.set_replicates(*(torch.as_tensor(x, dtype=torch.float32, device=latent.device) for x in law))
+        _start_from_replicates(module, training, latent)
     sampler, tensors = _training_set(module, training, latent, features)
     validation = (
         _validation_set(module, table.take(data.validation), latent, features) if len(data.validation) else None
@@ -233,20 +232,16 @@ def train_generator(
     checkpoints, others = split_callbacks(trainer.kwargs.get("callbacks"))
     replicated = len(table) == 0 or bool((count_replicates(table) > 1).any())
     callbacks = [*others, RepeatableEpochs(seed), KeepBestGenerator(replicated)]
-    stop = {
-        "early_stopping": early_stopping,
+    options: dict[str, Any] = {
+        "early_stopping": early_stopping and validation is not None,
         "early_stopping_monitor": VALIDATION_METRIC,
         "early_stopping_patience": 10,
-    }
-    options: dict[str, Any] = {
         "callbacks": callbacks,
         "gradient_clip_val": gradient_clip_val,
         "check_val_every_n_epoch": 1,
         "ckpt_path": ckpt_path,
     }
-    if validation is None:
-        stop = {"early_stopping": False}
-    options = {**stop, **options, **{k: v for k, v in trainer.kwargs.items() if k != "callbacks"}}
+    options |= {k: v for k, v in trainer.kwargs.items() if k != "callbacks"}
     history = _run(
         model,
         plan,
@@ -261,30 +256,36 @@ def train_generator(
         fit_anchor(module.anchor, table, latent, features, seed)
     if len(table):
         registry = model.adata_manager.get_from_registry
-        batch = registry("batch").ravel()
-        found = count_response(module.eval(), registry("X"), batch, latent, table)
-        module.anchor.keep_counts(*found, None if features is None else features.astype(np.float64))
+        found = count_response(module.eval(), registry("X"), registry("batch").ravel(), latent, table)
+        module.anchor.keep_counts(*found, features, seed=seed)
     return history
 
 
+def _start_from_replicates(module: Any, table: PopulationTable, latent: torch.Tensor) -> None:
+    """Give both networks the law of the replicates of `table`."""
+    law = replicate_law(table, latent, module.generator.n_population_noise)
+    for network in (module.generator, module.generator_ema):
+        network.set_replicates(*(torch.as_tensor(x, dtype=torch.float32, device=latent.device) for x in law))
+
+
 def _training_set(
-    module: Any, table: PopulationTable, latent: torch.Tensor, features: NDArray[np.float32] | None
+    module: Any, table: PopulationTable, latent: torch.Tensor, features: NDArray[np.float64] | None
 ) -> tuple[PopulationSampler, PopulationTensors]:
-    double = None if features is None else features.astype(np.float64)
     known = module.anchor.train_conditions
-    anchors = rehearsed_anchors(module.anchor, table, double) if len(table) else []
+    anchors = rehearsed_anchors(module.anchor, table, features) if len(table) else []
     centre = known.control_mean if len(table) else np.zeros((0, latent.shape[1]))
     tensors = population_tensors(table, anchors, centre, latent.device)
     return _sampler(table, latent.device), tensors
 
 
 def _validation_set(
-    module: Any, table: PopulationTable, latent: torch.Tensor, features: NDArray[np.float32] | None
+    module: Any, table: PopulationTable, latent: torch.Tensor, features: NDArray[np.float64] | None
 ) -> tuple[PopulationSampler, PopulationTensors]:
     conditions = describe(table, latent)[0]
-    double = None if features is None else features.astype(np.float64)
     novelty = module.anchor.novelty(conditions)
-    predicted = [module.anchor.predict(conditions.take(slice(i, i + 1)), novelty[i], double) for i in range(len(table))]
+    predicted = [
+        module.anchor.predict(conditions.take(slice(i, i + 1)), novelty[i], features) for i in range(len(table))
+    ]
     joined = AnchorPrediction(*(np.concatenate(parts) for parts in zip(*predicted, strict=True)))
     tensors = population_tensors(table, [joined], conditions.control_mean, latent.device)
     return _sampler(table, latent.device), tensors
