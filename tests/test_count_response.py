@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -123,29 +124,42 @@ def test_library_sizes_are_used_as_far_as_they_carry_over() -> None:
     assert anchor.library_slopes["pair"] < 0.4
 
 
-def test_counts_follow_the_residual_and_keep_the_library_size() -> None:
+@pytest.fixture
+def vae() -> LatentVAE:
     torch.manual_seed(0)
-    vae = LatentVAE(GENES, n_latent=2, n_hidden=8, gene_likelihood="nb", use_batch_norm="none").eval()
-    n = 40_000
-    latent, batch = torch.zeros(n, 2), torch.zeros(n)
-    start = torch.tensor([[3.0, 5.0, 4.0, 8.0]]).expand(n, -1)
+    return LatentVAE(GENES, n_latent=2, n_hidden=8, gene_likelihood="nb", use_batch_norm="none").eval()
+
+
+START, DRAWN = torch.tensor([[30.0, 50.0, 40.0, 80.0]]), 40_000
+
+
+def generated(vae: LatentVAE, start: torch.Tensor = START, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean counts of cells that start from these counts, and the mean of the VAE for their library size."""
+    latent, batch = torch.zeros(DRAWN, 2), torch.zeros(DRAWN)
+    counts = vae.counterfactual_counts(latent, batch, start.expand(DRAWN, -1), latent, batch, **kwargs)
+    return counts.mean(0), start.sum() * vae.decode_frequencies(latent[:1], batch[:1])[0]
+
+
+def test_counts_follow_the_residual_and_keep_the_library_size(vae: LatentVAE) -> None:
     residual = torch.tensor([0.7, 0.0, -0.7, 0.2])
-    plain = vae.counterfactual_counts(latent, batch, start, latent, batch)
-    moved = vae.counterfactual_counts(latent, batch, start, latent, batch, residual=residual)
-    px = vae.generative(z=latent[:1], library=start[:1].sum(1, keepdim=True).log(), batch_index=batch[:1, None].long())
-    decoded = px["px"].mu[0]
-    scale = decoded.sum() / (decoded * residual.exp()).sum()
-    torch.testing.assert_close(moved.mean(0) / plain.mean(0), residual.exp() * scale, rtol=0.03, atol=0.01)
+    _, decoded = generated(vae)
+    after = decoded * residual.exp()
+    after = after * decoded.sum() / after.sum()
+    theta = vae.px_r.exp()
+    weight = (theta + START[0]) / (theta + decoded)
+    mean, _ = generated(vae, residual=residual, again=torch.ones(DRAWN, dtype=torch.bool))
+    torch.testing.assert_close(mean, after * weight, rtol=0.02, atol=0)
+    mean, _ = generated(vae, residual=residual)
+    kept = torch.where(after < decoded, START[0] * after / decoded, START[0] + (after - decoded) * weight)
+    torch.testing.assert_close(mean, kept, rtol=0.02, atol=0)
 
 
-def test_library_sizes_are_those_of_the_controls_times_the_ratio() -> None:
-    torch.manual_seed(0)
-    vae = LatentVAE(GENES, n_latent=2, n_hidden=8, gene_likelihood="nb", use_batch_norm="none").eval()
-    n = 40_000
-    latent, batch, start = torch.zeros(n, 2), torch.zeros(n), torch.tensor([[3.0, 5.0, 4.0, 8.0]]).expand(n, -1)
-    plain = vae.counterfactual_counts(latent, batch, start, latent, batch)
-    more = vae.counterfactual_counts(latent, batch, start, latent, batch, library_ratio=1.6)
-    torch.testing.assert_close(more.mean(0) / plain.mean(0), torch.full((GENES,), 1.6), rtol=0.03, atol=0)
+@pytest.mark.parametrize("ratio", [0.6, 1.6])
+def test_library_sizes_are_those_of_the_controls_times_the_ratio(vae: LatentVAE, ratio: float) -> None:
+    """Exactly where the counts of the control cell are what the VAE expects."""
+    _, decoded = generated(vae)
+    mean, _ = generated(vae, decoded.round()[None], library_ratio=ratio)
+    torch.testing.assert_close(mean, ratio * decoded, rtol=0.03, atol=0)
 
 
 @pytest.fixture(scope="module")

@@ -343,6 +343,15 @@ def test_more_cells_than_controls(model: PerturbDiff, controls: AnnData) -> None
     pred = model.predict(few, ["P01"], n_cells=300, **QUIET)
     assert pred.n_obs == 300
     assert pred.obs["control_cell"].value_counts().tolist() == [100, 100, 100]
+    assert len(np.unique(pred.layers["counts"].toarray(), axis=0)) == 300  # no cell is the copy of another
+
+
+def test_without_a_perturbation_control_cells_keep_their_counts(model: PerturbDiff, controls: AnnData) -> None:
+    """As many cells as there are controls: each is used once, and nearly nothing changes its counts."""
+    pred = model.predict(controls, ["control"], **QUIET)
+    assert pred.n_obs == controls.n_obs
+    start = controls[pred.obs["control_cell"].to_numpy(), pred.var_names]
+    assert (pred.layers["counts"].toarray() == np.asarray(start.to_df())).mean() > 0.995
 
 
 # ---- saving and loading -------------------------------------------------------------------------------------------

@@ -50,6 +50,45 @@ def sample_negative_binomial(mean: Tensor, shape: Tensor) -> Tensor:
     return out
 
 
+def move_counts(
+    counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor, again: Tensor | None = None
+) -> Tensor:
+    r"""Counts of cells if their negative binomial means had been others, all `(n_cells, n_genes)`.
+
+    A negative binomial count is Poisson with rate :math:`\mu w`, `w` Gamma with mean 1 and shape :math:`\theta`. What
+    cells show of both `w` and their Poisson noise is kept; only the rate changes, by :math:`r = \mu' / \mu`. Where it
+    falls, each molecule stays with probability `r`. Where it rises, counts of mean :math:`(\mu' - \mu) w` are added,
+    :math:`w \mid x \sim \mathrm{Gamma}(\theta + x, \theta + \mu)`. Counts of law :math:`\mu, \theta` become counts
+    of law :math:`\mu', \theta`, and stay as they are where :math:`\mu' = \mu`.
+
+    Parameters
+    ----------
+    counts
+        Counts as they are.
+    before, after
+        Their means, and those they would have had.
+    dispersion
+        :math:`\theta`: variance = mean + mean^2 / dispersion.
+    again
+        Cells that are the copy of another one, `(n_cells,)`; `None` for none. They keep `w`, and get Poisson noise of
+        their own.
+    """
+    shape = dispersion + counts
+    expected = shape / (dispersion + before)  # of w, given the counts
+    out = _thin(counts, after / before) + sample_negative_binomial((after - before).clamp(min=0) * expected, shape)
+    if again is not None and again.any():
+        out[again] = sample_negative_binomial((after * expected)[again], shape[again])
+    return out
+
+
+def _thin(counts: Tensor, probability: Tensor) -> Tensor:
+    """Counts of which each molecule stays with a probability (1 where it is larger)."""
+    out = counts.clone()
+    at = ((counts > 0) & (probability < 1)).nonzero(as_tuple=True)
+    out[at] = torch.binomial(counts[at], probability[at])
+    return out
+
+
 def _invert(uniform: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
     """Quantiles of negative binomial laws of small mean, none of them 0, by summing probabilities upwards."""
     odds = mean / (shape + mean)
@@ -132,15 +171,13 @@ class LatentVAE(VAE):
         start_batch: Tensor,
         library_ratio: float = 1.0,
         residual: Tensor | None = None,
+        again: Tensor | None = None,
     ) -> Tensor:
         r"""Sample counts of cells as if the control cells they started from had moved in the latent space.
 
-        A negative binomial count is Poisson with rate :math:`\ell h_g(z) w_g`, `w` Gamma with mean 1. What a control
-        cell shows of its `w`, given its counts, is kept:
-        :math:`w_g \mid x \sim \mathrm{Gamma}(\theta_g + x_g, \theta_g + \ell h_g(z_0))`; only :math:`h_g(z)` changes.
-        The count is then negative binomial of shape :math:`\theta_g + x_g`.
-        Where the VAE is right this is its own negative binomial; where it is not, generated cells keep what it cannot
-        reconstruct of real ones.
+        The mean of gene `g` is :math:`\ell h_g(z)`, :math:`\ell` the cell's library size. What a control cell shows,
+        given its counts, of what the decoder cannot know is kept (:func:`move_counts`): where the VAE is right, counts
+        have its negative binomial law; where it is not, generated cells keep what it cannot reconstruct of real ones.
 
         Parameters
         ----------
@@ -154,6 +191,8 @@ class LatentVAE(VAE):
             Expected library sizes relative to those of the control cells.
         residual
             Log ratio of expected counts to decoded ones, `(n_genes,)`; cells keep their expected library size.
+        again
+            Cells whose control cell another one has already started from, `(n_cells,)`; see :func:`move_counts`.
 
         Returns
         -------
@@ -163,11 +202,11 @@ class LatentVAE(VAE):
         target = (library_ratio * library).log()
         px = self.generative(z=latent, library=target, batch_index=batch[:, None].long())["px"]
         before = library * self.decode_frequencies(start_latent, start_batch)
-        mean, shape = px.mu, px.theta + start_counts
+        after = px.mu
         if residual is not None:
-            mean = mean * residual.exp()
-            mean = mean * (px.mu.sum(-1, keepdim=True) / mean.sum(-1, keepdim=True))
-        return sample_negative_binomial(mean * shape / (px.theta + before), shape)
+            after = after * residual.exp()
+            after = after * (px.mu.sum(-1, keepdim=True) / after.sum(-1, keepdim=True).clamp(min=EPS))
+        return move_counts(start_counts, before, after, px.theta.expand_as(before), again)
 
     def decode_frequencies(self, latent: Tensor, batch: Tensor) -> Tensor:
         """Expected share of each gene in a cell's counts `(n_cells, n_genes)`; differentiable."""

@@ -282,6 +282,8 @@ class PopulationGenerator:
     ) -> Piece:
         chosen = choose_controls(len(state.rows), request.n_cells[i], seed, afresh=draw > 0)
         at = torch.as_tensor(chosen, device=state.latent.device)
+        again = torch.ones_like(at, dtype=torch.bool)
+        again[np.unique(chosen, return_index=True)[1]] = False
         generator, settings = self.module.generator_ema, self.settings
         latents, counts = [], []
         with seeded(seed, state.latent.device):
@@ -309,6 +311,7 @@ class PopulationGenerator:
                     torch.full_like(codes, batch if state.batch < 0 else state.batch),
                     change.library_ratio,
                     change.residual,
+                    again[start : start + PIECE],
                 )
                 latents.append(latent.cpu().numpy())
                 counts.append(sparse.csr_matrix(sampled.cpu().numpy()))
