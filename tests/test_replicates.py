@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scperturbdiff import PerturbDiff, datasets
 from scperturbdiff.data.populations import Ragged
 from scperturbdiff.module import Anchor, Components, Condition, Generator
 from scperturbdiff.module.generator import NOISE_GRID
@@ -189,3 +190,18 @@ def test_replicates_are_saved_with_the_weights(generator: Generator) -> None:
     other.load_state_dict(generator.state_dict())
     noise = torch.randn(4, 4)
     assert torch.equal(other.replicate_shift(noise), generator.replicate_shift(noise))
+
+
+def test_an_objective_without_variation_takes_back_that_of_replicates() -> None:
+    """Also when a model is trained further with another objective."""
+    cells = datasets.simulate(
+        n_contexts=2, n_perturbations=4, n_cells_per_population=20, n_genes=60, n_batches=6, hidden_factor="gaussian"
+    )
+    PerturbDiff.setup_anndata(cells, "perturbation", "control", context_keys=["cell_type"], batch_key="donor")
+    model = PerturbDiff(cells, n_latent=8)
+    brief = {"max_epochs_generator": 1, "enable_progress_bar": False}
+    model.train(max_epochs_vae=5, plan_kwargs={"steps_per_epoch": 2}, **brief)
+    assert model.module.generator_ema.replicate_factors.any()
+    model.train(plan_kwargs={"steps_per_epoch": 2, "objective": "mmd"}, **brief)
+    assert not model.module.generator_ema.replicate_factors.any()
+    assert not model.module.generator.replicate_factors.any()

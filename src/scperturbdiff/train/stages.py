@@ -219,8 +219,9 @@ def train_generator(
     data = split_populations(table, validation_size, seed, has_features=features is not None)
     training = table.take(data.training)
     fit_anchor(module.anchor, training, latent, features, seed)
-    if plan_kwargs.get("objective", "energy_score") == "energy_score":  # the other objectives do not vary their draws
-        _start_from_replicates(module, training, latent)
+    # the other objectives ask for draws that do not vary
+    varies = plan_kwargs.get("objective", "energy_score") == "energy_score"
+    _start_from_replicates(module, training, latent, module.generator.n_population_noise if varies else 0)
     sampler, tensors = _training_set(module, training, latent, features)
     validation = (
         _validation_set(module, table.take(data.validation), latent, features) if len(data.validation) else None
@@ -261,9 +262,9 @@ def train_generator(
     return history
 
 
-def _start_from_replicates(module: Any, table: PopulationTable, latent: torch.Tensor) -> None:
+def _start_from_replicates(module: Any, table: PopulationTable, latent: torch.Tensor, max_factors: int) -> None:
     """Give both networks the law of the replicates of `table`."""
-    law = replicate_law(table, latent, module.generator.n_population_noise)
+    law = replicate_law(table, latent, max_factors)
     for network in (module.generator, module.generator_ema):
         network.set_replicates(*(torch.as_tensor(x, dtype=torch.float32, device=latent.device) for x in law))
 
