@@ -205,7 +205,7 @@ def predictions(case: Case, models: dict[str, spd.PerturbDiff], seed: int) -> di
     treated = case.real[~is_control(case.real)]
     labels = ["perturbation", *case.keys["context_keys"]]
     wanted = treated.obs[[*labels, *case.condition_keys]].drop_duplicates().astype(dict.fromkeys(labels, str))
-    controls = case.train[is_control(case.train)].copy()
+    controls = case.real[is_control(case.real)].copy()  # those that every baseline starts from, too
     found: dict[str, AnnData] = {}
     for name, model in models.items():
         first = name if len(models) > 1 else "PerturbDiff"

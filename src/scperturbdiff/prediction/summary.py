@@ -65,7 +65,8 @@ def summarize_populations(
     Returns
     -------
     :class:`PopulationSummary`. Shifts are differences of mean log-normalised expression, predicted cells minus the
-    control cells that they started from, in the units of ``pred.X``; batches are pooled. `spread` is the standard
+    control cells that they started from, in the units of ``pred.X``. Batches are pooled, and their deviations cancel:
+    give `predict` the controls of one batch where the variation of single ones is asked. `spread` is the standard
     deviation of the mean expression between draws, root mean square over genes, beyond what the finite number of cells
     explains (0 if that explains all of it). It speaks of the variation between populations that the model has learned;
     how far to believe the draws is another question, which `novelty`, `anchor_variance` (see
