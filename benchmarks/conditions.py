@@ -31,9 +31,11 @@ import quality
 import scanpy as sc
 import scvi
 from anndata import AnnData
+from scipy import sparse
 
 import scperturbdiff as spd
 from scperturbdiff.baselines import Baseline, PerturbationMeanShift, default_baselines
+from scperturbdiff.data.counts import log_normalize
 
 CELLS, FRESH = 40, 250
 METRICS = ["energy_distance", "pearson_delta", "pearson_delta_top", "mse_mean"]
@@ -101,12 +103,12 @@ def combinations(seed: int) -> Iterator[Case]:
 def doses(seed: int) -> Iterator[Case]:
     """Six doses; one between the others and the highest held out in every context. A dose needs more cells."""
     levels, held = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0), {1.0: "between", 30.0: "beyond"}
-    screen, fresh = screens(100, 1000, n_contexts=3, n_perturbations=6, doses=levels, seed=seed)
+    screen, fresh = screens(200, 2000, n_contexts=3, n_perturbations=6, doses=levels, seed=seed)
     train = screen[~screen.obs["dose"].isin(held).to_numpy()].copy()
     for dose, kind in held.items():
         real = fresh[is_control(fresh) | (fresh.obs["dose"] == dose).to_numpy()].copy()
         nearest = {"no_change": spd.baselines.NoChange(), "nearest_dose": PerturbationMeanShift("own")}
-        yield Case(kind, train, real, nearest, setup={"dose_key": "dose"}, n_cells=1000)
+        yield Case(kind, train, real, nearest, setup={"dose_key": "dose"}, n_cells=2000)
 
 
 def features(seed: int) -> Iterator[Case]:
@@ -215,12 +217,51 @@ def predictions(case: Case, models: dict[str, spd.PerturbDiff], seed: int) -> di
     return found
 
 
+def pooled(cells: dict[str, AnnData], case: Case, seed: int) -> pd.DataFrame:
+    """Pearson correlation of mean shifts over all genes of all conditions at once: weak perturbations count for less.
+
+    The ceiling compares one half of the real cells of each condition with the other.
+    """
+    real = case.real[~is_control(case.real)]
+    half = np.random.default_rng(seed).random(real.n_obs) < 0.5
+    controls = mean_expression(case.real[is_control(case.real)], case.keys["context_keys"])
+    keys = [*case.keys["context_keys"], "perturbation", *case.condition_keys]
+
+    def shifts(adata: AnnData) -> pd.DataFrame:
+        means = mean_expression(adata, keys)
+        return means - controls.loc[means.index.get_level_values(0)].to_numpy()
+
+    pairs = {name: (shifts(adata), shifts(real)) for name, adata in cells.items()}
+    pairs["ceiling"] = shifts(real[half]), shifts(real[~half])
+    rows = [
+        {
+            "model": name,
+            "metric": "pearson_pooled",
+            "value": np.corrcoef(a.loc[b.index].to_numpy().ravel(), b.to_numpy().ravel())[0, 1],
+        }
+        for name, (a, b) in pairs.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def mean_expression(adata: AnnData, keys: list[str]) -> pd.DataFrame:
+    """Mean log-normalised expression of the groups of cells that agree in `keys`, from counts."""
+    counts = adata.layers["counts"] if "counts" in adata.layers else adata.X
+    labels = [adata.obs[k].astype(float if k == "dose" else str) for k in keys]
+    groups = pd.MultiIndex.from_arrays(labels) if len(keys) > 1 else pd.Index(labels[0])
+    code, index = pd.factorize(groups)
+    member = sparse.csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))))
+    means = (member @ sparse.csr_matrix(log_normalize(counts))).toarray() / np.bincount(code)[:, None]
+    return pd.DataFrame(means, index=index, columns=adata.var_names)
+
+
 def score(case: Case, models: dict[str, spd.PerturbDiff], seed: int) -> pd.DataFrame:
     """The tidy table of the evaluation."""
     dose = {"dose_key": case.setup["dose_key"]} if case.condition_keys else {}
     fitted = {name: rule.fit(case.train, **case.keys, **dose) for name, rule in case.baselines.items()}
+    predicted = predictions(case, models, seed)
     table = spd.evaluate(
-        predictions(case, models, seed),
+        predicted,
         case.real,
         "control",
         perturbation_key="perturbation",
@@ -231,6 +272,11 @@ def score(case: Case, models: dict[str, spd.PerturbDiff], seed: int) -> pd.DataF
         metrics=METRICS,
         seed=seed,
     )
+    if dose:
+        controls = case.real[is_control(case.real)].copy()
+        wanted = case.real.obs.loc[~is_control(case.real), ["perturbation", "dose"]].drop_duplicates()
+        rules = {name: rule.predict(controls, wanted, seed=seed) for name, rule in fitted.items()}
+        table = pd.concat([table, pooled(predicted | rules, case, seed)], ignore_index=True)
     return table.assign(kind=case.kind, seed=seed)
 
 

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from scperturbdiff.module.doses import DoseStrength
 from scperturbdiff.module.kernel import (
     GRID,
     RESPONSE_SHARES,
@@ -113,6 +114,7 @@ class ResponseAnchor(nn.Module):
         self.gains: dict[str, Calibration] = {}
         self.learned: ResponseSimilarity | None = None
         self.alike: Floats | None = None
+        self.strength = DoseStrength()
         self._folds: list[ResponseSimilarity] = []
         self._fold: NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -138,6 +140,7 @@ class ResponseAnchor(nn.Module):
             "learned": [similarity.state() for similarity in ([self.learned, *self._folds] if self.learned else [])],
             "fold": torch.as_tensor(self._fold),
             "alike": _tensor(self.alike),
+            "strength": self.strength.state(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -160,6 +163,7 @@ class ResponseAnchor(nn.Module):
             self.learned, self._folds = (similarities[0], similarities[1:]) if similarities else (None, [])
             self._fold = np.asarray(state["fold"].cpu())
             self.alike = _array(state["alike"])
+            self.strength = DoseStrength.from_state(state["strength"])
 
     @property
     def is_fitted(self) -> bool:
@@ -205,9 +209,10 @@ class ResponseAnchor(nn.Module):
         tried = _tried(len(conditions), n_tried, seed)
         part, targets = conditions.take(tried), self.shifts[tried]
         self.moments = None if features is None else FeatureMoments.of(features, conditions)
+        self.strength = DoseStrength.of(conditions, self.shifts)
         has_doses = np.unique(conditions.dose[conditions.component >= 0]).size > 1
         names = [n for n in GRID if features is not None or not n.startswith("feature")]
-        names = [n for n in names if has_doses or n != "dose_scale"]
+        names = [n for n in names if has_doses or not n.startswith("dose")]
         self.alike = response_alike(conditions, self.shifts)
         for novelty in LEFT_OUT:
             # what a new component does alone, hence what it is like, is not known
@@ -346,7 +351,7 @@ class ResponseAnchor(nn.Module):
     def _kernel(
         self, widths: Widths, features: Floats | None, learned: ResponseSimilarity | None = None
     ) -> ResponseKernel:
-        return ResponseKernel(widths, self.median_distance, features, self.moments, learned, self.alike)
+        return ResponseKernel(widths, self.median_distance, features, self.moments, learned, self.alike, self.strength)
 
     def _predict(
         self,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scperturbdiff.module.doses import DoseStrength
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,6 +127,8 @@ class Widths:
         Length scale of the latter, in units of cosine distance.
     dose_scale
         Length scale of the similarity of doses, in doublings.
+    dose_strength
+        Power of the strength of doses: 0 if the strength of responses says nothing about doses, 1 if it is theirs.
     nugget
         Variance between populations that nothing explains, relative to the signal.
     response_share
@@ -141,6 +145,7 @@ class Widths:
     feature_linear: float = 0.5
     feature_scale: float = 0.25
     dose_scale: float = 3.0
+    dose_strength: float = 1.0
     nugget: float = 0.05
     response_share: float = 0.0
     interaction: float = 0.0
@@ -154,6 +159,7 @@ GRID: dict[str, tuple[float, ...]] = {
     "feature_linear": (0.0, 0.5, 1.0),
     "feature_scale": (0.1, 0.25, 0.5, 1.0),
     "dose_scale": (1.0, 2.0, 3.0, 5.0, 8.0),
+    "dose_strength": (0.0, 0.5, 1.0),
     "nugget": (0.01, 0.05, 0.2, 0.5, 1.0),
     "interaction": (0.0, 0.1, 0.3, 1.0),
 }
@@ -179,6 +185,8 @@ class ResponseKernel:
         Similarities learned from responses, for ``widths.response_share``.
     alike
         How alike components respond when alone, `(n_components, n_components)`, for ``widths.interaction``.
+    strength
+        How strongly doses act.
     """
 
     widths: Widths
@@ -187,17 +195,17 @@ class ResponseKernel:
     moments: FeatureMoments | None = None
     learned: ResponseSimilarity | None = None
     alike: Floats | None = None
+    strength: DoseStrength = field(default_factory=DoseStrength)
 
     def __call__(self, a: Conditions, b: Conditions) -> Floats:
         """Covariance of the shifts of `a` and `b`, `(len(a), len(b))`."""
         share, common = self.widths.response_share, self.widths.common_share
-        scale = self.widths.dose_scale
-        shared = _near(_mean_dose(a)[:, None] - _mean_dose(b)[None, :], scale)
-        perturbations = common * shared + (1 - common) * additive_covariance(a, b, self._components, scale)
+        shared = self._doses(_mean_dose(a), _mean_dose(b))
+        perturbations = common * shared + (1 - common) * additive_covariance(a, b, self._components, self._doses)
         if self.widths.interaction and self.alike is not None:
             perturbations = perturbations + self.widths.interaction * interaction_covariance(a, b, self.alike) * shared
         out = (1 - share) * self.contexts(a.control_mean, b.control_mean) * perturbations
-        return out + share * self.learned(a, b, scale) if share and self.learned is not None else out
+        return out + share * self.learned(a, b, self._doses) if share and self.learned is not None else out
 
     def diagonal(self, a: Conditions) -> Floats:
         """Variance of the shift of each of `a`, `(len(a),)`."""
@@ -208,6 +216,13 @@ class ResponseKernel:
         squared = np.maximum(squared_distances(a, b), 0)
         near = np.exp(-0.5 * squared / (self.widths.context_scale * self.median_distance) ** 2)
         return (1 - self.widths.context_share) + self.widths.context_share * near
+
+    def _doses(self, a: Floats, b: Floats) -> Floats:
+        """Covariance of the responses at log-scaled doses, `(len(a), len(b))`."""
+        near = np.exp(-0.5 * ((a[:, None] - b[None, :]) / self.widths.dose_scale) ** 2)
+        power = self.widths.dose_strength
+        covariance: Floats = near * np.outer(self.strength(a) ** power, self.strength(b) ** power)
+        return covariance
 
     @cached_property
     def _directions(self) -> tuple[Floats, Floats, NDArray[np.bool_]]:
@@ -235,16 +250,15 @@ def additive_covariance(
     a: Conditions,
     b: Conditions,
     covariance: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats],
-    dose_scale: float,
+    doses: Callable[[Floats, Floats], Floats],
 ) -> Floats:
-    """Sum over pairs of components of their covariance, damped by the distance of their doses."""
+    """Sum over pairs of components of their covariance times that of their doses."""
     out = np.zeros((len(a), len(b)))
     for i in range(a.component.shape[1]):
         for j in range(b.component.shape[1]):
             first, second = a.component[:, i], b.component[:, j]
-            near_dose = _near(a.dose[:, i, None] - b.dose[None, :, j], dose_scale)
             both = np.outer(first >= 0, second >= 0)
-            out += both * near_dose * covariance(np.maximum(first, 0), np.maximum(second, 0))
+            out += both * doses(a.dose[:, i], b.dose[:, j]) * covariance(np.maximum(first, 0), np.maximum(second, 0))
     return out
 
 
@@ -283,10 +297,6 @@ def response_alike(conditions: Conditions, shifts: Floats) -> Floats | None:
     out = np.eye(n)
     out[np.ix_(alone, alone)] = np.exp((means @ means.T - 1) / 0.5)
     return out
-
-
-def _near(difference: Floats, scale: float) -> Floats:
-    return np.exp(-0.5 * (difference / scale) ** 2)
 
 
 def _mean_dose(conditions: Conditions) -> Floats:

@@ -18,6 +18,8 @@ import torch
 from scperturbdiff.module.kernel import additive_covariance
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from scperturbdiff.module.kernel import Conditions, Floats
@@ -53,11 +55,11 @@ class ResponseSimilarity:
     factors: Floats
     own: Floats
 
-    def __call__(self, a: Conditions, b: Conditions, dose_scale: float) -> Floats:
+    def __call__(self, a: Conditions, b: Conditions, doses: Callable[[Floats, Floats], Floats]) -> Floats:
         """Covariance of the shifts of `a` and `b`, `(len(a), len(b))`; 0 where a context is unknown."""
         (first, known_first), (second, known_second) = (self._codes(c.context) for c in (a, b))
         contexts = self.context_covariance[np.ix_(first, second)] * np.outer(known_first, known_second)
-        return contexts * additive_covariance(a, b, self._components, dose_scale)
+        return contexts * additive_covariance(a, b, self._components, doses)
 
     def _codes(self, context: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         codes = np.minimum(np.searchsorted(self.contexts, context), len(self.contexts) - 1)
