@@ -138,8 +138,13 @@ def test_novelty_grows_with_the_distance_of_features(model: spd.PerturbDiff) -> 
     assert named.loc["later", "nearest"] == "B"
 
 
-def drawn(shifts: np.ndarray, n_cells: int, noise: float, seed: int = 0) -> tuple[AnnData, AnnData]:
-    """Control cells, and draws whose mean expression is the controls' plus `shifts` `(n_draws, n_genes)`."""
+def drawn(
+    shifts: np.ndarray, n_cells: int, noise: float, seed: int = 0, n_controls: int = 10**6
+) -> tuple[AnnData, AnnData]:
+    """Control cells, and draws whose mean expression is the controls' plus `shifts` `(n_draws, n_genes)`.
+
+    `n_controls` is the number that `predict` reports.
+    """
     rng = np.random.default_rng(seed)
     control = AnnData(
         np.full((n_cells, shifts.shape[1]), 10.0, np.float32),
@@ -161,7 +166,9 @@ def drawn(shifts: np.ndarray, n_cells: int, noise: float, seed: int = 0) -> tupl
     )
     obs.index = obs.index.astype(str)
     pred = AnnData(sparse.csr_matrix(x.astype(np.float32)), obs=obs, var=control.var.copy())
-    conditions = pd.DataFrame({"perturbation": ["A"], "novelty": ["pair"], "anchor_variance": [0.3]})
+    conditions = pd.DataFrame(
+        {"perturbation": ["A"], "novelty": ["pair"], "anchor_variance": [0.3], "n_controls": [n_controls]}
+    )
     keys = {"perturbation": "perturbation", "control": "control", "context": [], "covariates": []}
     pred.uns["scperturbdiff"] = {"target_sum": 1e4, "conditions": conditions, "keys": keys}
     return pred, control
@@ -191,6 +198,10 @@ def test_spread_is_not_the_noise_of_few_cells() -> None:
     none = summarize_populations(*drawn(np.zeros((100, 20)), 5, 1.0)).conditions["spread"].item()
     some = summarize_populations(*drawn(np.linspace(-1, 1, 100)[:, None] * np.ones(20), 5, 1.0)).conditions["spread"]
     assert none < 0.15
+    rng = np.random.default_rng(1)
+    moved = rng.normal(0, 10**-0.5, (300, 20))  # as much as bootstrapping ten controls of variance 1
+    assert summarize_populations(*drawn(moved, 5, 1.0)).conditions["spread"].item() == pytest.approx(0.32, rel=0.1)
+    assert summarize_populations(*drawn(moved, 5, 1.0, n_controls=10)).conditions["spread"].item() < 0.1
     assert some.item() == pytest.approx(np.linspace(-1, 1, 100).std(ddof=1), rel=0.1)
 
 

@@ -322,11 +322,13 @@ def choose_controls(n_controls: int, n_cells: int, seed: int, afresh: bool = Fal
     """Control cells that generated cells start from.
 
     All are used equally often, in random order, for the first population of a condition: the best guess of one. Further
-    ones start from cells drawn `afresh`, with replacement, as an experiment draws them; else the means of populations
-    would differ by less than those of replicates do.
+    ones start `afresh`: their cells are drawn with replacement, as an experiment draws them, from controls that
+    are drawn with replacement, as another sample of the controls would be. Else the means of populations would differ
+    by less than those of replicates do from the controls at hand.
     """
     rng = np.random.default_rng(seed)
     if afresh:
-        return rng.integers(n_controls, size=n_cells)
+        pool = rng.integers(n_controls, size=n_controls)
+        return pool[rng.integers(n_controls, size=n_cells)]
     rounds = [rng.permutation(n_controls) for _ in range(-(-n_cells // n_controls))]
     return np.concatenate(rounds)[:n_cells]

@@ -67,9 +67,9 @@ def summarize_populations(
     :class:`PopulationSummary`. Shifts are differences of mean log-normalised expression, predicted cells minus the
     control cells that they started from, in the units of ``pred.X``. Batches are pooled, and their deviations cancel:
     give `predict` the controls of one batch where the variation of single ones is asked. `spread` is the standard
-    deviation of the mean expression between draws, root mean square over genes, beyond what the finite number of cells
-    explains (0 if that explains all of it). It speaks of the variation between populations that the model has learned;
-    how far to believe the draws is another question, which `novelty`, `anchor_variance` (see
+    deviation of the mean expression between draws, root mean square over genes, beyond what the finite numbers of cells
+    and controls explain (0 if they explain all of it). It speaks of the variation between populations that the model
+    has learned; how far to believe the draws is another question, which `novelty`, `anchor_variance` (see
     ``pred.uns["scperturbdiff"]["conditions"]``) and `far_from_training` answer.
 
     Raises
@@ -106,7 +106,9 @@ def summarize_populations(
     for name, table in values.items():
         genes[name] = table.ravel()
     between = mean.var(axis=1, ddof=1)
-    sampling = (variance / np.maximum(size, 1)[:, :, None]).mean(1)
+    # cells are drawn, and so are the controls they are drawn from
+    drawn = 1 / np.maximum(size, 1) + 1 / _n_controls(shown, made_by["conditions"], keys)[:, None]
+    sampling = (variance * drawn[:, :, None]).mean(1)
     conditions = shown.assign(
         n_draws=len(draws),
         n_cells=size.sum(1).astype(np.int64),
@@ -125,6 +127,14 @@ def _number(table: pd.DataFrame, keys: Sequence[str]) -> tuple[pd.DataFrame, NDA
     text = table[list(keys)].astype(str)
     code, unique = pd.factorize(pd.MultiIndex.from_frame(text))
     return pd.DataFrame(unique.to_list(), columns=list(keys)), code.astype(np.int64)
+
+
+def _n_controls(conditions: pd.DataFrame, requested: pd.DataFrame, keys: Sequence[str]) -> NDArray[np.int64]:
+    """Control cells of each condition, over its batches."""
+    shown, code = _number(requested, keys)
+    position = pd.MultiIndex.from_frame(shown).get_indexer(pd.MultiIndex.from_frame(conditions[list(keys)]))
+    count = np.bincount(code, weights=requested["n_controls"].to_numpy(np.float64))
+    return count[position].astype(np.int64)
 
 
 def _moments(pred: AnnData, code: NDArray[np.int64], n: int) -> tuple[Floats, Floats, Floats]:
