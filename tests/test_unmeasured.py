@@ -182,7 +182,7 @@ def of_split(fresh: AnnData, split: spd.splits.Split) -> AnnData:
 @pytest.mark.slow
 @pytest.mark.parametrize("interaction", [1.0, 0.0])
 def test_combinations_against_adding_up(interaction: float) -> None:
-    train, fresh = screens(n_contexts=2, n_perturbations=10, combinations=30, interaction=interaction)
+    train, fresh = screens(n_contexts=2, n_perturbations=12, combinations=40, interaction=interaction)
     split = spd.splits.hold_out_combinations(train, **KEYS, fraction=0.2)
     model = trained(train[split.train].copy())
     score = compare(
@@ -202,7 +202,7 @@ def test_doses_between_and_beyond() -> None:
     for dose in (1.0, 30.0):
         real = fresh[fresh.obs["dose"].isin([0.0, dose]).to_numpy()].copy()
         score = compare({"model": model}, train, real, rules, "dose")
-        assert score.loc["model", "pearson_delta_top"] > 0.85
+        assert score.loc["model", "pearson_delta_top"] > 0.95 * score.loc["nearest", "pearson_delta_top"]
         assert score.loc["model", "energy_distance"] < 0.5 * score.loc["no_change", "energy_distance"]
         assert score.loc["model", "energy_distance"] < score.loc["nearest", "energy_distance"]
 
