@@ -84,11 +84,7 @@ def test_python_blocks_of_a_page_run(page: Path, in_short: Path) -> None:
         assert predicted.n_obs > 0
 
 
-@pytest.mark.parametrize(
-    "notebook",
-    [pytest.param(path, marks=[] if path.stem == "quickstart" else pytest.mark.slow) for path in NOTEBOOKS],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_tutorial_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SCPERTURBDIFF_QUICK", "1")
     monkeypatch.setenv("SCPERTURBDIFF_KANG", str(tmp_path / "absent.h5ad"))
