@@ -31,11 +31,9 @@ import quality
 import scanpy as sc
 import scvi
 from anndata import AnnData
-from scipy import sparse
 
 import scperturbdiff as spd
 from scperturbdiff.baselines import Baseline, PerturbationMeanShift, default_baselines
-from scperturbdiff.data.counts import log_normalize
 
 CELLS, FRESH = 40, 250
 METRICS = ["energy_distance", "pearson_delta", "pearson_delta_top", "mse_mean"]
@@ -224,11 +222,11 @@ def pooled(cells: dict[str, AnnData], case: Case, seed: int) -> pd.DataFrame:
     """
     real = case.real[~is_control(case.real)]
     half = np.random.default_rng(seed).random(real.n_obs) < 0.5
-    controls = mean_expression(case.real[is_control(case.real)], case.keys["context_keys"])
+    controls = quality.mean_expression(case.real[is_control(case.real)], case.keys["context_keys"])
     keys = [*case.keys["context_keys"], "perturbation", *case.condition_keys]
 
     def shifts(adata: AnnData) -> pd.DataFrame:
-        means = mean_expression(adata, keys)
+        means = quality.mean_expression(adata, keys)
         return means - controls.loc[means.index.get_level_values(0)].to_numpy()
 
     pairs = {name: (shifts(adata), shifts(real)) for name, adata in cells.items()}
@@ -242,17 +240,6 @@ def pooled(cells: dict[str, AnnData], case: Case, seed: int) -> pd.DataFrame:
         for name, (a, b) in pairs.items()
     ]
     return pd.DataFrame(rows)
-
-
-def mean_expression(adata: AnnData, keys: list[str]) -> pd.DataFrame:
-    """Mean log-normalised expression of the groups of cells that agree in `keys`, from counts."""
-    counts = adata.layers["counts"] if "counts" in adata.layers else adata.X
-    labels = [adata.obs[k].astype(float if k == "dose" else str) for k in keys]
-    groups = pd.MultiIndex.from_arrays(labels) if len(keys) > 1 else pd.Index(labels[0])
-    code, index = pd.factorize(groups)
-    member = sparse.csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))))
-    means = (member @ sparse.csr_matrix(log_normalize(counts))).toarray() / np.bincount(code)[:, None]
-    return pd.DataFrame(means, index=index, columns=adata.var_names)
 
 
 def score(case: Case, models: dict[str, spd.PerturbDiff], seed: int) -> pd.DataFrame:

@@ -20,12 +20,11 @@ import numpy as np
 import pandas as pd
 import scvi
 import torch
-from quality import RESULTS, load_papalexi
+from quality import RESULTS, load_papalexi, mean_expression
 from scipy.stats import ks_2samp
 from toy_law import LAWS, WITHIN, Screen, draw, fit, quiet
 
 import scperturbdiff as spd
-from scperturbdiff.data.counts import log_normalize
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -125,15 +124,9 @@ def shift_table(adata: AnnData, keys: list[str], control: str) -> pd.DataFrame:
 
     The first of `keys` is the perturbation; controls agree on the others.
     """
-    values = log_normalize(adata.X)
-    labels = adata.obs[keys].astype(str).agg("\t".join, axis=1)
-    code, names = pd.factorize(labels)
-    member = np.equal.outer(np.arange(len(names)), code).astype(np.float32)
-    means = pd.DataFrame((member @ values) / member.sum(1, keepdims=True), columns=adata.var_names)
-    index = pd.MultiIndex.from_tuples([tuple(n.split("\t")) for n in names], names=keys)
-    means.index = index
+    means = mean_expression(adata, keys)
     baseline = means.xs(control, level=keys[0])
-    treated = means[index.get_level_values(0) != control]
+    treated = means[means.index.get_level_values(0) != control]
     others = treated.index.droplevel(keys[0])
     return treated - baseline.reindex(others).to_numpy()
 

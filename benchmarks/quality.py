@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import scvi
+from scipy import sparse
 
 import scperturbdiff as spd
 from scperturbdiff.data.counts import log_normalize
@@ -195,6 +196,18 @@ def run(case: Case, seed: int) -> tuple[pd.DataFrame, float]:
     treated, wanted = treated_cells(case)
     predicted = model.predict(case.controls, wanted, seed=seed, progress=False)
     return score(case, {"PerturbDiff": predicted, "VAE round trip": round_trip(model, treated, seed)}, seed), seconds
+
+
+def mean_expression(adata: AnnData, keys: list[str]) -> pd.DataFrame:
+    """Mean log-normalised expression of the groups of cells that agree in `keys`, from counts."""
+    counts = adata.layers["counts"] if "counts" in adata.layers else adata.X
+    labels = [adata.obs[k].astype(float if k == "dose" else str) for k in keys]
+    groups = pd.MultiIndex.from_arrays(labels) if len(keys) > 1 else pd.Index(labels[0])
+    code, index = pd.factorize(groups)
+    index.names = keys
+    member = sparse.csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))))
+    means = (member @ sparse.csr_matrix(log_normalize(counts))).toarray() / np.bincount(code)[:, None]
+    return pd.DataFrame(means, index=index, columns=adata.var_names)
 
 
 def round_trip(model: spd.PerturbDiff, cells: AnnData, seed: int) -> AnnData:

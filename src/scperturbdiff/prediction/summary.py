@@ -107,14 +107,16 @@ def summarize_populations(
         genes[name] = table.ravel()
     between = mean.var(axis=1, ddof=1)
     # cells are drawn, and so are the controls they are drawn from
-    drawn = 1 / np.maximum(size, 1) + 1 / _n_controls(shown, made_by["conditions"], keys)[:, None]
+    asked = _requested(shown, made_by["conditions"], keys)
+    n_controls = asked.groupby("_code")["n_controls"].sum().to_numpy(np.float64)
+    drawn = 1 / np.maximum(size, 1) + 1 / n_controls[:, None]
     sampling = (variance * drawn[:, :, None]).mean(1)
     conditions = shown.assign(
         n_draws=len(draws),
         n_cells=size.sum(1).astype(np.int64),
         spread=np.sqrt(np.maximum((between - sampling).mean(1), 0)),
     )
-    return PopulationSummary(genes, _with_evidence(conditions, made_by["conditions"], keys, far))
+    return PopulationSummary(genes, _with_evidence(conditions, asked, far))
 
 
 def _condition_keys(keys: dict[str, Any]) -> list[str]:
@@ -129,12 +131,11 @@ def _number(table: pd.DataFrame, keys: Sequence[str]) -> tuple[pd.DataFrame, NDA
     return pd.DataFrame(unique.to_list(), columns=list(keys)), code.astype(np.int64)
 
 
-def _n_controls(conditions: pd.DataFrame, requested: pd.DataFrame, keys: Sequence[str]) -> NDArray[np.int64]:
-    """Control cells of each condition, over its batches."""
-    shown, code = _number(requested, keys)
-    position = pd.MultiIndex.from_frame(shown).get_indexer(pd.MultiIndex.from_frame(conditions[list(keys)]))
-    count = np.bincount(code, weights=requested["n_controls"].to_numpy(np.float64))
-    return count[position].astype(np.int64)
+def _requested(shown: pd.DataFrame, requested: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Rows of the request for the conditions `shown`; `_code` is the number of the condition."""
+    text = requested[list(keys)].astype(str)
+    code = pd.MultiIndex.from_frame(shown[list(keys)]).get_indexer(pd.MultiIndex.from_frame(text))
+    return requested.assign(_code=code)[code >= 0]
 
 
 def _moments(pred: AnnData, code: NDArray[np.int64], n: int) -> tuple[Floats, Floats, Floats]:
@@ -175,13 +176,10 @@ def _control_means(
     return total / np.asarray(weights.sum(axis=1)).reshape(-1, 1)
 
 
-def _with_evidence(conditions: pd.DataFrame, requested: pd.DataFrame, keys: Sequence[str], far: float) -> pd.DataFrame:
+def _with_evidence(conditions: pd.DataFrame, asked: pd.DataFrame, far: float) -> pd.DataFrame:
     """Add how each condition is new: over its batches, the one that training says least about."""
-    shown, code = _number(requested, keys)
-    position = pd.MultiIndex.from_frame(shown).get_indexer(pd.MultiIndex.from_frame(conditions[list(keys)]))
-    open_share = requested["anchor_variance"].to_numpy(dtype=np.float64)
-    ordered = requested.assign(_code=code, _open=np.nan_to_num(open_share, nan=-1.0)).sort_values("_open")
-    worst = ordered.groupby("_code").last().iloc[position]
+    open_share = asked["anchor_variance"].to_numpy(dtype=np.float64)
+    worst = asked.assign(_open=np.nan_to_num(open_share, nan=-1.0)).sort_values("_open").groupby("_code").last()
     variance = worst["anchor_variance"].to_numpy(dtype=np.float64)
     out = conditions.assign(novelty=worst["novelty"].to_numpy(), anchor_variance=variance)
     without = np.isnan(variance)
