@@ -10,16 +10,14 @@
 
 The first five are simulated screens whose truth is known: training sees 40 cells of a population (100 for doses),
 predictions are scored against 250 (1,000) fresh cells of the same law. --anchor-only leaves the generator out, which
-takes a third of the time. Prints tables and writes them to benchmarks/results/conditions_*.csv.
+takes a third of the time. Prints tables and merges them into benchmarks/results/conditions_*.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +29,7 @@ import quality
 import scanpy as sc
 import scvi
 from anndata import AnnData
+from toy_law import quiet
 
 import scperturbdiff as spd
 from scperturbdiff.baselines import Baseline, PerturbationMeanShift, default_baselines
@@ -329,9 +328,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--anchor-only", action="store_true", help="leave the generator out: quick, to compare anchors")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    scvi.settings.verbosity = logging.WARNING
+    quiet()
     if options.what == "papalexi-unseen":
         everything = papalexi_unseen(options.seeds)
     else:
@@ -340,9 +337,9 @@ def main() -> None:
         )
     print(f"\nmean over conditions and seeds {options.seeds}")
     print(averages(everything, ("kind",)).round(3).to_string())
-    quality.RESULTS.mkdir(exist_ok=True)
     suffix = "_anchor" if options.anchor_only else ""
-    everything.to_csv(quality.RESULTS / f"conditions_{options.what}{suffix}.csv", index=False, float_format="%.5g")
+    keys = [c for c in everything if c not in ("value", "role", "n_pred", "n_real", "n_control")]
+    quality.save(everything, f"conditions_{options.what}{suffix}", keys)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import scvi
 import torch
-from quality import RESULTS, load_papalexi, mean_expression
+from quality import load_papalexi, mean_expression, save
 from scipy.stats import ks_2samp
 from toy_law import LAWS, WITHIN, Screen, draw, fit, quiet
 
@@ -36,15 +36,6 @@ LEVEL, N_DRAWS, N_TRUE = 0.8, 50, 200
 SIZE = {"width": 32, "n_layers": 1, "n_heads": 2}
 """Of the network on toy screens; a training takes half a minute."""
 OBJECTIVES = ("energy_score", "mmd", "mmd+mse", "mse")
-
-
-def save(rows: pd.DataFrame, name: str, keys: list[str]) -> None:
-    """Merge `rows` into a results file; rows of the same `keys` are replaced."""
-    path = RESULTS / f"{name}.csv"
-    RESULTS.mkdir(exist_ok=True)
-    if path.is_file():
-        rows = pd.concat([pd.read_csv(path), rows])
-    rows.drop_duplicates(keys, keep="last").sort_values(keys).round(4).to_csv(path, index=False)
 
 
 def covered(drawn: NDArray[np.float64], real: NDArray[np.float64], level: float = LEVEL) -> float:
@@ -251,15 +242,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=24, help="of 50 steps (toy)")
     parser.add_argument(
         "--validation",
-        type=float,
+        type=lambda share: None if share == "default" else float(share),
         default=0.0,
-        help="share of the populations held out (toy); empty in the results: the default",
+        help="share of the populations held out (toy), or 'default'; the default is empty in the results",
     )
     parser.add_argument("--jitter", type=float, default=0.0, help="see GeneratorTrainingPlan (toy)")
     parser.add_argument("--held", nargs="+", default=["rep_3"], help="replicates held out in turn (papalexi)")
     options = parser.parse_args()
     quiet()
-    scvi.settings.verbosity = 30
     {"toy": toy, "screen": screen, "papalexi": papalexi}[options.what](options)
 
 

@@ -12,11 +12,9 @@ Prints tables and writes them to benchmarks/results/. Real data are looked for i
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import resource
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +24,7 @@ import pandas as pd
 import scanpy as sc
 import scvi
 from scipy import sparse
+from toy_law import quiet
 
 import scperturbdiff as spd
 from scperturbdiff.data.counts import log_normalize
@@ -227,6 +226,15 @@ def round_trip(model: spd.PerturbDiff, cells: AnnData, seed: int) -> AnnData:
     return assemble_cells(counts, cells.obs, cells.var)
 
 
+def save(rows: pd.DataFrame, name: str, keys: list[str]) -> None:
+    """Merge `rows` into a results file; rows of the same `keys` are replaced."""
+    path = RESULTS / f"{name}.csv"
+    RESULTS.mkdir(exist_ok=True)
+    if path.is_file():
+        rows = pd.concat([pd.read_csv(path), rows])
+    rows.drop_duplicates(keys, keep="last").sort_values(keys).round(4).to_csv(path, index=False)
+
+
 def main() -> None:
     """Run the cases and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -235,9 +243,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    scvi.settings.verbosity = logging.WARNING
+    quiet()
     tables, seconds = [], []
     for case in CASES[options.data](options.only):
         for seed in options.seeds:

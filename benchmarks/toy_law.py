@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scvi
 import torch
 from anndata import AnnData
 from torch import Tensor, nn
@@ -123,6 +124,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("scperturbdiff").setLevel(logging.ERROR)
+    scvi.settings.verbosity = logging.WARNING
 
 
 def fit(

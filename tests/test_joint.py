@@ -15,7 +15,7 @@ from scperturbdiff.module import (
     LatentVAE,
     PerturbDiffModule,
 )
-from scperturbdiff.module.vae import negative_binomial_log_prob
+from scperturbdiff.module.negative_binomial import negative_binomial_log_prob
 
 D = 4
 """Latent dimensions."""

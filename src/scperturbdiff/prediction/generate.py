@@ -314,8 +314,18 @@ class PopulationGenerator:
                     again[start : start + PIECE],
                 )
                 latents.append(latent.cpu().numpy())
-                counts.append(sparse.csr_matrix(sampled.cpu().numpy()))
+                counts.append(as_csr(sampled))
         return Piece(i, draw, state.rows[chosen], sparse.vstack(counts, format="csr"), np.concatenate(latents))
+
+
+def as_csr(dense: Tensor) -> sparse.csr_matrix:
+    """A matrix `(n, m)` most of which is 0 as a sparse one; several times faster than SciPy's conversion."""
+    flat = dense.reshape(-1)
+    there = flat.nonzero().view(-1)
+    values, position = flat[there].cpu().numpy(), there.cpu().numpy()
+    n, m = dense.shape
+    start = np.searchsorted(position, np.arange(n + 1) * m)
+    return sparse.csr_matrix((values, (position % m).astype(np.int32), start.astype(np.int32)), shape=(n, m))
 
 
 def choose_controls(n_controls: int, n_cells: int, seed: int, afresh: bool = False) -> NDArray[np.int64]:
