@@ -41,6 +41,8 @@ N_FOLDS = 5
 GAIN_BOUNDS = (0.5, 1.5)
 LIBRARY_VARIATION = 0.3
 """Coefficient of variation of library sizes between cells of a population, about."""
+RESIDUAL_NUGGET = 0.3
+"""What adds to the variance of a residual of the counts of one gene, which is known less well than the shift is."""
 
 
 class AnchorPrediction(NamedTuple):
@@ -397,8 +399,10 @@ class ResponseAnchor(nn.Module):
                 slope = self.library_slopes.get(novelty, 1.0)  # all of it where the condition itself was measured
                 out.library[rows] = slope * (weights * self.libraries[near]).sum(1)
             if n_genes and self.residuals is not None:
+                system[:, np.arange(k), np.arange(k)] += RESIDUAL_NUGGET
+                smoother = np.linalg.solve(system, to_known[..., None])[..., 0]
                 out.residual[rows] = [
-                    w @ self.residuals[n].astype(np.float32) for w, n in zip(weights, near, strict=True)
+                    w @ self.residuals[n].astype(np.float32) for w, n in zip(smoother, near, strict=True)
                 ]
             variance = self.signal * (kernel.diagonal(part) + nugget - (weights * to_known).sum(1))
             out.variance[rows] = np.maximum(variance, 0)
