@@ -82,9 +82,9 @@ class ConditionSpace:
         extra = () if self.features is None else tuple(n for n in self.features.names if n not in set(self.components))
         return self.components + extra
 
-    def feature_matrix(self) -> NDArray[np.float32] | None:
+    def feature_matrix(self) -> NDArray[np.float64] | None:
         """Features of :attr:`all_components`, NaN rows where unknown."""
-        return None if self.features is None else self.features.rows(self.all_components)
+        return None if self.features is None else self.features.rows(self.all_components).astype(np.float64)
 
     def with_features(self, table: Any) -> ConditionSpace:
         """The space with the components of another feature table added."""

@@ -51,7 +51,7 @@ class PerturbDiffModule(BaseModuleClass):
         n_batches: int,
         n_latent: int,
         n_names: int,
-        features: NDArray[np.float32] | None = None,
+        features: NDArray[np.floating] | None = None,
         n_categories: Sequence[int] = (),
         n_numbers: int = 0,
         *,
@@ -122,7 +122,7 @@ class PerturbDiffModule(BaseModuleClass):
         """From the generator's latent space to the VAE's."""
         return latent * self.latent_scale + self.latent_mean
 
-    def scale_features(self, features: NDArray[np.float32] | None) -> tuple[Tensor | None, Tensor | None]:
+    def scale_features(self, features: NDArray[np.floating] | None) -> tuple[Tensor | None, Tensor | None]:
         """Feature table at the scale the network was trained with, zeros in unknown rows; and which rows are known."""
         if features is None:
             return None, None

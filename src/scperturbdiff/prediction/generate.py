@@ -181,9 +181,8 @@ class PopulationGenerator:
         self.adata, self.genes, self.layer, self.batches = adata, genes, layer, batches
         self.groups = groups
         self._states: dict[int, GroupState] = {}
-        features = space.feature_matrix()
-        self._raw_features = None if features is None else features.astype(np.float64)
-        self._features, self._has_features = module.scale_features(features)
+        self._raw_features = space.feature_matrix()
+        self._features, self._has_features = module.scale_features(self._raw_features)
 
     def generate(self, request: PopulationRequest, progress: bool = True) -> Iterator[Piece]:
         """Yield the populations of `request`, each draw on its own, in order."""

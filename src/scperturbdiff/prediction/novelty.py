@@ -55,13 +55,13 @@ def _nearest(space: ConditionSpace, position: NDArray[np.int64]) -> tuple[NDArra
     if table is None:
         return np.full(len(position), np.nan), [None] * len(position)
     known: NDArray[np.bool_] = np.asarray(np.isfinite(table).all(axis=1))
-    unit = np.where(known[:, None], table, 0.0).astype(np.float64)
+    unit = np.where(known[:, None], table, 0.0)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     n = len(space.components)
     distance = 1 - unit[position] @ unit[:n].T
     distance[:, ~known[:n]] = np.inf
     distance[~known[position]] = np.inf
-    distance[np.arange(len(position))[:, None] * 0 + position[:, None] == np.arange(n)[None, :]] = np.inf
+    distance[position[:, None] == np.arange(n)] = np.inf
     if n == 0:
         return np.full(len(position), np.nan), [None] * len(position)
     best = distance.argmin(axis=1)
@@ -81,13 +81,12 @@ def _open_variance(module: PerturbDiffModule, space: ConditionSpace, position: N
     contexts = known.take(np.unique(known.context, return_index=True)[1])
     n = len(contexts)
     features = space.feature_matrix()
-    double = None if features is None else features.astype(np.float64)
     out = np.zeros(len(position))
     for i, component in enumerate(position):
         asked = Conditions(
             contexts.control_mean, np.full((n, 1), component), np.zeros((n, 1)), contexts.context, contexts.noise
         )
         novelty: Novelty = "perturbation" if component >= len(space.components) else "pair"
-        variance = anchor.predict(asked, novelty, double).variance
-        out[i] = (variance / anchor.prior_variance(asked, novelty, double)).mean()
+        variance = anchor.predict(asked, novelty, features).variance
+        out[i] = (variance / anchor.prior_variance(asked, novelty, features)).mean()
     return out
