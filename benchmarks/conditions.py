@@ -4,11 +4,12 @@
     python benchmarks/conditions.py doses                  # doses left out between and beyond the measured ones
     python benchmarks/conditions.py features               # unseen perturbations, informative and random features
     python benchmarks/conditions.py context                # contexts known by their controls only
+    python benchmarks/conditions.py responders             # populations of which half of the cells respond
     python benchmarks/conditions.py pretraining            # 5 % of the perturbed cells, with and without pretraining
     python benchmarks/conditions.py norman                 # real pairs (Norman et al. 2019)
     python benchmarks/conditions.py papalexi-unseen        # real held-out targets, from Gene Ontology features
 
-The first five are simulated screens whose truth is known: training sees 40 cells of a population (100 for doses),
+The first six are simulated screens whose truth is known: training sees 40 cells of a population (100 for doses),
 predictions are scored against 250 (1,000) fresh cells of the same law. --anchor-only leaves the generator out, which
 takes a third of the time. Prints tables and merges them into benchmarks/results/conditions_*.csv.
 """
@@ -127,6 +128,15 @@ def context(seed: int) -> Iterator[Case]:
     yield held_out_case("controls only", screen, fresh, split, default_baselines("contexts"))
 
 
+def responders(seed: int) -> Iterator[Case]:
+    """A fifth of 60 pairs held out, where all cells respond and where half of them do."""
+    for kind, share in (("all respond", 1.0), ("half respond", 0.5)):
+        arguments = {"n_contexts": 6, "n_perturbations": 10, "effect_scale": 1.5, "responders": share}
+        screen, fresh = screens(60, FRESH, **arguments, seed=seed)
+        split = spd.splits.hold_out_pairs(screen, **KEYS, fraction=0.2, seed=seed)
+        yield held_out_case(kind, screen, fresh, split, default_baselines("pairs"))
+
+
 def pretraining(seed: int) -> Iterator[Case]:
     """A twentieth of a screen to train on, an atlas of unperturbed cells to start from, the rest to score against."""
     arguments = {"n_contexts": 6, "n_perturbations": 10, "n_genes": 400, "n_batches": 1}
@@ -156,6 +166,7 @@ CASES = {
     "doses": doses,
     "features": features,
     "context": context,
+    "responders": responders,
     "pretraining": pretraining,
     "norman": norman,
 }

@@ -107,6 +107,26 @@ def test_no_effect_when_effect_scale_is_zero():
     assert not any(true_log_fold_change(adata, p, "C1").any() for p in ("P01", "P02", "P03"))
 
 
+def test_some_cells_respond_and_the_others_are_as_controls():
+    arguments = {"n_cells_per_population": 800, "n_genes": 150, "n_batches": 1, "batch_scale": 0.0, "effect_scale": 2.0}
+    everybody, some = simulate(1, 3, **arguments), simulate(1, 3, **arguments, responders=0.4)
+    assert "responds" not in everybody.obs
+    treated, responds = (some.obs["perturbation"] != "control").to_numpy(), some.obs["responds"].to_numpy()
+    assert not responds[~treated].any()
+    assert responds[treated].mean() == pytest.approx(0.4, abs=4 * (0.24 / treated.sum()) ** 0.5)
+    asked = (some.obs["perturbation"] == "P01").to_numpy()
+    groups = {"control": some[~treated], "escaped": some[asked & ~responds], "responds": some[asked & responds]}
+    groups["all"] = everybody[(everybody.obs["perturbation"] == "P01").to_numpy()]
+    counts = {name: np.asarray(cells.X.sum(axis=0)).ravel() for name, cells in groups.items()}
+    enough = np.min(list(counts.values()), axis=0) > 100
+    assert enough.sum() > 30
+
+    def apart(a, b):
+        return np.std(np.log(counts[a] / counts[b])[enough])
+
+    assert apart("escaped", "control") < 0.1 and apart("responds", "all") < 0.1 and apart("responds", "control") > 0.3
+
+
 def test_hidden_factor_moves_whole_populations():
     for law in ("gaussian", "two_modes"):
         adata = simulate(1, 2, 60, 150, n_batches=25, hidden_factor=law, hidden_scale=0.7, batch_scale=0.0)
@@ -221,6 +241,7 @@ def test_blocks_do_not_show():
         ({"interaction": -0.1}, "interaction=-0.1"),
         ({"batch_scale": float("inf")}, "batch_scale=inf"),
         ({"library_size": 10}, "library_size=10"),
+        ({"responders": 1.2}, "responders=1.2 must lie between 0 and 1"),
     ],
 )
 def test_wrong_arguments(arguments, message):

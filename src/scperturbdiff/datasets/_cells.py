@@ -31,8 +31,12 @@ def draw_cells(
     batch_effect: NDArray[np.float32],
     hidden: NDArray[np.float32],
     library_size: float,
+    responds: NDArray[np.bool_],
 ) -> sparse.csr_matrix:
-    """Counts of all cells of the populations in `table`, drawn in blocks of rows so that only a block is ever dense."""
+    """Counts of all cells of the populations in `table`, drawn in blocks of rows so that only a block is ever dense.
+
+    Only cells that respond have the effect of the perturbation.
+    """
     population = np.repeat(np.arange(len(table)), table["n_cells"])
     context, label, batch = (table[c].to_numpy()[population] for c in ("context", "label", "batch"))
     dose, factor = (table[c].to_numpy(dtype=np.float32)[population] for c in ("dose", "hidden_factor"))
@@ -47,7 +51,7 @@ def draw_cells(
         log_rate += batch_effect[batch[at]]
         if factor[at].any():
             log_rate += factor[at, None] * hidden
-        treated = np.flatnonzero(label[at] >= 0)
+        treated = np.flatnonzero(responds[at])
         if treated.size:
             which = (context[at][treated], label[at][treated], dose[at][treated])
             log_rate[treated] += _effect(*which, activity[treated], contexts, effects)

@@ -43,6 +43,7 @@ def simulate(
     hidden_factor: Law = "none",
     hidden_scale: float = 0.7,
     effect_scale: float = 1.0,
+    responders: float = 1.0,
     batch_scale: float = 0.1,
     n_features: int = 0,
     features: FeatureKind = "informative",
@@ -94,6 +95,9 @@ def simulate(
         fifth of the genes).
     effect_scale
         Factor on all effects of perturbations; 0: none has any.
+    responders
+        Share of the treated cells that the perturbation acts on, drawn for each cell; the others are as controls are
+        (guides that do not cut, drugs that do not get in). A treated population then has two modes.
     batch_scale
         Standard deviation of the additive effect of a batch on a gene's log rate.
     n_features
@@ -113,7 +117,8 @@ def simulate(
     -------
     AnnData with integer counts in `X` (int32 CSR), cells ordered by population, and
 
-    * `obs`: `perturbation` (`"control"` for controls), `cell_type`, `donor`, `dose` (with `doses`), `hidden_factor`;
+    * `obs`: `perturbation` (`"control"` for controls), `cell_type`, `donor`, `dose` (with `doses`), `hidden_factor`,
+      `responds` (with `responders` below 1);
     * `uns["truth"]`: every law and realised value, in particular `populations` (DataFrame), `pathway_activity`,
       `strength` (mean over cells, contexts x perturbations x 2), `programme` (perturbations x 2 x genes),
       `gene_response`, `pairs`, `interaction`, `ec50`, `batch_effect`, `hidden_law`, `hidden_programme` (scaled).
@@ -151,6 +156,8 @@ def simulate(
         "batch_scale": batch_scale,
     }
     _check_arguments(sizes, scales, combinations, n_features, library_size, hidden_factor, features)
+    if not 0 <= responders <= 1:
+        raise ValueError(f"responders={responders} must lie between 0 and 1: the share of cells that respond.")
     levels = _check_doses(doses)
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(6)]
     genes = draw_genes(streams[0], n_genes)
@@ -161,13 +168,17 @@ def simulate(
     names = _Names(n_contexts, n_perturbations, n_batches, effects.pairs)
     table = _population_table(len(names.labels), levels, sizes)
     table["hidden_factor"] = _draw_hidden(streams[4], hidden_factor, table["label"].to_numpy() >= 0)
-    cell_rng, feature_rng = streams[5].spawn(2)
+    cell_rng, feature_rng, responder_rng = streams[5].spawn(3)
+    responds = np.repeat(table["label"].to_numpy() >= 0, table["n_cells"])
+    responds &= responder_rng.random(len(responds)) < responders
     hidden = hidden_scale * genes.hidden
-    counts = draw_cells(cell_rng, table, genes, contexts, effects, batch_effect, hidden, library_size)
+    counts = draw_cells(cell_rng, table, genes, contexts, effects, batch_effect, hidden, library_size, responds)
 
     populations = names.annotate(table, with_dose=bool(levels.size))
     obs = populations.drop(columns="n_cells").iloc[np.repeat(np.arange(len(table)), table["n_cells"])]
     obs.index = pd.Index("cell" + np.arange(len(obs)).astype(str).astype(object))
+    if responders < 1:
+        obs["responds"] = responds
     var = pd.DataFrame({"dispersion": genes.dispersion}, index=[f"gene{i + 1:04d}" for i in range(n_genes)])
     adata = AnnData(X=counts, obs=obs, var=var)
     adata.uns["truth"] = {

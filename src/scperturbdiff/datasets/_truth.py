@@ -193,7 +193,7 @@ def _position(names: NDArray[Any], name: str, what: str) -> int:
 
 
 def true_log_fold_change(adata: AnnData, perturbation: str, context: str, dose: float | None = None) -> Floats:
-    """The effect that was simulated, averaged over the cells of a context, the unrecorded factor at 0.
+    """The effect that was simulated, averaged over the responding cells of a context, the unrecorded factor at 0.
 
     Parameters
     ----------

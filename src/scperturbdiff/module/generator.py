@@ -140,6 +140,11 @@ class Generator(nn.Module):
     carries its own state and the shape of its populations, and which control a cell starts from is part of the noise:
     no treated cell is ever paired with a control.
 
+    The network shapes populations: the mean of its correction over the cells of a population is taken off, and it sees
+    noise of a population only along the directions of `L`. Where a population lies is said by the anchor, which a few
+    conditions suffice to learn, and how far apart replicates lie by their law; a network that is free to move
+    populations learns those of training by heart and scatters others over what it does not know.
+
     Parameters
     ----------
     n_latent
@@ -154,6 +159,8 @@ class Generator(nn.Module):
         Size of the transformer.
     n_population_noise, n_cell_noise
         Dimensions of the extra noise.
+    moves_mean
+        Let the network move the means of populations, too, and see all of their noise.
     """
 
     def __init__(
@@ -170,10 +177,11 @@ class Generator(nn.Module):
         dropout: float = 0.0,
         n_population_noise: int = 16,
         n_cell_noise: int = 8,
+        moves_mean: bool = False,
         schedule: NoiseSchedule | None = None,
     ) -> None:
         super().__init__()
-        self.n_latent = n_latent
+        self.n_latent, self.moves_mean = n_latent, moves_mean
         self.n_population_noise, self.n_cell_noise = n_population_noise, n_cell_noise
         self.schedule = schedule or NoiseSchedule()
         self.perturbation = PerturbationEncoder(n_names, n_features, width)
@@ -287,8 +295,10 @@ class Generator(nn.Module):
             Which cells there are, `(b, n_cells)`.
         """
         cells = torch.cat([z_t, start, randomness.cell], dim=-1)
-        condition = condition + self.population_noise(randomness.population)
-        correction = self.transformer(cells, t, condition, controls, mask)
+        seen = randomness.population if self.moves_mean else randomness.population * self.replicate_factors.any(0)
+        correction = self.transformer(cells, t, condition + self.population_noise(seen), controls, mask)
+        if not self.moves_mean:
+            correction = correction - _mean_of_cells(correction, mask)
         alpha, variance = self.schedule.alpha(t)[:, None, None], self.schedule.sigma(t)[:, None, None].square()
         apart = (t >= 1)[:, None] * self.replicate_shift(randomness.population)
         return alpha * z_t + variance * (anchor.place(start) + apart[:, None]) + correction
@@ -333,13 +343,25 @@ class Generator(nn.Module):
         unconditional = self.embed(condition.hidden(), features, has_features) if guidance != 1.0 else None
         if population_noise is None:
             population_noise = torch.randn(b, self.n_population_noise, device=start.device)
+        apart = self.replicate_shift(population_noise)
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
             randomness = Randomness(population_noise, torch.randn(b, m, self.n_cell_noise, device=z.device))
             estimate = self(z, t, start, embedded, condition.anchor, controls, randomness)
-            if unconditional is None:
+            if unconditional is not None:
+                blind = self(z, t, start, unconditional, condition.anchor, controls, randomness)
+                estimate = guide(estimate, blind, guidance)
+            if self.moves_mean:
                 return estimate
-            blind = self(z, t, start, unconditional, condition.anchor, controls, randomness)
-            return guide(estimate, blind, guidance)
+            # where a draw lies was decided at pure noise, and the network does not bring it back
+            return estimate + ((t < 1) * self.schedule.sigma(t).square())[:, None, None] * apart[:, None]
 
         return sample(denoise, self.schedule.noise_like(start), self.schedule, n_steps, sampler)
+
+
+def _mean_of_cells(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the cells of each population, `(b, n_cells, d) -> (b, 1, d)`."""
+    if mask is None:
+        return values.mean(1, keepdim=True)
+    weight = mask[..., None].to(values.dtype)
+    return (values * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from scperturbdiff.train.plan import GeneratorTrainingPlan
 
 
+MARGIN = 0.05
+"""Share of the anchor's energy distance that a network must take off: the best of many epochs is better by chance."""
+
+
 class KeepBestGenerator(pl.Callback):
     """Keeps the averaged weights that scored best on held-out populations, and puts them back when training ends.
 
@@ -26,9 +30,9 @@ class KeepBestGenerator(pl.Callback):
     many candidates would be better by chance alone where few or small populations are held out.
 
     Where conditions were measured in several replicates (`replicated`) better means a lower functional energy score.
-    Where each was measured once nothing shows how replicates vary, and a network that spreads its draws over all it
-    does not know gains in that score while every single draw is further from the truth than the anchor: better then
-    means a lower energy distance of the draws.
+    Where each was measured once nothing shows how replicates vary: better then means a lower energy distance of the
+    draws by more than :data:`MARGIN`, as a share of the anchor's, so that all held-out populations count and not the
+    most distant ones only.
 
     Parameters
     ----------
@@ -91,8 +95,17 @@ class KeepBestGenerator(pl.Callback):
         if self.best_weights is None or self.best_scores is None or self.silent_scores is None:
             return
         plan.module.generator_ema.load_state_dict(self.best_weights)
-        if not is_lower(self.best_scores, self.silent_scores):
+        best, silent = self.best_scores, self.silent_scores
+        if not self.replicated:
+            unit = relative_unit(silent)
+            best, silent = best / unit, silent / unit - MARGIN
+        if not is_lower(best, silent):
             plan.module.generator_ema.silence()
+
+
+def relative_unit(distances: Tensor) -> Tensor:
+    """What differences of distances `(n,)` are measured in: each distance, a quarter of their mean at least."""
+    return distances.clamp(min=max(0.25 * float(distances.mean()), 1e-12))
 
 
 def is_lower(scores: Tensor, reference: Tensor) -> bool:
