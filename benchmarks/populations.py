@@ -1,6 +1,6 @@
 """Do draws of a population vary as replicates do? Spread, shape and coverage against replicates never seen.
 
-    python benchmarks/populations.py toy --objectives energy_score mmd "mmd+mse" mse --n-steps 1 2 4 10 50
+    python benchmarks/populations.py toy --objectives energy_score mmd "mmd+mse" mse --n-steps 1 2 4 10 50 --moves-mean
     python benchmarks/populations.py toy --replicates 5 20 50 --cells 32 128 512
     python benchmarks/populations.py toy --rho 0 0.1 0.3
     python benchmarks/populations.py screen              # simulated counts from end to end, donors held out
@@ -97,6 +97,7 @@ def toy(options: argparse.Namespace) -> None:
             seed=seed,
             validation_size=options.validation,
             **SIZE,
+            generator_kwargs={"moves_mean": options.moves_mean},
             plan={"n_cells": 32, "jitter": options.jitter},
         )
         seconds = time.perf_counter() - start
@@ -104,9 +105,9 @@ def toy(options: argparse.Namespace) -> None:
             drawn, _ = draw(model, screen.names, N_DRAWS, cells, n_steps, seed)
             values = (law, objective, replicates, cells, rho, n_steps)
             settings = (options.epochs, options.validation, options.jitter, seed)
-            named = dict(zip(keys, (*values, *settings), strict=True))
+            named = dict(zip(keys, (*values, *settings), strict=True)) | {"moves_mean": options.moves_mean}
             row = pd.DataFrame([{**named, **measure_toy(screen, drawn, seed), "seconds": seconds}])
-            save(row, "populations_toy", keys)
+            save(row, "populations_toy", [*keys, "moves_mean"])
             print(row.round(3).to_csv(index=False, header=n_steps == options.n_steps[0]), end="", flush=True)
 
 
@@ -246,6 +247,7 @@ def main() -> None:
         default=0.0,
         help="share of the populations held out (toy), or 'default'; the default is empty in the results",
     )
+    parser.add_argument("--moves-mean", action="store_true", help="let networks move the means of populations (toy)")
     parser.add_argument("--jitter", type=float, default=0.0, help="see GeneratorTrainingPlan (toy)")
     parser.add_argument("--held", nargs="+", default=["rep_3"], help="replicates held out in turn (papalexi)")
     options = parser.parse_args()

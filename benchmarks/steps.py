@@ -21,7 +21,7 @@ from quality import CASES, fit, save, score, treated_cells
 from toy_law import quiet
 
 OBJECTIVES = ("energy_score", "mmd+mse")
-KEYS = ["data", "case", "objective", "sampler", "n_steps", "metric", "seed", "validation"]
+KEYS = ["data", "case", "objective", "sampler", "n_steps", "metric", "seed", "validation", "moves_mean"]
 
 
 def main() -> None:
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--n-steps", nargs="+", type=int, default=[1, 2, 4, 8, 50])
     parser.add_argument("--first", type=int, help="only so many cases")
     parser.add_argument("--validation", type=float, help="share of the populations held out to judge networks")
+    parser.add_argument("--moves-mean", action="store_true", help="let networks move the means of populations")
     options = parser.parse_args()
     quiet()
     for number, case in enumerate(CASES[options.data](options.only)):
@@ -42,10 +43,11 @@ def main() -> None:
             _, wanted = treated_cells(case)
             predicted, seconds = {}, {}
             for objective in OBJECTIVES:
-                if objective != OBJECTIVES[0] or options.validation is not None:
+                if objective != OBJECTIVES[0] or options.validation is not None or options.moves_mean:
                     # the weights of another training are no start: a new generator on the same VAE
                     for module in (model.module.generator, model.module.generator_ema):
                         module.load_state_dict(model.__class__(case.train).module.generator.state_dict())
+                        module.moves_mean = options.moves_mean
                     model.train(
                         max_epochs_vae=0,
                         validation_size=options.validation,
@@ -72,6 +74,7 @@ def main() -> None:
             means["n_steps"] = means["n_steps"].astype(int)
             means["seconds"] = means["model"].map(seconds)
             rows = means.drop(columns="model").assign(data=options.data, case=case.name, seed=seed)
+            rows["moves_mean"] = options.moves_mean
             rows["validation"] = np.nan if options.validation is None else options.validation
             save(rows, "steps", KEYS)
             print(f"\n{case.name}, seed {seed}")

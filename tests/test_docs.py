@@ -72,7 +72,7 @@ def presumed(page: str, folder: Path) -> dict[str, Any]:
         return {}
     spd.PerturbDiff.setup_anndata(adata, "perturbation", "control", context_keys=["cell_type"])
     controls = adata[(adata.obs["perturbation"] == "control").to_numpy()].copy()
-    return {"model": spd.PerturbDiff(adata), "controls": controls, "perturbations": ["P01"]}
+    return {"adata": adata, "controls": controls, "perturbations": ["P01"]}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if with_blocks(page)], ids=lambda page: page.stem)

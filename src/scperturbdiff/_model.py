@@ -195,8 +195,8 @@ class PerturbDiff(DescriptionMixin):
         train_size
             Share of the cells that the VAE is trained on.
         validation_size
-            Share of the *populations* held out of the second stage to stop it in time. Default: 0.1 with at least 4
-            populations, else none.
+            Share of the *populations* held out of the second stage to stop it in time. Default: 0.1, but 8 populations
+            at least and a third of them at most; none if there are fewer than 4.
         batch_size
             Cells a step of the first stage.
         early_stopping

@@ -46,7 +46,8 @@ logger = logging.getLogger(__name__)
 VAE_MIN_STEPS, VAE_MAX_STEPS, VAE_PASSES = 1250, 5000, 15
 """Steps of the first stage: this many passes over the cells, within these bounds."""
 GENERATOR_EPOCHS, STEPS_PER_EPOCH = 30, 50
-MIN_POPULATIONS_TO_VALIDATE = 4
+MIN_POPULATIONS_TO_VALIDATE, JUDGES = 4, 8
+"""Populations from which on some are held out, and how many at least: five say too little of a network."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ def split_populations(
     """
     n = len(table)
     if validation_size is None:
-        validation_size = min(max(2, round(0.1 * n)), n // 3) / n if n >= MIN_POPULATIONS_TO_VALIDATE else 0.0
+        enough = min(max(JUDGES, round(0.1 * n)), n // 3)
+        validation_size = enough / n if n >= MIN_POPULATIONS_TO_VALIDATE else 0.0
     if not 0 <= validation_size < 1:
         raise ValueError(f"validation_size={validation_size} must lie in [0, 1): the share of populations held out.")
     wanted = round(n * validation_size)
