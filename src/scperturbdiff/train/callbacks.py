@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 MARGIN = 0.05
-"""Share of the anchor's energy distance that a network must take off: the best of many epochs is better by chance."""
+"""Share of the anchor's score that a network must take off: the best of many epochs is better by chance."""
 
 
 class KeepBestGenerator(pl.Callback):
@@ -31,8 +31,8 @@ class KeepBestGenerator(pl.Callback):
 
     Where conditions were measured in several replicates (`replicated`) better means a lower functional energy score.
     Where each was measured once nothing shows how replicates vary: better then means a lower energy distance of the
-    draws by more than :data:`MARGIN`, as a share of the anchor's, so that all held-out populations count and not the
-    most distant ones only.
+    draws. Either must be lower by more than :data:`MARGIN`, as a share of the anchor's, so that all held-out
+    populations count and not the most distant ones only.
 
     Parameters
     ----------
@@ -95,16 +95,13 @@ class KeepBestGenerator(pl.Callback):
         if self.best_weights is None or self.best_scores is None or self.silent_scores is None:
             return
         plan.module.generator_ema.load_state_dict(self.best_weights)
-        best, silent = self.best_scores, self.silent_scores
-        if not self.replicated:
-            unit = relative_unit(silent)
-            best, silent = best / unit, silent / unit - MARGIN
-        if not is_lower(best, silent):
+        unit = relative_unit(self.silent_scores)
+        if not is_lower(self.best_scores / unit, self.silent_scores / unit - MARGIN):
             plan.module.generator_ema.silence()
 
 
 def relative_unit(distances: Tensor) -> Tensor:
-    """What differences of distances `(n,)` are measured in: each distance, a quarter of their mean at least."""
+    """What differences of scores `(n,)` are measured in: each score, a quarter of their mean at least."""
     return distances.clamp(min=max(0.25 * float(distances.mean()), 1e-12))
 
 
