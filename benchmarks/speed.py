@@ -27,8 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy_law import quiet
 
 import scperturbdiff as spd
-from scperturbdiff.module import Components, Condition, Generator
-from scperturbdiff.module.generator import Anchor
+from scperturbdiff.module import Anchor, Components, Condition, Generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,8 @@ from scperturbdiff.module import (
     Condition,
     Generator,
 )
-from scperturbdiff.module.generator import NOISE_GRID, Randomness
+from scperturbdiff.module.condition import Randomness
+from scperturbdiff.module.generator import NOISE_GRID
 from scperturbdiff.module.negative_binomial import _move_dense, move_counts, sample_negative_binomial
 
 B, M, C, D = 3, 7, 9, 4

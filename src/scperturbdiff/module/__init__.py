@@ -1,7 +1,8 @@
 """Torch modules: the latent VAE, perturbation encoder, population transformer, anchor and what joins them."""
 
 from scperturbdiff.module.anchor import AnchorPrediction, ResponseAnchor
-from scperturbdiff.module.generator import Anchor, Condition, Generator
+from scperturbdiff.module.condition import Anchor, Condition
+from scperturbdiff.module.generator import Generator
 from scperturbdiff.module.joint import PerturbDiffModule
 from scperturbdiff.module.kernel import Conditions
 from scperturbdiff.module.perturbation import Components, PerturbationEncoder

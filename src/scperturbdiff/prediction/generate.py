@@ -15,7 +15,7 @@ from scperturbdiff.data.conditions import DOSE, PERTURBATION
 from scperturbdiff.data.counts import read_genes
 from scperturbdiff.data.seeds import derive_seed, seeded
 from scperturbdiff.module.anchor import AnchorPrediction
-from scperturbdiff.module.generator import Anchor, Condition
+from scperturbdiff.module.condition import Anchor, Condition
 from scperturbdiff.module.kernel import Conditions
 from scperturbdiff.module.perturbation import Components
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scperturbdiff.data.populations import Ragged
 from scperturbdiff.module.anchor import AnchorPrediction, ResponseAnchor
-from scperturbdiff.module.generator import Anchor, Condition
+from scperturbdiff.module.condition import Anchor, Condition
 from scperturbdiff.module.kernel import Conditions
 from scperturbdiff.module.perturbation import Components
 
