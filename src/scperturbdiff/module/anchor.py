@@ -33,6 +33,7 @@ from scperturbdiff.module.kernel import (
     response_alike,
     squared_distances,
 )
+from scperturbdiff.module.kriging import neighborhoods
 from scperturbdiff.module.selection import choose_widths
 from scperturbdiff.module.similarity import ResponseSimilarity, can_learn, learn_similarity
 
@@ -362,50 +363,26 @@ class ResponseAnchor(nn.Module):
         kernel: ResponseKernel,
         n_genes: int = 0,
         leave: NDArray[np.int64] | None = None,
-        chunk: int = 128,
     ) -> AnchorPrediction:
         assert self.train_conditions is not None and self.shifts is not None and self.spreads is not None
         known, nugget = self.train_conditions, kernel.widths.nugget
         out = AnchorPrediction.none(len(queries), self._n_latent, n_genes)
-        k = min(self.n_neighbors, len(known))
-        shared = kernel(known, known) if k == len(known) else None
-        for start in range(0, len(queries), chunk):
-            rows = slice(start, min(start + chunk, len(queries)))
-            part = queries.take(rows)
-            forbidden = part.excluded(known, novelty)
-            if leave is not None:
-                forbidden[np.arange(len(part)), leave[rows]] = True
-            covariance = np.where(forbidden, 0.0, kernel(part, known))
-            near = (
-                np.argpartition(-np.abs(covariance), k - 1, axis=1)[:, :k]
-                if k < len(known)
-                else np.tile(np.arange(k), (len(part), 1))
-            )
-            to_known = np.take_along_axis(covariance, near, axis=1)
-            if shared is not None:
-                system = np.repeat(shared[None], len(part), axis=0)
-            else:
-                system = np.stack([kernel(known.take(n), known.take(n)) for n in near])
-            # what may not be used gets endless noise, hence no weight
-            own_noise = nugget + known.noise[near] / self.signal + 1e9 * np.take_along_axis(forbidden, near, axis=1)
-            system[:, np.arange(k), np.arange(k)] += own_noise
-            weights = np.linalg.solve(system, to_known[..., None])[..., 0]
-            used = np.zeros_like(covariance)
-            np.put_along_axis(used, near, np.abs(weights), axis=1)
-            gain = self._gain(novelty, used)
+        noise = nugget + known.noise / self.signal
+        for around in neighborhoods(kernel, known, noise, queries, novelty, leave, self.n_neighbors):
+            rows, near, weights = around.rows, around.near, around.weights()
+            gain = self._gain(novelty, around.over_all(np.abs(weights), len(known)))
             out.mean[rows] = gain[:, None] * np.einsum("qk,qkd->qd", weights, self.shifts[near])
             out.spread[rows] = (weights * self.spreads[near]).sum(1)
             if self.libraries is not None:
                 slope = self.library_slopes.get(novelty, 1.0)  # all of it where the condition itself was measured
                 out.library[rows] = slope * (weights * self.libraries[near]).sum(1)
             if n_genes and self.residuals is not None:
-                system[:, np.arange(k), np.arange(k)] += RESIDUAL_NUGGET
-                smoother = np.linalg.solve(system, to_known[..., None])[..., 0]
+                smoother = around.weights(RESIDUAL_NUGGET)
                 out.residual[rows] = [
                     w @ self.residuals[n].astype(np.float32) for w, n in zip(smoother, near, strict=True)
                 ]
-            variance = self.signal * (kernel.diagonal(part) + nugget - (weights * to_known).sum(1))
-            out.variance[rows] = np.maximum(variance, 0)
+            left = kernel.diagonal(queries.take(rows)) + nugget - (weights * around.to_known).sum(1)
+            out.variance[rows] = np.maximum(self.signal * left, 0)
         return out
 
     def _gain(self, novelty: Novelty, used: Floats) -> Floats:
