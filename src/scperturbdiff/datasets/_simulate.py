@@ -155,9 +155,7 @@ def simulate(
         "effect_scale": effect_scale,
         "batch_scale": batch_scale,
     }
-    _check_arguments(sizes, scales, combinations, n_features, library_size, hidden_factor, features)
-    if not 0 <= responders <= 1:
-        raise ValueError(f"responders={responders} must lie between 0 and 1: the share of cells that respond.")
+    _check_arguments(sizes, scales, responders, combinations, n_features, library_size, hidden_factor, features)
     levels = _check_doses(doses)
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(6)]
     genes = draw_genes(streams[0], n_genes)
@@ -201,6 +199,7 @@ def simulate(
 def _check_arguments(
     sizes: dict[str, int],
     scales: dict[str, float],
+    responders: float,
     combinations: int,
     n_features: int,
     library_size: float,
@@ -213,6 +212,8 @@ def _check_arguments(
     for name, scale in scales.items():
         if not 0 <= scale < np.inf:
             raise ValueError(f"{name}={scale} must be finite and not negative.")
+    if not 0 <= responders <= 1:
+        raise ValueError(f"responders={responders} must lie between 0 and 1: the share of cells that respond.")
     n_pairs = sizes["n_perturbations"] * (sizes["n_perturbations"] - 1) // 2
     if int(combinations) != combinations or not 0 <= combinations <= n_pairs:
         raise ValueError(

@@ -100,9 +100,9 @@ class KeepBestGenerator(pl.Callback):
             plan.module.generator_ema.silence()
 
 
-def relative_unit(distances: Tensor) -> Tensor:
+def relative_unit(scores: Tensor) -> Tensor:
     """What differences of scores `(n,)` are measured in: each score, a quarter of their mean at least."""
-    return distances.clamp(min=max(0.25 * float(distances.mean()), 1e-12))
+    return scores.clamp(min=max(0.25 * float(scores.mean()), 1e-12))
 
 
 def is_lower(scores: Tensor, reference: Tensor) -> bool:

@@ -254,13 +254,21 @@ def train_generator(
         **options,
     )
     model.populations_ = table.report.assign(held_out=np.isin(np.arange(len(table)), data.validation))
-    if len(data.validation):  # what was held out to stop in time is evidence for predictions all the same
-        fit_anchor(module.anchor, table, latent, features, seed)
+    _keep_evidence(model, data, latent, features, seed)
+    return history
+
+
+def _keep_evidence(
+    model: PerturbDiff, data: GeneratorData, latent: torch.Tensor, features: NDArray[np.float64] | None, seed: int
+) -> None:
+    """Let the anchor know all populations: those held out to stop in time are evidence for predictions all the same."""
+    anchor, table = model.module.anchor, data.table
+    if len(data.validation):
+        fit_anchor(anchor, table, latent, features, seed)
     if len(table):
         registry = model.adata_manager.get_from_registry
-        found = count_response(module.eval(), registry("X"), registry("batch").ravel(), latent, table)
-        module.anchor.keep_counts(*found, features, seed=seed)
-    return history
+        found = count_response(model.module.eval(), registry("X"), registry("batch").ravel(), latent, table)
+        anchor.keep_counts(*found, features, seed=seed)
 
 
 def _start_from_replicates(module: Any, table: PopulationTable, latent: torch.Tensor, max_factors: int) -> None:
