@@ -25,6 +25,8 @@ class LatentVAE(VAE):
         super().__init__(*args, **kwargs)
         if self.dispersion == "gene":
             torch.nn.init.constant_(self.px_r, 1.0)
+        # a negative binomial has no zero inflation: half of the decoder's outputs that nobody would read
+        self.decoder.px_dropout_decoder = torch.nn.Identity()
 
     def loss(
         self,

@@ -17,6 +17,7 @@ from scperturbdiff.data.seeds import derive_seed, seeded
 from scperturbdiff.module.anchor import AnchorPrediction
 from scperturbdiff.module.condition import Anchor, Condition
 from scperturbdiff.module.kernel import Conditions
+from scperturbdiff.module.negative_binomial import positions
 from scperturbdiff.module.perturbation import Components
 
 if TYPE_CHECKING:
@@ -319,9 +320,8 @@ class PopulationGenerator:
 
 def as_csr(dense: Tensor) -> sparse.csr_matrix:
     """A matrix `(n, m)` most of which is 0 as a sparse one; several times faster than SciPy's conversion."""
-    flat = dense.reshape(-1)
-    there = flat.nonzero().view(-1)
-    values, position = flat[there].cpu().numpy(), there.cpu().numpy()
+    there = positions(dense != 0)
+    values, position = dense.take(there).cpu().numpy(), there.cpu().numpy()
     n, m = dense.shape
     start = np.searchsorted(position, np.arange(n + 1) * m)
     return sparse.csr_matrix((values, (position % m).astype(np.int32), start.astype(np.int32)), shape=(n, m))
