@@ -5,6 +5,7 @@
     python benchmarks/quality.py papalexi                  # six targets held out of one replicate
     python benchmarks/quality.py papalexi-unseen           # held-out target, from its Gene Ontology embedding
     python benchmarks/quality.py simulated                 # held-out (context, perturbation)
+    python benchmarks/quality.py responders                # the same where half of the treated cells respond
 
 Prints tables and writes them to benchmarks/results/. Real data are looked for in SCPERTURBDIFF_DATA or ../shared/data.
 """
@@ -132,8 +133,19 @@ def papalexi_unseen(only: list[str]) -> Iterator[Case]:
 
 def simulated(only: list[str]) -> Iterator[Case]:
     """Screens of 8 contexts x 30 perturbations, a fifth of the pairs held out; `only` gives seeds of the screens."""
-    for seed in [int(s) for s in only] or [0]:
-        adata = spd.datasets.simulate(n_contexts=8, n_perturbations=30, seed=seed)
+    yield from held_out_pairs(only, n_contexts=8, n_perturbations=30)
+
+
+def responders(only: list[str]) -> Iterator[Case]:
+    """Screens of 6 contexts x 10 perturbations that act on half of the cells; `only` gives seeds of the screens."""
+    sizes = {"n_contexts": 6, "n_perturbations": 10, "n_cells_per_population": 100, "n_genes": 400, "n_batches": 1}
+    yield from held_out_pairs(only, **sizes, effect_scale=1.5, responders=0.5)
+
+
+def held_out_pairs(seeds: list[str], **arguments: Any) -> Iterator[Case]:
+    """Simulated screens with a fifth of the pairs held out."""
+    for seed in [int(s) for s in seeds] or [0]:
+        adata = spd.datasets.simulate(**arguments, seed=seed)
         split = spd.splits.hold_out_pairs(
             adata,
             perturbation_key="perturbation",
@@ -153,7 +165,13 @@ def simulated(only: list[str]) -> Iterator[Case]:
         )
 
 
-CASES = {"kang": kang, "papalexi": papalexi, "papalexi-unseen": papalexi_unseen, "simulated": simulated}
+CASES = {
+    "kang": kang,
+    "papalexi": papalexi,
+    "papalexi-unseen": papalexi_unseen,
+    "simulated": simulated,
+    "responders": responders,
+}
 
 
 def fit(case: Case, seed: int) -> tuple[spd.PerturbDiff, float]:

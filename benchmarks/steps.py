@@ -3,6 +3,7 @@
     python benchmarks/steps.py kang --only CD14+Mono B
     python benchmarks/steps.py simulated
     python benchmarks/steps.py papalexi --only rep_3
+    python benchmarks/steps.py responders                 # half of the cells respond: a network is kept
     python benchmarks/steps.py simulated --validation 0   # networks kept even where the anchor alone is as good
 
 Both objectives share the first stage; each is trained once and predicts with 1 to 50 evaluations. Prints a table and
