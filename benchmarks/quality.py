@@ -17,6 +17,7 @@ import os
 import resource
 import time
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,7 +250,8 @@ def save(rows: pd.DataFrame, name: str, keys: list[str]) -> None:
     path = RESULTS / f"{name}.csv"
     RESULTS.mkdir(exist_ok=True)
     if path.is_file():
-        rows = pd.concat([pd.read_csv(path), rows])
+        # as a file would give them back: a dose that is text here and a number there would stay beside itself
+        rows = pd.concat([pd.read_csv(path), pd.read_csv(StringIO(rows.to_csv(index=False)))])
     rows.drop_duplicates(keys, keep="last").sort_values(keys).round(4).to_csv(path, index=False)
 
 
