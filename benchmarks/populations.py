@@ -82,7 +82,8 @@ def measure_toy(screen: Screen, drawn: NDArray[np.float64], seed: int) -> dict[s
 def toy(options: argparse.Namespace) -> None:
     """Toy screens: every combination of the options, one training each."""
     torch.set_num_threads(1)  # matrices this small are slower on several threads
-    keys = ["law", "objective", "replicates", "cells", "rho", "n_steps", "epochs", "validation", "jitter", "seed"]
+    keys = ["law", "objective", "replicates", "cells", "rho", "n_steps"]
+    keys += ["epochs", "validation", "jitter", "seed", "moves_mean"]
     grid = itertools.product(
         options.laws, options.objectives, options.replicates, options.cells, options.rho, options.seeds
     )
@@ -104,10 +105,10 @@ def toy(options: argparse.Namespace) -> None:
         for n_steps in options.n_steps:
             drawn, _ = draw(model, screen.names, N_DRAWS, cells, n_steps, seed)
             values = (law, objective, replicates, cells, rho, n_steps)
-            settings = (options.epochs, options.validation, options.jitter, seed)
-            named = dict(zip(keys, (*values, *settings), strict=True)) | {"moves_mean": options.moves_mean}
+            settings = (options.epochs, options.validation, options.jitter, seed, options.moves_mean)
+            named = dict(zip(keys, (*values, *settings), strict=True))
             row = pd.DataFrame([{**named, **measure_toy(screen, drawn, seed), "seconds": seconds}])
-            save(row, "populations_toy", [*keys, "moves_mean"])
+            save(row, "populations_toy", keys)
             print(row.round(3).to_csv(index=False, header=n_steps == options.n_steps[0]), end="", flush=True)
 
 

@@ -46,8 +46,9 @@ def main() -> None:
             for objective in OBJECTIVES:
                 if objective != OBJECTIVES[0] or options.validation is not None or options.moves_mean:
                     # the weights of another training are no start: a new generator on the same VAE
+                    start_weights = model.__class__(case.train).module.generator.state_dict()
                     for module in (model.module.generator, model.module.generator_ema):
-                        module.load_state_dict(model.__class__(case.train).module.generator.state_dict())
+                        module.load_state_dict(start_weights)
                         module.moves_mean = options.moves_mean
                     model.train(
                         max_epochs_vae=0,
