@@ -13,7 +13,7 @@ from scipy import sparse
 import scperturbdiff as spd
 from scperturbdiff.data.table import PopulationTable, build_populations
 from scperturbdiff.train import GeneratorTrainingPlan
-from scperturbdiff.train.callbacks import KeepBestGenerator, is_lower
+from scperturbdiff.train.callbacks import KeepBestGenerator, is_negative
 from scperturbdiff.train.data import MANY_REPLICATES, fit_anchor, rehearsed_anchors
 from scperturbdiff.train.stages import split_populations
 
@@ -117,15 +117,14 @@ def test_mixed_precision_trains_and_predicts() -> None:
     assert np.isfinite(predicted.obsm["X_perturbdiff"]).all()
 
 
-def test_scores_are_lower_only_beyond_chance() -> None:
-    reference = torch.zeros(8)
+def test_differences_are_negative_only_beyond_chance() -> None:
     noise = torch.tensor([1.0, -1.0] * 4)
-    assert not is_lower(reference, reference)
-    assert not is_lower(noise - 0.5, reference)  # lower by 1.3 standard errors: one in nine by chance
-    assert is_lower(noise - 0.8, reference)
-    assert not is_lower(noise[:2] - 3, reference[:2])  # of two values, hardly anything is beyond chance
-    assert not is_lower(noise + 0.5, reference)
-    assert is_lower(torch.tensor([-0.1]), torch.zeros(1)) and not is_lower(torch.tensor([0.1]), torch.zeros(1))
+    assert not is_negative(torch.zeros(8))
+    assert not is_negative(noise - 0.5)  # by 1.3 standard errors: one in nine by chance
+    assert is_negative(noise - 0.8)
+    assert not is_negative(noise[:2] - 3)  # of two values, hardly anything is beyond chance
+    assert not is_negative(noise + 0.5)
+    assert is_negative(torch.tensor([-0.1])) and not is_negative(torch.tensor([0.1]))
 
 
 class Judge(pl.Callback):
@@ -173,8 +172,13 @@ def test_jitter_moves_a_population_with_its_controls() -> None:
     assert losses[1] == pytest.approx(losses[0], rel=0.25)  # other populations are drawn
 
 
-@pytest.mark.parametrize("replicated", [True, False])
-def test_without_replicates_draws_are_judged_by_their_distance(replicated: bool) -> None:
-    found = torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 5.0], [7.0, 9.0]])
-    wanted = [1.0, 2.0] if replicated else [4.0, 8.0]
-    assert KeepBestGenerator(replicated)._judge(found).tolist() == wanted
+def test_what_is_judged() -> None:
+    """Without replicates the distance of draws; with them the energy score of draws that are no further away."""
+    silent = torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 5.0], [7.0, 9.0]])
+    nearer = torch.tensor([0.5, 2.0]), torch.tensor([[1.0, 3.0], [7.0, 9.0]])
+    further = torch.tensor([0.5, 2.0]), torch.tensor([[3.0, 5.0], [7.0, 13.0]])
+    for replicated, wanted in ((True, [[-0.5, 0.0], None]), (False, [[-0.5, 0.0], [0.0, 0.25]])):
+        judge = KeepBestGenerator(replicated)
+        judge.silent_scores = silent
+        found = [judge._gains(scores) for scores in (nearer, further)]
+        assert [None if gains is None else gains.tolist() for gains in found] == wanted

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import t as student_t
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from scperturbdiff.train.plan import GeneratorTrainingPlan
 
@@ -25,14 +25,15 @@ class KeepBestGenerator(pl.Callback):
     Validation scores the averaged weights, so the weights a model is left with are weights that were scored.
     (Lightning's own weight averaging together with scvi-tools' checkpoints stores the raw weights instead.)
 
-    A silent network predicts the anchor. It is a candidate too, and the one to beat: weights are kept only if they are
-    better on average over held-out populations by more than chance explains (one-sided t-test, 95 %). Else the best of
-    many candidates would be better by chance alone where few or small populations are held out.
+    A silent network predicts the anchor, and is the one to beat: weights are kept only if they are better on average
+    over held-out populations by more than chance explains (one-sided t-test, 95 %). Else the best of many candidates
+    would be better by chance alone where few or small populations are held out.
 
-    Where conditions were measured in several replicates (`replicated`) better means a lower functional energy score.
-    Where each was measured once nothing shows how replicates vary: better then means a lower energy distance of the
-    draws. Either must be lower by more than :data:`MARGIN`, as a share of the anchor's, so that all held-out
-    populations count and not the most distant ones only.
+    Where conditions were measured in several replicates (`replicated`) better means a lower functional energy score of
+    draws that are no further from the held-out populations. The score alone also falls when draws scatter over what the
+    anchor does not know. Where each condition was measured once nothing shows how replicates vary: better then means a
+    lower energy distance of the draws. Either must be lower by more than :data:`MARGIN`. Both are shares of the
+    anchor's, so that all held-out populations count and not the most distant ones only.
 
     Parameters
     ----------
@@ -40,14 +41,13 @@ class KeepBestGenerator(pl.Callback):
         Whether any training condition has several populations.
     """
 
-    _KEPT = ("best_score", "best_weights", "best_scores", "silent_scores")
+    _KEPT = ("silent_scores", "best_gains", "best_weights")
 
     def __init__(self, replicated: bool = True) -> None:
         self.replicated = replicated
-        self.best_score = math.inf
+        self.silent_scores: tuple[Tensor, Tensor] | None = None
+        self.best_gains: Tensor | None = None
         self.best_weights: dict[str, Tensor] | None = None
-        self.best_scores: Tensor | None = None
-        self.silent_scores: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """State for resuming."""
@@ -61,58 +61,64 @@ class KeepBestGenerator(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the silent network and the weights training starts from."""
         plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
-        if plan.validation is None or self.best_weights is not None:
+        if plan.validation is None or self.silent_scores is not None:
             return
         generator = plan.module.generator_ema
-        scores = self._judge(plan.validation_scores())
-        self._keep(scores, plan)
+        weights = _copy(generator)
+        generator.silence()
+        self.silent_scores = plan.validation_scores()
+        generator.load_state_dict(weights)
         if not generator.is_silent:
-            generator.silence()
-            scores = self._judge(plan.validation_scores())
-            generator.load_state_dict(self.best_weights)  # type: ignore[arg-type]
-        self.silent_scores = scores
-
-    def _judge(self, found: tuple[Tensor, Tensor]) -> Tensor:
-        scores, distances = found
-        return scores if self.replicated else distances.mean(1)
-
-    def _keep(self, scores: Tensor, plan: GeneratorTrainingPlan) -> None:
-        self.best_score, self.best_scores = float(scores.mean()), scores
-        self.best_weights = {k: v.detach().clone() for k, v in plan.module.generator_ema.state_dict().items()}
+            self._consider(plan.validation_scores(), plan)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep a copy of the averaged weights if they are the best so far."""
         plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
-        if plan.last_scores is None or trainer.sanity_checking:
-            return
-        scores = self._judge(plan.last_scores)
-        if float(scores.mean()) < self.best_score:
-            self._keep(scores, plan)
+        if plan.last_scores is not None and not trainer.sanity_checking:
+            self._consider(plan.last_scores, plan)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the best weights back, or silence the network if they are no better than that."""
         plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
-        if self.best_weights is None or self.best_scores is None or self.silent_scores is None:
+        if self.silent_scores is None:
             return
-        plan.module.generator_ema.load_state_dict(self.best_weights)
-        unit = relative_unit(self.silent_scores)
-        if not is_lower(self.best_scores / unit, self.silent_scores / unit - MARGIN):
+        if self.best_weights is not None and self.best_gains is not None and is_negative(self.best_gains + MARGIN):
+            plan.module.generator_ema.load_state_dict(self.best_weights)
+        else:
             plan.module.generator_ema.silence()
 
+    def _consider(self, found: tuple[Tensor, Tensor], plan: GeneratorTrainingPlan) -> None:
+        gains = self._gains(found)
+        if gains is not None and (self.best_gains is None or gains.mean() < self.best_gains.mean()):
+            self.best_gains, self.best_weights = gains, _copy(plan.module.generator_ema)
 
-def relative_unit(scores: Tensor) -> Tensor:
-    """What differences of scores `(n,)` are measured in: each score, a quarter of their mean at least."""
-    return scores.clamp(min=max(0.25 * float(scores.mean()), 1e-12))
+    def _gains(self, found: tuple[Tensor, Tensor]) -> Tensor | None:
+        """What is judged less the same of the silent network, `(n,)`; `None` if draws are further away than its."""
+        assert self.silent_scores is not None
+        (scores, distances), (silent_scores, silent_distances) = found, self.silent_scores
+        nearer = relative_difference(distances.mean(1), silent_distances.mean(1))
+        if not self.replicated:
+            return nearer
+        return relative_difference(scores, silent_scores) if nearer.mean() <= 0 else None
 
 
-def is_lower(scores: Tensor, reference: Tensor) -> bool:
-    """Whether paired scores `(n,)` are lower than those of a reference at the 95 % level of a one-sided t-test."""
-    difference = (scores - reference).double()
-    n = len(difference)
+def _copy(generator: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in generator.state_dict().items()}
+
+
+def relative_difference(scores: Tensor, reference: Tensor) -> Tensor:
+    """Scores less a reference's, both `(n,)`, as shares of it: of each value, a quarter of their mean at least."""
+    return (scores - reference) / reference.clamp(min=max(0.25 * float(reference.mean()), 1e-12))
+
+
+def is_negative(differences: Tensor) -> bool:
+    """Whether the mean of differences `(n,)` is negative at the 95 % level of a one-sided t-test."""
+    differences = differences.double()
+    n = len(differences)
     if n < 2:
-        return bool(difference.mean() < 0)
-    margin = float(student_t.ppf(0.95, n - 1)) * difference.std() / math.sqrt(n)
-    return bool(difference.mean() < -margin)
+        return bool(differences.mean() < 0)
+    margin = float(student_t.ppf(0.95, n - 1)) * differences.std() / math.sqrt(n)
+    return bool(differences.mean() < -margin)
 
 
 class StepsDataModule(pl.LightningDataModule):
