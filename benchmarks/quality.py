@@ -188,9 +188,10 @@ def fit(case: Case, seed: int) -> tuple[spd.PerturbDiff, float]:
 
 
 def treated_cells(case: Case) -> tuple[AnnData, pd.DataFrame]:
-    """The real treated cells of a case, and their conditions to be asked for."""
+    """The real treated cells of a case, and what to ask for: their conditions and numbers of cells."""
     treated = case.real[case.real.obs["perturbation"].to_numpy() != case.control]
-    return treated, treated.obs[["perturbation", *case.context_keys]].astype(str).drop_duplicates()
+    keys = ["perturbation", *case.context_keys]
+    return treated, treated.obs[keys].astype(str).value_counts(sort=False).rename("n_cells").reset_index()
 
 
 def score(case: Case, predicted: dict[str, AnnData], seed: int) -> pd.DataFrame:

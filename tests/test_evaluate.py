@@ -193,6 +193,16 @@ def test_several_models_and_fitted_baselines(real: ad.AnnData, replicate: ad.Ann
     assert (_value(table, "mse_mean", "good").to_numpy() < _value(table, "mse_mean", "resample").to_numpy()).all()
 
 
+def test_default_baselines_predict_as_many_cells_as_were_measured(real: ad.AnnData, replicate: ad.AnnData) -> None:
+    """Each condition its own number: tests on a part of the cells would see what one happens to draw."""
+    label = real.obs["cell_type"].astype(str) + real.obs["perturbation"].astype(str)
+    place = real.obs.groupby(label, observed=True).cumcount()
+    measured = real[(place < label.map(dict.fromkeys(label, 60) | {"type0A": 13, "type1B": 7})).to_numpy()]
+    keywords = {**KEYS, "ceiling": False, "metrics": ["mse_mean"]}
+    table = evaluate(replicate, measured, "control", train=real.copy(), **keywords).query("role == 'baseline'")
+    assert (table["n_pred"] == table["n_real"]).all() and set(table["n_real"]) == {7, 13, 60}
+
+
 def test_default_baselines_are_fitted_on_the_training_cells(real: ad.AnnData, replicate: ad.AnnData) -> None:
     held_out = (real.obs["cell_type"] == "type1") & real.obs["perturbation"].isin(["A", "B"])
     asked = replicate[(replicate.obs["cell_type"] == "type1") & replicate.obs["perturbation"].isin(["A", "B"])]

@@ -19,7 +19,6 @@ from scipy import sparse
 from scperturbdiff import PerturbDiff
 from scperturbdiff.data.counts import log_normalize
 from scperturbdiff.datasets import simulate
-from scperturbdiff.prediction.generate import choose_controls
 from scperturbdiff.train.plan import VALIDATION_METRIC
 
 if TYPE_CHECKING:
@@ -331,14 +330,6 @@ def test_independent_draws_of_populations(model: PerturbDiff, controls: AnnData)
         counts(pred, population="0"), counts(model.predict(controls, ["P01"], n_cells=8, **QUIET))
     )
     assert (counts(pred, population="0") != counts(pred, population="1")).any()
-
-
-def test_means_of_further_draws_vary_as_samples_of_cells_and_controls_do() -> None:
-    value = np.random.default_rng(0).normal(size=40)
-    means = [value[choose_controls(40, 20, seed, afresh=True)].mean() for seed in range(4000)]
-    assert np.var(means) == pytest.approx(value.var() * (1 / 20 + 1 / 40), rel=0.1)
-    first = choose_controls(40, 80, 0)
-    assert np.bincount(first).tolist() == [2] * 40
 
 
 @pytest.mark.parametrize("sampler", ["renoise", "ddim", "dpm++"])

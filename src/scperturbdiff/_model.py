@@ -287,7 +287,7 @@ class PerturbDiff(DescriptionMixin):
             training perturbations.
         n_cells
             Cells per context and perturbation; batches share them in proportion to their controls. Default: as many as
-            there are controls.
+            there are controls. Fewer start from controls whose mean expression is that of all.
         n_populations
             Independent draws of each population, numbered in ``obs["population"]``.
         n_steps

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from scperturbdiff.baselines._profiles import NO_DOSE, Profiles, read_contexts, read_profiles
 from scperturbdiff.baselines._sampling import PSEUDO, TARGET_SUM, mean_rows, mean_share, resample, shares_for_log_means
+from scperturbdiff.data.controls import N_CELLS, ControlPool, cells_wanted
 from scperturbdiff.data.counts import (
     check_counts,
     check_obs_key,
@@ -136,9 +137,11 @@ class Baseline(ABC):
             label are used; without the column all rows are controls. Genes are matched by name.
         perturbations
             Labels, or a DataFrame with one row per wanted perturbation: a column named like `perturbation_key`, with
-            `dose_key` also one of doses. Its other columns are copied to the predicted cells and change nothing.
+            `dose_key` also one of doses, and as wanted `n_cells`. Its other columns are copied to the predicted cells
+            and change nothing.
         n_cells
-            Cells per context and perturbation. Default: each control cell of the context once.
+            Cells per context and perturbation. Default: each control cell of the context once. Fewer start from
+            controls whose mean is that of all.
         seed
             Seed of the cells and counts. A condition's cells do not depend on what else is predicted.
 
@@ -153,9 +156,7 @@ class Baseline(ABC):
             For perturbations the rule knows nothing about (the message has the nearest names), missing genes, no
             control cell, counts that are not counts.
         """
-        wanted = self._read_request(perturbations)
-        if n_cells is not None and n_cells < 1:
-            raise ValueError(f"n_cells={n_cells} must be at least 1.")
+        wanted = self._read_request(perturbations, n_cells)
         rows = self._control_rows(controls)
         seed = resolve_seed(seed)
         code, contexts = read_contexts(controls.obs.iloc[rows], self.context_keys)
@@ -165,11 +166,11 @@ class Baseline(ABC):
             cells = read_genes(controls, self.genes_, self.layer, of_context)
             check_counts(cells, f"the counts of the controls of context {', '.join(context)!r}")
             obs = controls.obs.iloc[of_context]
-            profile = mean_rows(log_normalize(cells, TARGET_SUM))
+            profile, pool = mean_rows(log_normalize(cells, TARGET_SUM)), ControlPool(cells)
             for _, row in wanted.iterrows():
                 request = Request(context, row["label"], row["dose"], profile)
                 rng = np.random.default_rng(derive_seed(seed, *context, request.label, request.dose))
-                drawn = _draw_rows(rng, len(of_context), n_cells)
+                drawn = np.sort(pool.choose(cells_wanted(row[N_CELLS], len(pool)), rng))
                 counts.append(self._sample(cells, drawn, request, rng))
                 tables.append(self._annotate(obs.iloc[drawn], row["columns"]))
         made_by = {"baseline": type(self).__name__, "seed": seed}
@@ -211,8 +212,8 @@ class Baseline(ABC):
         if not hasattr(self, "profiles_"):
             raise RuntimeError(f"{type(self).__name__} is not fitted: call fit(adata, ...) first.")
 
-    def _read_request(self, perturbations: Sequence[str] | pd.DataFrame) -> pd.DataFrame:
-        """One row per wanted condition: canonical `label`, `dose` and `columns` (what to write into obs)."""
+    def _read_request(self, perturbations: Sequence[str] | pd.DataFrame, n_cells: int | None) -> pd.DataFrame:
+        """One row per wanted condition: canonical `label`, `dose`, `n_cells` and `columns` (what to write into obs)."""
         self._check_fitted()
         if isinstance(perturbations, str):
             perturbations = [perturbations]
@@ -234,7 +235,9 @@ class Baseline(ABC):
             if self.dose_key is not None and not 0 < dose < np.inf:
                 raise ValueError(f"{self.dose_key}={dose} of {name!r} must be positive and finite.")
             label = canonical_label(split_label(name, self.separator), self.separator)
-            rows.append({"label": label, "dose": dose, "columns": dict(record)})
+            number = record.pop(N_CELLS, n_cells)
+            cells_wanted(number, 1)
+            rows.append({"label": label, "dose": dose, N_CELLS: number, "columns": dict(record)})
         return pd.DataFrame(rows)
 
     def _control_rows(self, controls: AnnData) -> NDArray[np.intp]:
@@ -271,11 +274,3 @@ class Baseline(ABC):
             f"{type(self).__name__} cannot predict perturbation {label!r}{where}: it has no training cells to go by."
             f"{hint} Known: {preview(known, 30)}."
         )
-
-
-def _draw_rows(rng: np.random.Generator, n: int, n_cells: int | None) -> NDArray[np.intp]:
-    """Rows of `n` control cells, each used as often as any other, give or take one."""
-    if n_cells is None:
-        return np.arange(n)
-    whole, rest = divmod(n_cells, n)
-    return np.concatenate([np.tile(np.arange(n), whole), rng.permutation(n)[:rest]]).astype(np.intp)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from scperturbdiff.data.controls import N_CELLS
 from scperturbdiff.data.output import COUNTS
 from scperturbdiff.metrics.inputs import is_anndata
 
@@ -99,6 +100,8 @@ def _predict(
     """Let a fitted object predict the conditions it can, context by context; `None` if it can do none."""
     import anndata as ad
 
+    from scperturbdiff.baselines import Baseline
+
     can_predict = getattr(baseline, "can_predict", lambda perturbation, context: True)
     per_context: dict[Condition, list[Condition]] = {}
     for condition in sizes:
@@ -108,10 +111,12 @@ def _predict(
     for context, conditions in per_context.items():
         cells = controls.adata[controls.rows[context]]
         cells = cells.to_memory() if cells.isbacked else cells.copy()
+        number = [sizes[condition] for condition in conditions]
         wanted: Any = [condition[-1] for condition in conditions]
-        if keys.conditions:
+        if keys.conditions or isinstance(baseline, Baseline):
             columns = [*keys.conditions, keys.perturbation]
             wanted = pd.DataFrame([c[len(context) :] for c in conditions], columns=columns)
-        n_cells = max(sizes[condition] for condition in conditions)
-        parts.append(baseline.predict(cells, wanted, n_cells=n_cells, seed=seed))
+        if isinstance(baseline, Baseline):
+            wanted[N_CELLS] = number
+        parts.append(baseline.predict(cells, wanted, n_cells=max(number), seed=seed))
     return ad.concat(parts, index_unique="-", merge="same") if parts else None

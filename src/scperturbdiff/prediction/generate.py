@@ -12,6 +12,7 @@ from scipy import sparse
 from scvi.utils import track
 
 from scperturbdiff.data.conditions import DOSE, PERTURBATION
+from scperturbdiff.data.controls import ControlPool
 from scperturbdiff.data.counts import read_genes
 from scperturbdiff.data.seeds import derive_seed, seeded
 from scperturbdiff.module.anchor import AnchorPrediction
@@ -50,8 +51,8 @@ class GroupState:
         Rows in the AnnData.
     latent
         Standardised latent vectors, `(n, n_latent)`.
-    counts
-        Counts, `(n, n_genes)`.
+    pool
+        The cells and their counts.
     batch
         Code of their batch, -1 for one the decoder does not know.
     controls
@@ -60,7 +61,7 @@ class GroupState:
 
     rows: NDArray[np.int64]
     latent: Tensor
-    counts: sparse.csr_matrix
+    pool: ControlPool
     batch: int
     controls: EncodedControls
 
@@ -239,7 +240,7 @@ class PopulationGenerator:
                 )
                 shown = latent[torch.as_tensor(order[:CONTEXT_CELLS], device=latent.device)]
             self._states[group] = GroupState(
-                rows, latent, counts, batch, self.module.generator_ema.encode_controls(shown[None])
+                rows, latent, ControlPool(counts), batch, self.module.generator_ema.encode_controls(shown[None])
             )
         return self._states[group]
 
@@ -280,7 +281,9 @@ class PopulationGenerator:
         draw: int,
         seed: int,
     ) -> Piece:
-        chosen = choose_controls(len(state.rows), request.n_cells[i], seed, afresh=draw > 0)
+        rng, n_cells = np.random.default_rng(seed), request.n_cells[i]
+        # the first population is the best guess of one; further ones vary as replicates do
+        chosen = state.pool.resample(n_cells, rng) if draw else state.pool.choose(n_cells, rng)
         at = torch.as_tensor(chosen, device=state.latent.device)
         again = torch.ones_like(at, dtype=torch.bool)
         again[np.unique(chosen, return_index=True)[1]] = False
@@ -306,7 +309,7 @@ class PopulationGenerator:
                 sampled = self.module.vae.counterfactual_counts(
                     latent,
                     codes,
-                    torch.as_tensor(state.counts[chosen[start : start + PIECE]].toarray(), device=latent.device),
+                    torch.as_tensor(state.pool.counts[chosen[start : start + PIECE]].toarray(), device=latent.device),
                     self.module.unstandardize(state.latent[piece]),
                     torch.full_like(codes, batch if state.batch < 0 else state.batch),
                     change.library_ratio,
@@ -325,19 +328,3 @@ def as_csr(dense: Tensor) -> sparse.csr_matrix:
     n, m = dense.shape
     start = np.searchsorted(position, np.arange(n + 1) * m)
     return sparse.csr_matrix((values, (position % m).astype(np.int32), start.astype(np.int32)), shape=(n, m))
-
-
-def choose_controls(n_controls: int, n_cells: int, seed: int, afresh: bool = False) -> NDArray[np.int64]:
-    """Control cells that generated cells start from.
-
-    All are used equally often, in random order, for the first population of a condition: the best guess of one. Further
-    ones start `afresh`: their cells are drawn with replacement, as an experiment draws them, from controls that
-    are drawn with replacement, as another sample of the controls would be. Else the means of populations would differ
-    by less than those of replicates do from the controls at hand.
-    """
-    rng = np.random.default_rng(seed)
-    if afresh:
-        pool = rng.integers(n_controls, size=n_controls)
-        return pool[rng.integers(n_controls, size=n_cells)]
-    rounds = [rng.permutation(n_controls) for _ in range(-(-n_cells // n_controls))]
-    return np.concatenate(rounds)[:n_cells]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scperturbdiff.data.conditions import DOSE, PERTURBATION, ConditionSpace, read_numbers
+from scperturbdiff.data.controls import N_CELLS, cells_wanted
 from scperturbdiff.data.counts import check_obs_key, preview
 from scperturbdiff.data.populations import Ragged, group_rows
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-N_CELLS = "n_cells"
-"""Column of a request table with the number of cells wanted per context and perturbation."""
 _LABEL, _DOSE_TEXT, _ROW = "__label", "__dose_given", "__row"
 
 
@@ -195,7 +194,7 @@ def plan_request(
         for context in dict.fromkeys(contexts[fits]):
             members = np.flatnonzero(fits & (contexts == context))
             sizes = groups.cells.count[members]
-            total = _cells_wanted(row.get(N_CELLS, n_cells), int(sizes.sum()))
+            total = cells_wanted(row.get(N_CELLS, n_cells), int(sizes.sum()))
             for member, n in zip(members, _share(total, sizes), strict=True):
                 if n:
                     own = {key: row[key] for key in given} | groups.labels.iloc[member].to_dict()
@@ -205,14 +204,6 @@ def plan_request(
                     group.append(int(member))
                     number.append(int(n))
     return PopulationRequest(pd.DataFrame(rows), label, dose, group, number)
-
-
-def _cells_wanted(n: Any, default: int) -> int:
-    if n is None or (isinstance(n, float) and np.isnan(n)):
-        return default
-    if int(n) != n or n < 1:
-        raise ValueError(f"n_cells={n} must be a positive integer.")
-    return int(n)
 
 
 def _share(total: int, sizes: np.ndarray) -> np.ndarray:
