@@ -19,6 +19,8 @@ ROUNDS = 30
 """Rounds of exchanges of cells; more take hardly anything off the distance to the mean of all."""
 EXCHANGED = 50
 """One cell in this many is exchanged in a round, at most."""
+CANDIDATES, CANDIDATES_PER_CELL = 1000, 3
+"""Of larger groups so many controls are looked at, taken at random, or so many for each cell wanted."""
 
 
 def cells_wanted(n: Any, default: int) -> int:
@@ -66,13 +68,14 @@ class ControlPool:
         return another[rng.integers(len(self), size=n_cells)]
 
     @cached_property
-    def _standardised(self) -> tuple[sparse.csr_matrix, NDArray[np.float32], NDArray[np.float32]]:
+    def _standardised(self) -> tuple[sparse.csr_matrix, NDArray[np.float64], NDArray[np.float64]]:
         """Log-normalised expression in standard deviations, its mean over cells, squared distances of cells to that."""
         z = log_normalize(self.counts)
-        mean = np.asarray(z.mean(0)).ravel()
-        variance = np.asarray(z.multiply(z).mean(0)).ravel() - mean**2
+        mean = _sum_of_cells(z) / len(self)
+        squares = np.bincount(z.indices, np.square(z.data, dtype=np.float64), minlength=z.shape[1])
+        variance = squares / len(self) - mean**2
         scale = np.where(variance > 1e-8, 1 / np.sqrt(np.maximum(variance, 1e-8)), 0)
-        z.data *= scale[z.indices]
+        z.data *= scale[z.indices].astype(np.float32)
         mean *= scale
         distance = np.asarray(z.multiply(z).sum(1)).ravel() - 2 * (z @ mean) + mean @ mean
         return z, mean, distance
@@ -80,20 +83,26 @@ class ControlPool:
     def _representative(self, n: int, rng: np.random.Generator) -> NDArray[np.intp]:
         """Positions of `n` different cells whose mean expression is close to that of all, in random order."""
         z, mean, distance = self._standardised
-        inside = np.zeros(len(self), bool)
-        inside[rng.permutation(len(self))[:n]] = True
-        off = np.asarray(z[inside].sum(0)).ravel() - n * mean
-        k = max(1, min(n, len(self) - n) // EXCHANGED)
+        candidates = rng.permutation(len(self))[: max(CANDIDATES, CANDIDATES_PER_CELL * n)]
+        z, distance = z[candidates], distance[candidates]
+        inside = np.arange(len(candidates)) < n
+        off = _sum_of_cells(z[:n]) - n * mean
+        k = max(1, min(n, len(candidates) - n) // EXCHANGED)
         for _ in range(ROUNDS):
             # squared length of `off` once a cell leaves or enters; cells exchanged together are nearly at right angles
-            along = 2 * (z @ off)
+            along = 2 * (z @ off.astype(np.float32))
             leaving = np.argsort(np.where(inside, distance - along, np.inf), kind="stable")[:k]
             entering = np.argsort(np.where(inside, np.inf, distance + along), kind="stable")[:k]
-            moved = off + np.asarray(z[entering].sum(0) - z[leaving].sum(0)).ravel()
+            moved = off + _sum_of_cells(z[entering]) - _sum_of_cells(z[leaving])
             if moved @ moved < off @ off:
                 inside[leaving], inside[entering], off = False, True, moved
             elif k == 1:
                 break
             else:
                 k //= 2
-        return rng.permutation(np.flatnonzero(inside))
+        return rng.permutation(np.sort(candidates[inside]))
+
+
+def _sum_of_cells(cells: sparse.csr_matrix) -> NDArray[np.float64]:
+    """Sum over cells, `(n_genes,)`; in double precision, which a sparse matrix of single precision does not use."""
+    return np.asarray(np.bincount(cells.indices, cells.data, minlength=cells.shape[1]), dtype=np.float64)
