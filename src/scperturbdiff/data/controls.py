@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 N_CELLS = "n_cells"
 """Column of a table of wanted perturbations: cells per context and perturbation."""
 ROUNDS = 30
-"""Rounds of exchanges of cells; more take hardly anything off the distance to the mean of all."""
+"""Rounds of exchanges of cells."""
 EXCHANGED = 50
 """One cell in this many is exchanged in a round, at most."""
 CANDIDATES, CANDIDATES_PER_CELL = 1000, 3
