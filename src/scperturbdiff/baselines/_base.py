@@ -170,7 +170,7 @@ class Baseline(ABC):
             for _, row in wanted.iterrows():
                 request = Request(context, row["label"], row["dose"], profile)
                 rng = np.random.default_rng(derive_seed(seed, *context, request.label, request.dose))
-                drawn = np.sort(pool.choose(cells_wanted(row[N_CELLS], len(pool)), rng))
+                drawn = np.sort(pool.choose(row[N_CELLS] or len(pool), rng))
                 counts.append(self._sample(cells, drawn, request, rng))
                 tables.append(self._annotate(obs.iloc[drawn], row["columns"]))
         made_by = {"baseline": type(self).__name__, "seed": seed}
@@ -213,7 +213,7 @@ class Baseline(ABC):
             raise RuntimeError(f"{type(self).__name__} is not fitted: call fit(adata, ...) first.")
 
     def _read_request(self, perturbations: Sequence[str] | pd.DataFrame, n_cells: int | None) -> pd.DataFrame:
-        """One row per wanted condition: canonical `label`, `dose`, `n_cells` and `columns` (what to write into obs)."""
+        """One row per wanted condition: `label` (canonical), `dose`, `n_cells` (0: all), `columns` (for obs)."""
         self._check_fitted()
         if isinstance(perturbations, str):
             perturbations = [perturbations]
@@ -235,8 +235,7 @@ class Baseline(ABC):
             if self.dose_key is not None and not 0 < dose < np.inf:
                 raise ValueError(f"{self.dose_key}={dose} of {name!r} must be positive and finite.")
             label = canonical_label(split_label(name, self.separator), self.separator)
-            number = record.pop(N_CELLS, n_cells)
-            cells_wanted(number, 1)
+            number = cells_wanted(record.pop(N_CELLS, n_cells), 0)
             rows.append({"label": label, "dose": dose, N_CELLS: number, "columns": dict(record)})
         return pd.DataFrame(rows)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scperturbdiff.data.controls import cells_wanted
 from scperturbdiff.data.counts import (
     check_layer,
     check_not_empty,
@@ -139,8 +140,7 @@ def prepare(
     gene_positions(adata.var_names, genes)
     if settings.n_populations < 1:
         raise ValueError(f"n_populations={settings.n_populations} must be at least 1.")
-    if n_cells is not None and n_cells < 1:
-        raise ValueError(f"n_cells={n_cells} must be at least 1.")
+    cells_wanted(n_cells, 1)  # raises before anything is read, also where the table has numbers of its own
     wanted = read_wanted(space, perturbations)
     covariates = [key for key in (*space.categorical_keys, *space.continuous_keys) if key in wanted]
     check_not_empty(get_matrix(adata, layer), matrix_name(layer))

@@ -41,13 +41,12 @@ class KeepBestGenerator(pl.Callback):
         Whether any training condition has several populations.
     """
 
-    _KEPT = ("silent_scores", "best_gains", "best_weights")
+    _KEPT = ("silent_scores", "best")
 
     def __init__(self, replicated: bool = True) -> None:
         self.replicated = replicated
         self.silent_scores: tuple[Tensor, Tensor] | None = None
-        self.best_gains: Tensor | None = None
-        self.best_weights: dict[str, Tensor] | None = None
+        self.best: tuple[Tensor, dict[str, Tensor]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """State for resuming."""
@@ -82,15 +81,16 @@ class KeepBestGenerator(pl.Callback):
         plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
         if self.silent_scores is None:
             return
-        if self.best_weights is not None and self.best_gains is not None and is_negative(self.best_gains + MARGIN):
-            plan.module.generator_ema.load_state_dict(self.best_weights)
+        if self.best is not None and is_negative(self.best[0] + MARGIN):
+            plan.module.generator_ema.load_state_dict(self.best[1])
         else:
             plan.module.generator_ema.silence()
 
     def _consider(self, found: tuple[Tensor, Tensor], plan: GeneratorTrainingPlan) -> None:
+        """Keep the averaged weights, beside what they gained, if they gained most so far."""
         gains = self._gains(found)
-        if gains is not None and (self.best_gains is None or gains.mean() < self.best_gains.mean()):
-            self.best_gains, self.best_weights = gains, _copy(plan.module.generator_ema)
+        if gains is not None and (self.best is None or gains.mean() < self.best[0].mean()):
+            self.best = gains, _copy(plan.module.generator_ema)
 
     def _gains(self, found: tuple[Tensor, Tensor]) -> Tensor | None:
         """What is judged less the same of the silent network, `(n,)`; `None` if draws are further away than its."""
