@@ -33,7 +33,8 @@ from anndata import AnnData
 from toy_law import quiet
 
 import scperturbdiff as spd
-from scperturbdiff.baselines import Baseline, PerturbationMeanShift, default_baselines
+from scperturbdiff.evaluation.baselines import Baseline, default_baselines
+from scperturbdiff.evaluation.baselines._rules import PerturbationMeanShift
 
 CELLS, FRESH = 40, 250
 METRICS = ["energy_distance", "pearson_delta", "pearson_delta_top", "mse_mean"]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scperturbdiff.diffusion.scores import Objective
+    from scperturbdiff.diffusion._scores import Objective
 
 LEVEL, N_DRAWS, N_TRUE = 0.8, 50, 200
 SIZE = {"width": 32, "n_layers": 1, "n_heads": 2}

@@ -29,7 +29,7 @@ from scipy import sparse
 from toy_law import quiet
 
 import scperturbdiff as spd
-from scperturbdiff.data.counts import log_normalize
+from scperturbdiff.data import log_normalize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,8 +233,8 @@ def round_trip(model: spd.PerturbDiff, cells: AnnData, seed: int) -> AnnData:
     """The real cells encoded and decoded: what the first stage alone loses."""
     import torch
 
-    from scperturbdiff.data.output import assemble_cells
-    from scperturbdiff.data.seeds import seeded
+    from scperturbdiff.data import assemble_cells
+    from scperturbdiff.seeds import seeded
 
     latent = model.get_latent_representation(cells)
     with seeded(seed), torch.no_grad():

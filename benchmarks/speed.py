@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy_law import quiet
 
 import scperturbdiff as spd
-from scperturbdiff.module import Anchor, Components, Condition, Generator
+from scperturbdiff.diffusion import Anchor, Components, Condition, Generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable

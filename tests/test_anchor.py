@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scperturbdiff.module import Conditions, ResponseAnchor
-from scperturbdiff.module.anchor import Calibration
-from scperturbdiff.module.kernel import NOVELTIES, ResponseKernel, Widths
+from scperturbdiff.retrieval import Conditions, ResponseAnchor
+from scperturbdiff.retrieval._retrieval import Calibration
+from scperturbdiff.retrieval._conditions import NOVELTIES
+from scperturbdiff.retrieval._kernel import ResponseKernel, Widths
 
 D = 3
 """Latent dimensions."""

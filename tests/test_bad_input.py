@@ -11,7 +11,7 @@ import scvi
 from scipy import sparse
 
 from scperturbdiff import PerturbDiff
-from scperturbdiff.data.counts import log_normalize
+from scperturbdiff.data import log_normalize
 from scperturbdiff.datasets import simulate
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pytest
 from scperturbdiff import PerturbDiff
 from scperturbdiff.cli import main
 from scperturbdiff.datasets import simulate
-from scperturbdiff.splits import hold_out_pairs
+from scperturbdiff.evaluation.splits._hold_out import hold_out_pairs
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scperturbdiff.data.conditions import DOSE, PERTURBATION, ConditionSpace
-from scperturbdiff.data.learn import learn_conditions
-from scperturbdiff.data.perturbations import FeatureTable, scale_dose, split_dose
-from scperturbdiff.prediction.request import read_controls
+from scperturbdiff.data import DOSE, PERTURBATION, ConditionSpace
+from scperturbdiff.data._setup import learn_conditions
+from scperturbdiff.data import FeatureTable
+from scperturbdiff.data._labels import scale_dose, split_dose
+from scperturbdiff.prediction._request import read_controls
 
 
 def cells(labels: list[Any], **columns: list[Any]) -> ad.AnnData:

@@ -15,13 +15,13 @@ from anndata import AnnData
 from scipy import sparse
 
 from scperturbdiff import PerturbDiff, datasets
-from scperturbdiff.data.populations import Ragged
-from scperturbdiff.module import Conditions, ResponseAnchor
-from scperturbdiff.module.anchor import RESIDUAL_NUGGET
-from scperturbdiff.module.kernel import NOVELTIES
-from scperturbdiff.module.vae import LatentVAE
-from scperturbdiff.train import count_response as module_of_counts
-from scperturbdiff.train.count_response import PRIOR_COUNTS, count_response
+from scperturbdiff.data import Ragged
+from scperturbdiff.retrieval import Conditions, ResponseAnchor
+from scperturbdiff.retrieval._retrieval import RESIDUAL_NUGGET
+from scperturbdiff.retrieval._conditions import NOVELTIES
+from scperturbdiff.latent import LatentVAE
+from scperturbdiff.responses import count_response as module_of_counts
+from scperturbdiff.responses import PRIOR_COUNTS, count_response
 
 N, GENES = 60, 4
 

@@ -14,17 +14,9 @@ import scanpy as sc
 import torch
 from scipy import sparse
 
-from scperturbdiff.data.counts import (
-    check_counts,
-    check_unique_names,
-    gene_positions,
-    get_matrix,
-    iter_rows,
-    log_normalize,
-    read_genes,
-)
-from scperturbdiff.data.output import assemble_cells
-from scperturbdiff.data.seeds import derive_seed, resolve_seed, seeded
+from scperturbdiff.data import check_counts, check_unique_names, gene_positions, get_matrix, iter_rows, log_normalize, read_genes
+from scperturbdiff.data import assemble_cells
+from scperturbdiff.seeds import derive_seed, resolve_seed, seeded
 
 # ---- counts --------------------------------------------------------------------------------------------------------
 

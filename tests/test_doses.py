@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scperturbdiff.module import Conditions, ResponseAnchor
-from scperturbdiff.module.doses import MAX_LEVELS, DoseStrength
+from scperturbdiff.retrieval import Conditions, ResponseAnchor
+from scperturbdiff.retrieval._doses import MAX_LEVELS, DoseStrength
 
 D, N_DRUGS, NOISE = 8, 6, 0.02
 DOSES = np.array([-4.0, -2.0, 0.0, 2.0, 4.0])

@@ -9,7 +9,10 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scperturbdiff.metrics import METRICS, cell_eval, evaluate, summarize_evaluation, to_cell_eval
+from scperturbdiff.evaluation.metrics import METRICS
+from scperturbdiff.evaluation.metrics._cell_eval import cell_eval, to_cell_eval
+from scperturbdiff.evaluation.metrics._evaluate import evaluate
+from scperturbdiff.evaluation.metrics._summary import summarize_evaluation
 
 KEYS: dict[str, Any] = {
     "perturbation_key": "perturbation",

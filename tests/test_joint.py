@@ -10,12 +10,10 @@ import torch
 from scvi.distributions import NegativeBinomial
 from torch import Tensor, nn
 
-from scperturbdiff.module import (
-    Conditions,
-    LatentVAE,
-    PerturbDiffModule,
-)
-from scperturbdiff.module.negative_binomial import negative_binomial_log_prob
+from scperturbdiff.retrieval import Conditions
+from scperturbdiff.latent import LatentVAE
+from scperturbdiff.module import PerturbDiffModule
+from scperturbdiff.latent._likelihood import negative_binomial_log_prob
 
 D = 4
 """Latent dimensions."""

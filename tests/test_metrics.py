@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 from scipy.special import gamma
 
-from scperturbdiff.metrics import distances, expression, registry, shifts
+from scperturbdiff.evaluation.metrics import distances, expression, registry, shifts
 
 
 def _normal(n: int, d: int, seed: int, mean: float = 0.0) -> np.ndarray:

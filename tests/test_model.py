@@ -17,9 +17,9 @@ from pandas.testing import assert_frame_equal
 from scipy import sparse
 
 from scperturbdiff import PerturbDiff
-from scperturbdiff.data.counts import log_normalize
+from scperturbdiff.data import log_normalize
 from scperturbdiff.datasets import simulate
-from scperturbdiff.train.plan import VALIDATION_METRIC
+from scperturbdiff.diffusion import VALIDATION_METRIC
 
 if TYPE_CHECKING:
     from pathlib import Path

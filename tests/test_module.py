@@ -10,16 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from scperturbdiff.diffusion import NoiseSchedule
-from scperturbdiff.diffusion.samplers import Sampler
-from scperturbdiff.module import (
-    Anchor,
-    Components,
-    Condition,
-    Generator,
-)
-from scperturbdiff.module.condition import Randomness
-from scperturbdiff.module.generator import NOISE_GRID
-from scperturbdiff.module.negative_binomial import _move_dense, move_counts, sample_negative_binomial
+from scperturbdiff.diffusion import Sampler
+from scperturbdiff.diffusion import Anchor, Components, Condition, Generator
+from scperturbdiff.diffusion._condition import Randomness
+from scperturbdiff.diffusion import NOISE_GRID
+from scperturbdiff.counts._move import _move_dense
+from scperturbdiff.counts import move_counts
+from scperturbdiff.counts._sampling import sample_negative_binomial
 
 B, M, C, D = 3, 7, 9, 4
 """Populations, cells, controls, latent dimensions."""

@@ -6,10 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from scperturbdiff.module import (
-    Components,
-    PerturbationEncoder,
-)
+from scperturbdiff.diffusion import Components, PerturbationEncoder
 
 
 def randomize(module: nn.Module, scale: float = 0.2) -> None:

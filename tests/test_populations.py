@@ -13,12 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scperturbdiff._setup import DESCRIBED
-from scperturbdiff.data.conditions import PERTURBATION, ConditionSpace
-from scperturbdiff.data.learn import learn_conditions
-from scperturbdiff.data.populations import Ragged, group_rows, match_controls
-from scperturbdiff.data.sampler import GroupIndex, PopulationSampler
-from scperturbdiff.data.table import PopulationTable, build_populations
+from scperturbdiff.model import DESCRIBED
+from scperturbdiff.data import PERTURBATION, ConditionSpace
+from scperturbdiff.data._setup import learn_conditions
+from scperturbdiff.data import Ragged, group_rows, match_controls
+from scperturbdiff.diffusion._populations import GroupIndex
+from scperturbdiff.diffusion import PopulationSampler
+from scperturbdiff.data import PopulationTable, build_populations
 from scperturbdiff.datasets import simulate
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)

@@ -139,7 +139,7 @@ def test_adapted_model_predicts_and_leaves_the_reference_alone(reference: spd.Pe
 def test_vae_is_kept_on_request_and_adapted_shortly_by_default(
     reference: spd.PerturbDiff, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scperturbdiff.train.stages import default_vae_epochs, plan_epochs
+    from scperturbdiff.training import default_vae_epochs, plan_epochs
 
     usual = default_vae_epochs(1000, 128)
     assert plan_epochs(1000, 128, None, None, 1, trained=False)[0] == usual

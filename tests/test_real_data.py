@@ -10,7 +10,7 @@ import scanpy as sc
 import scvi
 
 from scperturbdiff import PerturbDiff, evaluate
-from scperturbdiff.splits import hold_out_contexts
+from scperturbdiff.evaluation.splits._hold_out import hold_out_contexts
 
 if TYPE_CHECKING:
     from pathlib import Path

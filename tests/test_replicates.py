@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scperturbdiff import PerturbDiff, datasets
-from scperturbdiff.data.populations import Ragged
-from scperturbdiff.module import Anchor, Components, Condition, Generator
-from scperturbdiff.module.generator import NOISE_GRID
-from scperturbdiff.train.replicates import largest_noise_eigenvalue, replicate_law, smooth_quantiles, spike
+from scperturbdiff.data import Ragged
+from scperturbdiff.diffusion import Anchor, Components, Condition, Generator
+from scperturbdiff.diffusion import NOISE_GRID
+from scperturbdiff.responses import largest_noise_eigenvalue, replicate_law, smooth_quantiles, spike
 
 D, WITHIN = 6, 0.7
 AXIS = np.ones(D) / D**0.5

@@ -10,7 +10,7 @@ from anndata import AnnData
 from scipy import sparse
 
 import scperturbdiff as spd
-from scperturbdiff.prediction.summary import summarize_populations
+from scperturbdiff.prediction._summary import summarize_populations
 
 GENES = 12
 TINY = {"n_latent": 4, "n_hidden": 8, "width": 8, "n_layers": 1, "n_heads": 1}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from scperturbdiff.data.counts import check_counts, log_normalize
+from scperturbdiff.data import check_counts, log_normalize
 from scperturbdiff.datasets import simulate, true_log_fold_change
 from scperturbdiff.datasets._cells import HIGH_MEAN, _sample_counts
 

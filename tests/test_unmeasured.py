@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 
 import scperturbdiff as spd
-from scperturbdiff.baselines import NoChange, PerturbationMeanShift, default_baselines
-from scperturbdiff.module.anchor import Conditions, ResponseAnchor
+from scperturbdiff.evaluation.baselines._rules import NoChange, PerturbationMeanShift
+from scperturbdiff.evaluation.baselines import default_baselines
+from scperturbdiff.retrieval import Conditions, ResponseAnchor
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scperturbdiff.baselines import Baseline
+    from scperturbdiff.evaluation.baselines import Baseline
 
 KEYS: dict[str, Any] = {"perturbation_key": "perturbation", "control": "control", "context_keys": ["cell_type"]}
 BRIEF: dict[str, Any] = {"max_epochs_generator": 8, "enable_progress_bar": False, "accelerator": "cpu"}

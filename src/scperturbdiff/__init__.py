@@ -2,11 +2,10 @@
 
 from importlib.metadata import version
 
-from scperturbdiff import baselines, datasets, metrics, pl, splits
-from scperturbdiff._model import PerturbDiff
-from scperturbdiff.metrics.evaluate import evaluate
-from scperturbdiff.metrics.summary import summarize_evaluation
-from scperturbdiff.prediction.summary import summarize_populations
+from scperturbdiff import datasets
+from scperturbdiff.evaluation import baselines, evaluate, metrics, pl, splits, summarize_evaluation
+from scperturbdiff.model import PerturbDiff
+from scperturbdiff.prediction._summary import summarize_populations
 
 __version__ = version("scperturbdiff")
 

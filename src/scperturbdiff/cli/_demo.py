@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from scperturbdiff.splits import Split
+    from scperturbdiff.evaluation.splits import Split
 
 KEYS: dict[str, Any] = {"perturbation_key": "perturbation", "control": "control", "context_keys": ["cell_type"]}
 MODEL = "PerturbDiff"

@@ -8,16 +8,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scperturbdiff.data.counts import preview
+from scperturbdiff.data import preview
 from scperturbdiff.datasets._cells import draw_cells
-from scperturbdiff.datasets._truth import (
-    Contexts,
-    Genes,
-    Perturbations,
-    draw_contexts,
-    draw_genes,
-    draw_perturbations,
-)
+from scperturbdiff.datasets._truth import Contexts, Genes, Perturbations, draw_contexts, draw_genes, draw_perturbations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scperturbdiff.data.counts import closest, preview
+from scperturbdiff.data import closest, preview
 
 if TYPE_CHECKING:
     from anndata import AnnData

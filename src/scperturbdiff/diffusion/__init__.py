@@ -1,17 +1,43 @@
-"""The mathematics of functional diffusion, on plain tensors: forward process, distances, scores, samplers."""
+"""Functional diffusion: forward process, distances, scores, samplers, network, training."""
 
-from scperturbdiff.diffusion.distances import energy_distance, pairwise_distances
-from scperturbdiff.diffusion.samplers import guide, sample
-from scperturbdiff.diffusion.schedule import NoiseSchedule
-from scperturbdiff.diffusion.scores import functional_energy_score, mean_squared_error, squared_mmd
+from scperturbdiff.diffusion._condition import Anchor, Condition, PopulationTensors
+from scperturbdiff.diffusion._distances import energy_distance, pairwise_distances
+from scperturbdiff.diffusion._generator import NOISE_GRID, Generator
+from scperturbdiff.diffusion._network import EncodedControls, PopulationTransformer
+from scperturbdiff.diffusion._perturbation import Components, PerturbationEncoder
+from scperturbdiff.diffusion._populations import PopulationSampler
+from scperturbdiff.diffusion._resume import RepeatableEpochs, restore_module, split_callbacks
+from scperturbdiff.diffusion._samplers import Sampler, guide, sample
+from scperturbdiff.diffusion._schedule import NoiseSchedule
+from scperturbdiff.diffusion._scores import functional_energy_score, mean_squared_error, squared_mmd
+from scperturbdiff.diffusion._selection import KeepBestGenerator
+from scperturbdiff.diffusion._training import VALIDATION_METRIC, GeneratorTrainingPlan, StepsDataModule
 
 __all__ = [
+    "Anchor",
+    "Components",
+    "Condition",
+    "EncodedControls",
+    "Generator",
+    "GeneratorTrainingPlan",
+    "KeepBestGenerator",
+    "NOISE_GRID",
     "NoiseSchedule",
+    "PerturbationEncoder",
+    "PopulationSampler",
+    "PopulationTensors",
+    "PopulationTransformer",
+    "RepeatableEpochs",
+    "Sampler",
+    "StepsDataModule",
+    "VALIDATION_METRIC",
     "energy_distance",
     "functional_energy_score",
     "guide",
     "mean_squared_error",
     "pairwise_distances",
+    "restore_module",
     "sample",
+    "split_callbacks",
     "squared_mmd",
 ]

@@ -1,6 +1,18 @@
-"""From control cells and wanted perturbations to predicted cells."""
+"""Prediction: from a request to cells."""
 
-from scperturbdiff.prediction.generate import PopulationGenerator, Settings, encode_rows
-from scperturbdiff.prediction.predict import Prediction, predict_cells, prepare
+from scperturbdiff.prediction._cells import Prediction, predict_cells, prepare
+from scperturbdiff.prediction._generate import PopulationGenerator, Settings, encode_rows
+from scperturbdiff.prediction._genes import response_table
+from scperturbdiff.prediction._novelty import perturbation_novelty, perturbation_representation
 
-__all__ = ["PopulationGenerator", "Prediction", "Settings", "encode_rows", "predict_cells", "prepare"]
+__all__ = [
+    "PopulationGenerator",
+    "Prediction",
+    "Settings",
+    "encode_rows",
+    "perturbation_novelty",
+    "perturbation_representation",
+    "predict_cells",
+    "prepare",
+    "response_table",
+]

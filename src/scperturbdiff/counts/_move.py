@@ -1,0 +1,76 @@
+"""How counts of a cell change with their means."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scperturbdiff.counts._sampling import EPS, _draw, positions, sample_negative_binomial
+
+
+def move_counts(
+    counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor, again: Tensor | None = None
+) -> Tensor:
+    r"""Counts of cells if their negative binomial means had been others, all `(n_cells, n_genes)`.
+
+    A negative binomial count is Poisson with rate :math:`\mu w`, `w` Gamma with mean 1 and shape :math:`\theta`. What
+    cells show of both `w` and their Poisson noise is kept; only the rate changes, by :math:`r = \mu' / \mu`. Where it
+    falls, each molecule stays with probability `r`. Where it rises, counts of mean :math:`(\mu' - \mu) w` are added,
+    :math:`w \mid x \sim \mathrm{Gamma}(\theta + x, \theta + \mu)`. Counts of law :math:`\mu, \theta` become counts
+    of law :math:`\mu', \theta`, and stay as they are where :math:`\mu' = \mu`.
+
+    Parameters
+    ----------
+    counts
+        Counts as they are.
+    before, after
+        Their means, and those they would have had.
+    dispersion
+        :math:`\theta`: variance = mean + mean^2 / dispersion.
+    again
+        Cells that are the copy of another one, `(n_cells,)`; `None` for none. They keep `w`, and get Poisson noise of
+        their own.
+    """
+    move = _move if counts.device.type == "cpu" else _move_dense
+    if again is None or not again.any():
+        return move(counts, before, after, dispersion)
+    all_of = counts, before, after, dispersion
+    first, copies = positions(~again), positions(again)
+    out = torch.empty_like(counts)
+    out.index_copy_(0, first, move(*(x.index_select(0, first) for x in all_of)))
+    counts, before, after, dispersion = (x.index_select(0, copies) for x in all_of)
+    shape = dispersion + counts
+    return out.index_copy_(0, copies, sample_negative_binomial(after * shape / (dispersion + before), shape))
+
+
+def _move(counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor) -> Tensor:
+    """:func:`move_counts` of cells that are nobody's copy; only entries that may change are looked at."""
+    rise, shape = (after - before).reshape(-1), dispersion.reshape(-1)
+    out, old, new = counts.reshape(-1).clone(), before.reshape(-1), after.reshape(-1)
+    here = positions(out > 0)
+    falls = rise.take(here) < 0
+    lost, kept = here[falls], here[~falls]
+    thinned = _thin(out.take(lost), new.take(lost) / old.take(lost))
+    uniform = torch.rand_like(rise)
+    # of counts of 0 few are added to: w is expected to be at most 1 there
+    fresh = positions((uniform < rise) & (out == 0))
+    out.put_(lost, thinned)
+    more = torch.cat([fresh, kept])
+    drawn = torch.cat([uniform.take(fresh), torch.rand(len(kept), dtype=rise.dtype, device=rise.device)])
+    known = shape.take(more) + out.take(more)
+    added = _draw(drawn, rise.take(more) * known / (shape.take(more) + old.take(more)), known)
+    return out.put_(more, added, accumulate=True).view(counts.shape)
+
+
+def _move_dense(counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor) -> Tensor:
+    """:func:`_move` for devices on which drawing a number costs less than finding out whether to."""
+    shape = dispersion + counts
+    kept = torch.binomial(counts, (after / before.clamp(min=EPS)).clamp(max=1))
+    return kept + sample_negative_binomial((after - before).clamp(min=0) * shape / (dispersion + before), shape)
+
+
+def _thin(counts: Tensor, probability: Tensor) -> Tensor:
+    """Counts `(n,)`, none of them 0, of which each molecule stays with a probability."""
+    out = (torch.rand_like(counts) < probability).to(counts.dtype)
+    several = positions(counts > 1)
+    return out.put_(several, torch.binomial(counts.take(several), probability.take(several)))

@@ -1,0 +1,269 @@
+"""The space of conditions a model was set up with, and how cells and requests are read into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scperturbdiff.data._features import FeatureTable, explain_unknown
+from scperturbdiff.data._labels import (
+    DOSE,
+    PERTURBATION,
+    canonical_label,
+    hashable,
+    scale_dose,
+    split_dose,
+    split_label,
+)
+from scperturbdiff.data._messages import preview
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ConditionSpace:
+    """Keys, known names and scales of the conditions in a data set.
+
+    Attributes
+    ----------
+    perturbation_key, control, separator, context_keys, batch_key, dose_key, categorical_keys, continuous_keys
+        As given to :meth:`scperturbdiff.PerturbDiff.setup_anndata`.
+    control_match_keys
+        Keys on which controls should agree, the most important first.
+    components
+        Names of the components of the treated cells, sorted.
+    contexts
+        Contexts with treated cells (:meth:`context_labels`), sorted.
+    features
+        Features of components, if any were given.
+    dose_reference
+        Median positive dose: the origin of the logarithmic scale.
+    dose_range
+        Smallest and largest dose of each component.
+    categories
+        Values of each categorical covariate.
+    scales
+        Mean and standard deviation of each continuous covariate.
+    """
+
+    perturbation_key: str | None
+    control: str | None
+    separator: str = "+"
+    context_keys: tuple[str, ...] = ()
+    batch_key: str | None = None
+    dose_key: str | None = None
+    categorical_keys: tuple[str, ...] = ()
+    continuous_keys: tuple[str, ...] = ()
+    control_match_keys: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
+    features: FeatureTable | None = None
+    dose_reference: float = 1.0
+    dose_range: Mapping[str, tuple[float, float]] | None = None
+    categories: Mapping[str, tuple[str, ...]] | None = None
+    scales: Mapping[str, tuple[float, float]] | None = None
+
+    @property
+    def obs_keys(self) -> tuple[str, ...]:
+        """Columns of `obs` that tell populations of one perturbation and dose apart."""
+        batch = (self.batch_key,) if self.batch_key else ()
+        return tuple(dict.fromkeys((*self.context_keys, *self.categorical_keys, *self.continuous_keys, *batch)))
+
+    @property
+    def all_components(self) -> tuple[str, ...]:
+        """Names with a row in the tables of the network: those seen in training, then those with features only."""
+        extra = () if self.features is None else tuple(n for n in self.features.names if n not in set(self.components))
+        return self.components + extra
+
+    def feature_matrix(self) -> NDArray[np.float64] | None:
+        """Features of :attr:`all_components`, NaN rows where unknown."""
+        return None if self.features is None else self.features.rows(self.all_components).astype(np.float64)
+
+    def with_features(self, table: Any) -> ConditionSpace:
+        """The space with the components of another feature table added."""
+        parsed = FeatureTable.parse(table)
+        if self.features is None:
+            raise ValueError(
+                "perturbation_embeddings was given, but the model was set up without: the network has not learned to "
+                "read features. Pass perturbation_embeddings to setup_anndata and train again."
+            )
+        return replace(self, features=self.features.extended(parsed))
+
+    # ---- reading cells ----------------------------------------------------------------------------------------
+
+    def read_labels(self, obs: pd.DataFrame) -> pd.DataFrame:
+        """Perturbation and dose of every cell in canonical form.
+
+        Returns
+        -------
+        A table indexed like `obs` with :data:`PERTURBATION` (components sorted; the control label for controls),
+        :data:`DOSE` (text, one number a component; empty without a dose) and the columns :attr:`obs_keys`.
+        """
+        table = obs[list(self.obs_keys)].copy()
+        if self.perturbation_key is None:
+            table[PERTURBATION], table[DOSE] = "", ""
+            return table
+        raw = obs[self.perturbation_key]
+        if raw.isna().any():
+            raise ValueError(f"obs[{self.perturbation_key!r}] is missing (NaN) for {int(raw.isna().sum())} cells.")
+        codes, labels = pd.factorize(hashable(raw))
+        self._check_labels(labels)
+        parts = [self.components_of(label) for label in labels]
+        if self.dose_key is None:
+            names = np.array([self._join(p) for p in parts], dtype=object)
+            table[PERTURBATION], table[DOSE] = names[codes], ""
+            return table
+        pairs = pd.MultiIndex.from_arrays([codes, obs[self.dose_key].astype(object)])
+        pair_codes, unique = pd.factorize(pairs)
+        read = [self._read_dose(parts[code], dose) for code, dose in unique]
+        table[PERTURBATION] = np.array([name for name, _ in read], dtype=object)[pair_codes]
+        table[DOSE] = np.array([dose for _, dose in read], dtype=object)[pair_codes]
+        return table
+
+    def _check_labels(self, labels: Iterable[Any]) -> None:
+        """Raise where a label has an empty or repeated component, which reading would drop or count twice."""
+        for label in labels:
+            raw = label.split(self.separator) if isinstance(label, str) else label
+            parts = [str(part).strip() for part in raw]
+            given = [part for part in parts if part != self.control]
+            if label != self.control and ("" in parts or len(set(given)) < len(given)):
+                what = "an empty" if "" in parts else "a repeated"
+                raise ValueError(
+                    f"obs[{self.perturbation_key!r}]={label!r} has {what} component. Allowed: {self.control!r} for "
+                    f"controls, a name, or different names joined by {self.separator!r}."
+                )
+
+    def components_of(self, label: object) -> tuple[str, ...]:
+        """Components without the control; empty for controls."""
+        if label == self.control:
+            return ()
+        return tuple(part for part in split_label(label, self.separator) if part != self.control)
+
+    def _join(self, components: Sequence[str]) -> str:
+        return canonical_label(components, self.separator) if components else str(self.control)
+
+    def _read_dose(self, components: Sequence[str], dose: object) -> tuple[str, str]:
+        """Canonical label and dose text; components at dose 0 are not there."""
+        try:
+            doses = split_dose(dose, len(components), self.separator)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"obs[{self.dose_key!r}]: cannot read {dose!r} for {self._join(components)!r}: {error}"
+            ) from None
+        if not components:
+            if any(d != 0 and not np.isnan(d) for d in doses):
+                raise ValueError(
+                    f"obs[{self.dose_key!r}]={dose!r} for control cells ({self.control!r}): controls must have "
+                    "dose 0 or none."
+                )
+            return str(self.control), ""
+        if not np.isfinite(doses).all() or min(doses) < 0:
+            raise ValueError(
+                f"obs[{self.dose_key!r}]={dose!r} for {self._join(components)!r}: doses must be finite and not "
+                "negative."
+            )
+        present = sorted((c, d) for c, d in zip(components, doses, strict=True) if d > 0)
+        return self._join([c for c, _ in present]), self.separator.join(f"{d:.12g}" for _, d in present)
+
+    def is_control(self, labels: pd.DataFrame) -> NDArray[np.bool_]:
+        """Which rows of :meth:`read_labels` are controls."""
+        if self.perturbation_key is None:
+            return np.ones(len(labels), bool)
+        return (labels[PERTURBATION] == str(self.control)).to_numpy()
+
+    def control_cells(self, obs: pd.DataFrame) -> NDArray[np.bool_]:
+        """Which cells are controls, read as at setup: also those of a list, and treated ones at dose 0."""
+        return self.is_control(self.read_labels(obs))
+
+    # ---- arrays for the network -------------------------------------------------------------------------------
+
+    def encode_perturbations(self, table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Component rows and log-scaled doses, both `(len(table), c)`, -1 and 0 where there is no component.
+
+        Raises
+        ------
+        KeyError
+            If a component has neither a learned name nor features.
+        """
+        known = {name: i for i, name in enumerate(self.all_components)}
+        split = [self.components_of(label) for label in table[PERTURBATION]]
+        unknown = sorted({part for parts in split for part in parts if part not in known})
+        if unknown:
+            raise KeyError(explain_unknown(unknown, self.components, self.features is not None))
+        width = max([1, *(len(parts) for parts in split)])
+        index, dose = np.full((len(table), width), -1, np.int64), np.zeros((len(table), width))
+        for row, (parts, text) in enumerate(zip(split, table[DOSE], strict=True)):
+            index[row, : len(parts)] = [known[part] for part in parts]
+            if text:
+                dose[row, : len(parts)] = scale_dose(
+                    np.array(split_dose(text, len(parts), self.separator)), self.dose_reference
+                )
+        return index, dose
+
+    def encode_covariates(self, table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Codes of categorical and standardised values of continuous covariates; unknown values raise."""
+        codes = np.zeros((len(table), len(self.categorical_keys)), np.int64)
+        for i, key in enumerate(self.categorical_keys):
+            values = (self.categories or {})[key]
+            codes[:, i] = pd.Index(values).get_indexer(pd.Index(table[key].astype(str)))
+            if (codes[:, i] < 0).any():
+                new = table.loc[codes[:, i] < 0, key].astype(str).unique()
+                raise ValueError(
+                    f"Covariate {key!r} has values never seen in training: {preview(new)}. Known: {preview(values)}."
+                )
+        numbers = np.zeros((len(table), len(self.continuous_keys)))
+        for i, key in enumerate(self.continuous_keys):
+            mean, deviation = (self.scales or {})[key]
+            numbers[:, i] = (read_numbers(table[key], key, "rows") - mean) / deviation
+        return codes, numbers
+
+    def context_labels(self, table: pd.DataFrame) -> pd.Series:
+        """One text per row that names its context."""
+        if not self.context_keys or len(table) == 0:
+            return pd.Series("", index=table.index, dtype=object)
+        return table[list(self.context_keys)].astype(str).agg("\x1f".join, axis=1)
+
+    def context_codes(self, table: pd.DataFrame) -> NDArray[np.int64]:
+        """Number of each row's context among :attr:`contexts`, -1 for one without treated cells in training."""
+        codes: NDArray[np.int64] = pd.Index(self.contexts, dtype=object).get_indexer(
+            pd.Index(self.context_labels(table), dtype=object)
+        )
+        return codes
+
+    def training_request(self, populations: pd.DataFrame | None) -> pd.DataFrame:
+        """Every perturbation and dose of the training populations, as a request."""
+        if populations is None:
+            raise ValueError("The generator was not trained, so there are no training perturbations to predict.")
+        shown = populations[["perturbation", "dose"]].drop_duplicates().reset_index(drop=True)
+        if len(shown) == 0:
+            raise ValueError("The model was trained on controls only; there is no training perturbation to predict.")
+        out = pd.DataFrame({str(self.perturbation_key): shown["perturbation"].astype(object)})
+        if self.dose_key is not None:
+            out[self.dose_key] = shown["dose"].astype(object)
+        return out
+
+    def outside_dose_range(self, label: str, dose: str) -> list[str]:
+        """Components of a request whose dose lies outside what training measured."""
+        parts = self.components_of(label)
+        if not dose or self.dose_range is None:
+            return []
+        doses = split_dose(dose, len(parts), self.separator)
+        ranges = self.dose_range
+        return [p for p, d in zip(parts, doses, strict=True) if p in ranges and not ranges[p][0] <= d <= ranges[p][1]]
+
+
+def read_numbers(column: pd.Series, key: str, unit: str) -> NDArray[np.float64]:
+    """A continuous covariate; raises where it is not a finite number. `unit` is what has one: cells or rows."""
+    try:
+        values = np.asarray(column.astype(float), np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"continuous covariate {key!r} is not numeric: {preview(column.unique())}.") from None
+    if bad := int((~np.isfinite(values)).sum()):
+        raise ValueError(f"continuous covariate {key!r} is NaN or infinite for {bad} {unit}.")
+    return values

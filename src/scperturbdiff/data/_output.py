@@ -1,0 +1,72 @@
+"""The AnnData of predicted cells that the model and every baseline return."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+
+from scperturbdiff.data._counts import log_normalize
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+
+CONTROL_CELL = "control_cell"
+"""Column of `obs` that names the control cell a predicted cell started from."""
+POPULATION = "population"
+"""Column of `obs` that numbers the independent draws of a population."""
+COUNTS = "counts"
+"""Layer with the sampled counts."""
+LATENT = "X_perturbdiff"
+"""Key of `obsm` with the latent vectors."""
+UNS = "scperturbdiff"
+"""Key of `uns` with how the cells were made."""
+
+
+def assemble_cells(
+    counts: sparse.csr_matrix,
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+    *,
+    latent: NDArray[np.floating] | None = None,
+    target_sum: float = 1e4,
+    made_by: Mapping[str, Any] | None = None,
+) -> AnnData:
+    """Put sampled counts and their annotation into a new AnnData.
+
+    Parameters
+    ----------
+    counts
+        Sampled counts, shape `(n_cells, n_genes)`.
+    obs
+        One row per cell. The index is replaced by unique names.
+    var
+        One row per gene, indexed by gene name.
+    latent
+        Latent vectors, shape `(n_cells, n_latent)`, stored as `obsm["X_perturbdiff"]`.
+    target_sum
+        Counts per cell after normalisation, before the logarithm.
+    made_by
+        Stored as `uns["scperturbdiff"]`.
+
+    Returns
+    -------
+    AnnData with log-normalised expression in `X` (float32 CSR) and counts in `layers["counts"]` (int32 CSR).
+    """
+    obs = obs.copy()
+    obs.index = "predicted-" + np.arange(len(obs)).astype(str).astype(object)
+    for column in obs.columns:
+        if obs[column].dtype == object and column != CONTROL_CELL:
+            obs[column] = obs[column].astype("category")
+    cells = AnnData(X=log_normalize(counts, target_sum), obs=obs, var=var.copy())
+    cells.layers[COUNTS] = sparse.csr_matrix(counts, dtype=np.int32)
+    if latent is not None:
+        cells.obsm[LATENT] = np.asarray(latent, dtype=np.float32)
+    cells.uns[UNS] = {"target_sum": target_sum, **(made_by or {})}
+    return cells

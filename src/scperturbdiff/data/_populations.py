@@ -1,0 +1,241 @@
+"""Training populations: treated cells that share a condition, with the control cells matched to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scperturbdiff.data._messages import preview
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+
+
+import logging
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scperturbdiff.data._conditions import ConditionSpace
+from scperturbdiff.data._groups import Ragged, group_rows
+from scperturbdiff.data._labels import DOSE, PERTURBATION
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ControlMatch:
+    """Which control cells belong to each population.
+
+    Attributes
+    ----------
+    pools
+        Groups of control rows.
+    pool
+        Pool of each population, `(n_populations,)`.
+    n_agreeing
+        Keys on which a population and its controls agree, `(n_populations,)`; `len(keys)` is an exact match.
+    keys
+        The keys compared, the most important first.
+    """
+
+    pools: Ragged
+    pool: Ints
+    n_agreeing: Ints
+    keys: tuple[str, ...]
+
+    @property
+    def exact(self) -> NDArray[np.bool_]:
+        """Populations whose controls agree on every key."""
+        return self.n_agreeing == len(self.keys)
+
+
+def match_controls(
+    populations: pd.DataFrame,
+    controls: pd.DataFrame,
+    control_rows: Ints,
+    keys: Sequence[str],
+    required: Sequence[str] = (),
+) -> ControlMatch:
+    """Match each population to the control cells that agree with it on most of `keys`.
+
+    Parameters
+    ----------
+    populations
+        One row per population.
+    controls
+        One row per control cell, same columns.
+    control_rows
+        Row number of each control cell in the data.
+    keys
+        Columns compared, the most important first: it decides between controls that agree on equally many.
+    required
+        Columns on which controls must agree.
+
+    Raises
+    ------
+    ValueError
+        If a population has no control that agrees on `required`; the message names them.
+    """
+    keys = tuple(keys)
+    groups, codes = group_rows(controls, keys)
+    members = Ragged.from_codes(codes, control_rows, len(groups))
+    agree = np.ones((len(populations), len(groups), max(len(keys), 1)), bool)
+    for i, key in enumerate(keys):
+        agree[:, :, i] = populations[key].astype(str).to_numpy()[:, None] == groups[key].astype(str).to_numpy()[None, :]
+    n_agreeing = agree[:, :, : len(keys)].sum(-1)
+    weight = n_agreeing + (agree[:, :, : len(keys)] * 0.5 ** np.arange(2, len(keys) + 2)).sum(-1)
+    for key in required:
+        weight = np.where(agree[:, :, keys.index(key)], weight, -1.0)
+    lost = (weight.max(axis=1, initial=-1) < 0) if len(groups) else np.ones(len(populations), bool)
+    if lost.any():
+        named = populations.loc[lost, list(required)].drop_duplicates().astype(str).agg(" / ".join, axis=1)
+        raise ValueError(
+            f"{int(lost.sum())} populations have no control cells: no control agrees on {list(required)} = "
+            f"{preview(named)}. Add their controls, or pass control_match_keys=[...] to choose the keys on which "
+            "controls must agree."
+        )
+    chosen = weight == weight.max(axis=1, keepdims=True)
+    patterns, pool = np.unique(chosen, axis=0, return_inverse=True)
+    pools = Ragged.from_lists([np.concatenate([members[int(g)] for g in np.flatnonzero(p)]) for p in patterns])
+    best = weight.argmax(axis=1)
+    return ControlMatch(pools, pool.reshape(-1), n_agreeing[np.arange(len(populations)), best], keys)
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PopulationTable:
+    """Treated populations with their matched controls.
+
+    Attributes
+    ----------
+    labels
+        One row per population: perturbation, dose, contexts, covariates and batch.
+    cells
+        Rows of the treated cells of each population.
+    match
+        Control cells of each population.
+    component, dose
+        See :meth:`ConditionSpace.encode_perturbations`.
+    categories, numbers
+        See :meth:`ConditionSpace.encode_covariates`.
+    context
+        Number of each population's context.
+    controls
+        Rows of the control cells grouped by :attr:`ConditionSpace.obs_keys`: populations with no perturbation.
+    """
+
+    labels: pd.DataFrame
+    cells: Ragged
+    match: ControlMatch
+    component: NDArray[np.int64]
+    dose: NDArray[np.float64]
+    categories: NDArray[np.int64]
+    numbers: NDArray[np.float64]
+    context: NDArray[np.int64]
+    controls: Ragged
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: NDArray[np.int64]) -> PopulationTable:
+        """The populations of `rows`, with all controls."""
+        match = self.match
+        return PopulationTable(
+            self.labels.iloc[rows].reset_index(drop=True),
+            Ragged.from_lists([self.cells[r] for r in rows]),
+            ControlMatch(match.pools, match.pool[rows], match.n_agreeing[rows], match.keys),
+            self.component[rows],
+            self.dose[rows],
+            self.categories[rows],
+            self.numbers[rows],
+            self.context[rows],
+            self.controls,
+        )
+
+    @cached_property
+    def condition(self) -> NDArray[np.int64]:
+        """Number of each population's condition: perturbation, dose and context."""
+        keys = np.concatenate([self.component, self.dose, self.context[:, None]], axis=1)
+        return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+
+    @property
+    def report(self) -> pd.DataFrame:
+        """One row per population: labels, numbers of cells and of controls, and whether controls match exactly."""
+        out = self.labels.rename(columns={PERTURBATION: "perturbation", DOSE: "dose"})
+        pools = self.match.pools.count[self.match.pool] if len(self) else np.empty(0, np.int64)
+        return out.assign(n_cells=self.cells.count, n_controls=pools, exact_match=self.match.exact)
+
+
+def build_populations(space: ConditionSpace, obs: pd.DataFrame) -> PopulationTable:
+    """Group the cells of a data set into populations and match their controls.
+
+    Raises
+    ------
+    ValueError
+        If there are no controls, or a context has treated cells but no controls.
+    """
+    labels = space.read_labels(obs)
+    control = space.is_control(labels)
+    keys = [PERTURBATION, DOSE, *space.obs_keys]
+    rows = np.arange(len(labels))
+    if not control.any():
+        raise ValueError(f"There are no control cells (obs[{space.perturbation_key!r}] == {space.control!r}).")
+    treated = labels[~control]
+    table, codes = group_rows(treated, keys)
+    if len(treated) == 0:
+        table = treated[keys].iloc[:0]
+    cells = Ragged.from_codes(codes, rows[~control], len(table))
+    required = [k for k in space.context_keys if k in space.control_match_keys]
+    match = match_controls(table, labels[control], rows[control], space.control_match_keys, required)
+    groups, control_codes = group_rows(labels[control], list(space.obs_keys))
+    _warn_of_populations(table, cells, match)
+    component, dose = space.encode_perturbations(table)
+    categories, numbers = space.encode_covariates(table)
+    return PopulationTable(
+        table,
+        cells,
+        match,
+        component,
+        dose,
+        categories,
+        numbers,
+        space.context_codes(table),
+        Ragged.from_codes(control_codes, rows[control], max(len(groups), 1)),
+    )
+
+
+def _warn_of_populations(table: pd.DataFrame, cells: Ragged, match: ControlMatch) -> None:
+    if len(table) > 100 and len(table) > cells.count.sum() / 2:
+        logger.warning(
+            "There are %d populations for %d treated cells: is a continuous covariate different in every cell?",
+            len(table),
+            cells.count.sum(),
+        )
+    single = int((cells.count == 1).sum())
+    if single:
+        logger.warning(
+            "%d of %d populations have a single cell; they say little about the shape of a population.",
+            single,
+            len(table),
+        )
+    inexact = int((~match.exact).sum())
+    if inexact:
+        logger.warning(
+            "%d of %d populations have no controls that agree on all of %s; the nearest were taken. "
+            "See model.populations.",
+            inexact,
+            len(table),
+            list(match.keys),
+        )

@@ -1,0 +1,230 @@
+"""What set-up reads from the annotation of training cells, and what the registry of a saved model keeps of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scperturbdiff.data._conditions import ConditionSpace, read_numbers
+from scperturbdiff.data._features import FeatureTable
+from scperturbdiff.data._labels import DOSE, PERTURBATION, hashable, split_dose
+from scperturbdiff.data._messages import check_obs_key, closest, preview
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+
+
+from typing import TYPE_CHECKING
+
+from scperturbdiff.data._counts import check_layer, check_unique_names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+
+
+def learn_conditions(
+    adata: AnnData,
+    *,
+    perturbation_key: str | None,
+    control: str | None,
+    context_keys: Sequence[str] | str | None,
+    batch_key: str | None,
+    dose_key: str | None,
+    categorical_covariate_keys: Sequence[str] | None,
+    continuous_covariate_keys: Sequence[str] | None,
+    perturbation_embeddings: Any,
+    control_match_keys: Sequence[str] | None,
+    separator: str,
+) -> ConditionSpace:
+    """Check the annotation of `adata` and read the space of conditions from it.
+
+    Raises
+    ------
+    KeyError
+        If a key is not a column of `obs`.
+    ValueError
+        If the control label is absent, values are missing, or doses are wrong; the message names them.
+    """
+    contexts = (context_keys,) if isinstance(context_keys, str) else tuple(context_keys or ())
+    categorical, continuous = tuple(categorical_covariate_keys or ()), tuple(continuous_covariate_keys or ())
+    for argument, keys in (
+        ("perturbation_key", (perturbation_key,)),
+        ("context_keys", contexts),
+        ("batch_key", (batch_key,)),
+        ("dose_key", (dose_key,)),
+        ("categorical_covariate_keys", categorical),
+        ("continuous_covariate_keys", continuous),
+        ("control_match_keys", tuple(control_match_keys or ())),
+    ):
+        for key in keys:
+            if key is not None:
+                check_obs_key(adata, key, argument)
+    _check_control(adata, perturbation_key, control, dose_key)
+    if not separator:
+        raise ValueError("separator must not be empty.")
+    match = tuple(control_match_keys) if control_match_keys is not None else None
+    space = ConditionSpace(
+        perturbation_key,
+        None if control is None else str(control),
+        separator,
+        contexts,
+        batch_key,
+        dose_key,
+        categorical,
+        continuous,
+        (),
+        features=None if perturbation_embeddings is None else FeatureTable.parse(perturbation_embeddings, adata),
+        categories={key: tuple(sorted(adata.obs[key].astype(str).unique())) for key in categorical},
+        scales={key: _scale(adata.obs[key], key) for key in continuous},
+    )
+    space = replace(space, control_match_keys=space.obs_keys if match is None else match)
+    if stray := [key for key in space.control_match_keys if key not in space.obs_keys]:
+        raise ValueError(
+            f"control_match_keys has {preview(stray)}, on which the cells of a population may differ. Allowed: "
+            f"contexts, covariates and batch ({preview(space.obs_keys)})."
+        )
+    _check_missing(adata.obs, space.obs_keys)
+    return _learn_perturbations(space, space.read_labels(adata.obs))
+
+
+def _check_control(adata: AnnData, perturbation_key: str | None, control: str | None, dose_key: str | None) -> None:
+    if perturbation_key is None:
+        if dose_key is not None:
+            raise ValueError(f"dose_key={dose_key!r} needs a perturbation_key.")
+        return
+    if control is None:
+        raise ValueError("control=... is needed: the value of the perturbation column that marks control cells.")
+    labels = hashable(adata.obs[perturbation_key]).unique().tolist()
+    if not any(label in (str(control), (str(control),)) for label in labels):
+        labels = [str(label) for label in labels]
+        near = closest(control, labels)
+        hint = f" Did you mean {preview(near)}?" if near else ""
+        raise ValueError(
+            f"control={control!r} is not a value of obs[{perturbation_key!r}].{hint} "
+            f"Values: {preview(sorted(labels), 30)}."
+        )
+
+
+def _check_missing(obs: pd.DataFrame, keys: Iterable[str]) -> None:
+    for key in keys:
+        n = int(obs[key].isna().sum())
+        if n:
+            raise ValueError(f"obs[{key!r}] is missing (NaN) for {n} cells. Fill it in or remove those cells.")
+
+
+def _scale(column: pd.Series, key: str) -> tuple[float, float]:
+    values = read_numbers(column, key, "cells")
+    return float(values.mean()), float(values.std()) or 1.0
+
+
+def _learn_perturbations(space: ConditionSpace, labels: pd.DataFrame) -> ConditionSpace:
+    shown = labels.loc[~space.is_control(labels)]
+    contexts = tuple(sorted(space.context_labels(shown[list(space.context_keys)].drop_duplicates()).unique()))
+    treated = shown[[PERTURBATION, DOSE]].drop_duplicates()
+    ranges: dict[str, tuple[float, float]] = {}
+    positive: list[float] = []
+    names: set[str] = set()
+    for label, text in zip(treated[PERTURBATION], treated[DOSE], strict=True):
+        parts = space.components_of(label)
+        names.update(parts)
+        if text:
+            doses = split_dose(text, len(parts), space.separator)
+            positive.extend(doses)
+            for part, dose in zip(parts, doses, strict=True):
+                low, high = ranges.get(part, (dose, dose))
+                ranges[part] = (min(low, dose), max(high, dose))
+    reference = float(np.median(positive)) if positive else 1.0
+    if space.features is not None and names and names.isdisjoint(space.features.names):
+        raise ValueError(
+            f"perturbation_embeddings has no row for any perturbation in training ({preview(sorted(names))}), so "
+            f"nothing could be learned from it. Its rows: {preview(space.features.names)}."
+        )
+    return replace(
+        space, components=tuple(sorted(names)), contexts=contexts, dose_reference=reference, dose_range=ranges
+    )
+
+
+CONDITIONS = "scperturbdiff_conditions"
+"""Key of the registry with the condition space, as plain dictionaries and arrays."""
+
+
+def stored_space(registry: Mapping[str, Any]) -> ConditionSpace:
+    """The condition space kept in a registry."""
+    stored = dict(registry[CONDITIONS])
+    if stored["features"] is not None:
+        stored["features"] = FeatureTable(**stored["features"])
+    return ConditionSpace(**stored)
+
+
+def stored_batches(registry: Mapping[str, Any]) -> list[str]:
+    """Names of the batches the decoder tells apart, in the order of their codes."""
+    state = registry["field_registries"]["batch"]["state_registry"]
+    return [str(name) for name in state["categorical_mapping"]]
+
+
+def stored_genes(registry: Mapping[str, Any]) -> list[str]:
+    """Names of the genes, in order."""
+    return [str(name) for name in registry["field_registries"]["X"]["state_registry"]["column_names"]]
+
+
+def stored_layer(registry: Mapping[str, Any]) -> str | None:
+    """Layer with the counts at setup, `None` for X."""
+    arguments = registry["setup_args"]
+    layer: str | None = arguments.get("layer", arguments.get("rna_layer"))
+    return layer
+
+
+def read_space(adata: AnnData, layer: str | None, source: Mapping[str, Any] | None, **keys: Any) -> ConditionSpace:
+    """Check counts and names, then take the conditions of a saved model or learn them from `adata`.
+
+    Parameters
+    ----------
+    adata
+        Cells to set up.
+    layer
+        Layer with counts.
+    source
+        Registry of a saved model, if one is loaded.
+    **keys
+        See :func:`scperturbdiff.data.learn.learn_conditions`.
+    """
+    check_unique_names(adata)
+    check_layer(adata, layer)
+    if source is None:
+        return learn_conditions(adata, **keys)
+    check_genes(adata, source)
+    return stored_space(source)
+
+
+def check_genes(adata: AnnData, registry: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` unless `adata` has the genes of the registry in the same order.
+
+    scvi-tools itself checks the number only and would read permuted genes as if they were in order.
+    """
+    genes = stored_genes(registry)
+    names = adata.var_names.astype(str).tolist()
+    if names == genes:
+        return
+    missing, extra = sorted(set(genes) - set(names)), sorted(set(names) - set(genes))
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the model's {len(genes)} genes are missing from adata.var_names: {preview(missing)}."
+        )
+    what = (
+        f"{len(extra)} genes the model does not have ({preview(extra)})"
+        if extra
+        else "the model's genes in another order"
+    )
+    first = next((i for i, (a, b) in enumerate(zip(names, genes, strict=False)) if a != b), np.nan)
+    raise ValueError(
+        f"adata has {what} (first difference at position {first}). Attach it as adata[:, "
+        "model.get_var_names()].copy(), or load the model with adata=False: "
+        "predict and get_latent_representation find genes by name."
+    )

@@ -1,0 +1,104 @@
+"""Going on from a checkpoint of the second stage as if nothing had happened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from scvi.train import SaveCheckpoint
+
+from scperturbdiff.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from scperturbdiff.diffusion._populations import GroupIndex
+    from scperturbdiff.diffusion._training import GeneratorTrainingPlan
+    from scperturbdiff.model import PerturbDiff
+
+
+KEY = "scperturbdiff"
+"""Key of a checkpoint with the state of the random draws."""
+
+
+class RepeatableEpochs(pl.Callback):
+    """Seeds every epoch by its number, and keeps the order of the cells in checkpoints.
+
+    The state of torch's generators when a checkpoint is written is not enough: how often Lightning draws from them
+    between two epochs depends on whether it has just been restarted.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def _seed(self, trainer: pl.Trainer, part: str) -> None:
+        torch.manual_seed(derive_seed(self.seed, part, trainer.current_epoch))
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed the order of the cells."""
+        self._seed(trainer, "order")
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the steps."""
+        if batch_idx == 0:
+            self._seed(trainer, "steps")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the seed and the order of the cells."""
+        rows = [index.rows.cpu() for index in _groups(pl_module)]
+        checkpoint[KEY] = {"seed": self.seed, "rows": rows}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restore the order of the cells."""
+        for index, rows in zip(_groups(pl_module), checkpoint[KEY]["rows"], strict=True):
+            if index.rows.shape != rows.shape:
+                raise ValueError(
+                    f"The checkpoint was written for groups of {len(rows)} cells, now there are {len(index.rows)}: "
+                    "resume with the cells and the validation_size of the interrupted run."
+                )
+            index.rows = rows.to(index.rows.device)
+
+
+def _groups(plan: pl.LightningModule) -> tuple[GroupIndex, ...]:
+    training: GeneratorTrainingPlan = plan  # type: ignore[assignment]
+    sampler = training.sampler
+    return sampler.cells, sampler.pools, sampler.controls
+
+
+def restore_module(model: PerturbDiff, ckpt_path: str | Path) -> int:
+    """Load the module of a checkpoint into `model`; returns the seed of the interrupted run.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a checkpoint of the second stage.
+    """
+    checkpoint = torch.load(ckpt_path, map_location=model.module.device, weights_only=True)
+    if KEY not in checkpoint:
+        raise ValueError(
+            f"ckpt_path={str(ckpt_path)!r} is not a checkpoint of the second stage of PerturbDiff. Write one with "
+            "train(..., callbacks=[lightning.pytorch.callbacks.ModelCheckpoint(...)])."
+        )
+    state = {
+        name.removeprefix("module."): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith("module.")
+    }
+    model.module.load_state_dict(state)
+    return int(checkpoint[KEY]["seed"])
+
+
+def split_callbacks(callbacks: Iterable[pl.Callback] | None) -> tuple[list[pl.Callback], list[pl.Callback]]:
+    """Lightning's own checkpoints, which scvi-tools' trainer does not take, and the other callbacks."""
+    given = list(callbacks or ())
+    plain: list[pl.Callback] = [c for c in given if isinstance(c, Checkpoint) and not isinstance(c, SaveCheckpoint)]
+    return plain, [c for c in given if not any(c is p for p in plain)]

@@ -1,0 +1,266 @@
+"""Training plan of the second stage."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from scperturbdiff.diffusion._distances import energy_distance
+from scperturbdiff.diffusion._scores import functional_energy_score, mean_squared_error, squared_mmd
+from scperturbdiff.seeds import seeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scperturbdiff.diffusion._condition import PopulationTensors
+    from scperturbdiff.diffusion._populations import PopulationSampler
+    from scperturbdiff.diffusion._scores import Objective
+    from scperturbdiff.module import PerturbDiffModule
+
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+OBJECTIVES: tuple[str, ...] = ("energy_score", "mmd", "mmd+mse", "mse")
+VALIDATION_METRIC = "energy_score_validation"
+"""Mean functional energy score of populations generated for held-out conditions, decoded log-normalised expression."""
+VALIDATION_CELLS, VALIDATION_DRAWS = 128, 4
+VALIDATION_CHUNK, VALIDATION_POPULATIONS = 8, 128
+"""Held-out populations scored at a time: distances between all their cells and draws are in memory at once."""
+
+
+class GeneratorTrainingPlan(pl.LightningModule):
+    """Trains the generator on populations drawn on the device.
+
+    Parameters
+    ----------
+    module
+        The joint module; only its generator is trained.
+    latent
+        Standardised latent vectors of all cells, `(n_cells, n_latent)`.
+    sampler
+        Draws training populations.
+    tensors
+        Their conditions.
+    validation
+        Sampler and conditions of held-out populations.
+    objective
+        ``"energy_score"`` (functional energy score), ``"mmd"``, ``"mmd+mse"`` (the paper's), ``"mse"``.
+    n_populations, n_cells, n_draws
+        Populations a step, cells a population, draws a population (at least 2 for the energy score).
+    n_steps
+        Steps planned: the learning rate falls along a cosine to a tenth.
+    lr, weight_decay, warmup_steps
+        Of AdamW.
+    ema_decay
+        Of the moving average, reached gradually.
+    p_terminal
+        Share of populations trained at pure noise, where one-step generation starts.
+    p_drop_condition
+        Share of populations whose perturbation is hidden (for guidance).
+    mse_weight
+        Weight of the squared error in ``"mmd+mse"``.
+    seed
+        Of the validation draws.
+    jitter
+        Standard deviation, in the standardised latent space, of a random vector by which a population is moved together
+        with its controls. Controls of a batch differ by chance from those of another; a network that can tell batches
+        apart by that learns the response of each by heart instead of their law.
+    compile
+        Compile the network with :func:`torch.compile`: `True`, or the name of a backend. It takes about a minute before
+        the first step and a C++ compiler on a CPU.
+    """
+
+    def __init__(
+        self,
+        module: PerturbDiffModule,
+        latent: Tensor,
+        sampler: PopulationSampler,
+        tensors: PopulationTensors,
+        validation: tuple[PopulationSampler, PopulationTensors] | None = None,
+        *,
+        objective: Objective = "energy_score",
+        n_populations: int = 16,
+        n_cells: int = 64,
+        n_draws: int = 2,
+        n_steps: int = 1000,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+        warmup_steps: int = 50,
+        ema_decay: float = 0.995,
+        p_terminal: float = 0.5,
+        p_drop_condition: float = 0.1,
+        mse_weight: float = 1.0,
+        seed: int = 0,
+        jitter: float = 0.0,
+        compile: bool | str = False,
+    ) -> None:
+        super().__init__()
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective={objective!r} is not one of {OBJECTIVES}.")
+        if objective == "energy_score" and n_draws < 2:
+            raise ValueError(f"n_draws={n_draws}: the energy score compares draws and needs at least 2.")
+        self.module = module
+        self.register_buffer("latent", latent, persistent=False)
+        self.sampler, self.tensors, self.validation = sampler, tensors, validation
+        self.objective, self.seed = objective, seed
+        self.n_populations, self.n_cells, self.n_draws = n_populations, n_cells, n_draws
+        self.n_steps, self.lr, self.weight_decay, self.warmup_steps = n_steps, lr, weight_decay, warmup_steps
+        self.jitter = jitter
+        self.ema_decay, self.mse_weight = ema_decay, mse_weight
+        self.p_terminal, self.p_drop_condition = p_terminal, p_drop_condition
+        # a function, not a module: names of weights in checkpoints stay as they are
+        self._denoise: Callable[..., Tensor] = module.generator.forward
+        if compile:
+            self._denoise = torch.compile(self._denoise, backend="inductor" if compile is True else compile)
+
+        self.last_scores: tuple[Tensor, Tensor] | None = None
+
+    latent: Tensor
+
+    def on_train_epoch_start(self) -> None:
+        """Put cells in a new order."""
+        self.sampler.shuffle()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Draw populations, noise them, denoise them `n_draws` times and score the result."""
+        drawn = self.sampler.draw(self.n_populations, self.n_cells, self.n_draws)
+        clean, start, controls = (self.latent[rows] for rows in (drawn.cells, drawn.starts, drawn.controls))
+        b, k = drawn.group.shape[0], self.n_draws
+        generator, device = self.module.generator, clean.device
+        novelty = torch.randint(self.tensors.n_novelties, (b,), device=device)
+        keep = (torch.rand(b, device=device) >= self.p_drop_condition).float()
+        condition = self.tensors.condition(drawn.group, novelty, keep)
+        if self.jitter:
+            moved = self.jitter * torch.randn(b, clean.shape[-1], device=device)
+            clean, start, controls = clean + moved[:, None], start + moved[:, None, None], controls + moved[:, None]
+            condition = replace(condition, anchor=replace(condition.anchor, centre=condition.anchor.centre + moved))
+        t = generator.schedule.sample_times((b,), self.p_terminal, device)
+        z_t = generator.schedule.add_noise(clean[:, None].expand_as(start), t[:, None], self._noise(start, t))
+        embedded = generator.embed(condition, self.module.features, self.module.has_features)
+        randomness = generator.draw_randomness(b * k, self.n_cells, device)
+        estimate = self._denoise(
+            z_t.flatten(0, 1),
+            t.repeat_interleave(k, 0),
+            start.flatten(0, 1),
+            embedded.repeat_interleave(k, 0),
+            condition.anchor.repeat(k),
+            generator.encode_controls(controls).repeat(k),
+            randomness,
+            drawn.mask.repeat_interleave(k, 0),
+        ).unflatten(0, (b, k))
+        loss = self._objective(estimate, clean, drawn.mask, t).mean()
+        self.log("generator_loss_train", loss, on_step=False, on_epoch=True, batch_size=b, prog_bar=True)
+        return loss
+
+    def _noise(self, start: Tensor, t: Tensor) -> Tensor:
+        """Noise `(b, n_draws, n_cells, n_latent)`: independent at pure noise, else shared by the draws."""
+        noise = self.module.generator.schedule.noise_like(start)
+        return torch.where((t >= 1)[:, None, None, None], noise, noise[:, :1].expand_as(noise))
+
+    def _objective(self, estimate: Tensor, clean: Tensor, mask: Tensor, t: Tensor) -> Tensor:
+        if self.objective == "energy_score":
+            return functional_energy_score(estimate, clean, mask, mask)
+        error = mean_squared_error(estimate, clean, mask)
+        if self.objective == "mse":
+            return error
+        distance = squared_mmd(estimate, clean, mask, mask)
+        return distance if self.objective == "mmd" else distance + self.mse_weight * error
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Move the average of the weights."""
+        step = self.global_step
+        self.module.update_ema(min(self.ema_decay, (1 + step) / (10 + step)))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the scores of the averaged weights."""
+        scores, distances = self.validation_scores()
+        self.last_scores = scores, distances
+        score, distance = scores.mean(), distances.mean()
+        n = self.validation[0].n_populations if self.validation is not None else 1
+        self.log(VALIDATION_METRIC, score, on_epoch=True, batch_size=n, prog_bar=True)
+        self.log("energy_distance_validation", distance, on_epoch=True, batch_size=n)
+
+    @torch.no_grad()
+    def validation_scores(self) -> tuple[Tensor, Tensor]:
+        """Generate held-out populations (at most 128) with the averaged weights from fixed seeds and score them.
+
+        Returns
+        -------
+        Functional energy scores `(n_populations,)` and energy distances (U-statistic) `(n_populations, n_draws)`.
+        """
+        assert self.validation is not None
+        generator = self.module.generator_ema
+        was_training = generator.training
+        generator.eval()
+        with seeded(self.seed, self.device):
+            groups = torch.randperm(self.validation[0].n_populations, device=self.device)[:VALIDATION_POPULATIONS]
+            parts = [self._score_populations(group) for group in groups.split(VALIDATION_CHUNK)]
+        generator.train(was_training)
+        scores, distances = (torch.cat(values) for values in zip(*parts, strict=True))
+        return scores, distances
+
+    def _score_populations(self, group: Tensor) -> tuple[Tensor, Tensor]:
+        """Functional energy score `(b,)` and energy distance `(b, n_draws)` of held-out populations `group` `(b,)`."""
+        assert self.validation is not None
+        sampler, tensors = self.validation
+        generator, k = self.module.generator_ema, VALIDATION_DRAWS
+        cells, mask = sampler.cells.draw(group, min(int(sampler.cells.count.max()), VALIDATION_CELLS))
+        starts, _ = sampler.pools.draw(sampler.pool[group], k * cells.shape[1])
+        start = self.latent[starts].unflatten(1, (k, -1))
+        condition = tensors.condition(group, torch.zeros_like(group), torch.ones(len(group), device=self.device))
+        drawn = generator.sample(
+            start.flatten(0, 1),
+            condition.repeat(k),
+            generator.encode_controls(start[:, 0]).repeat(k),
+            features=self.module.features,
+            has_features=self.module.has_features,
+        ).unflatten(0, (-1, k))
+        # where predictions are used: what is better in the latent space may be worse in the genes it decodes to
+        drawn, target = self.module.expression(drawn), self.module.expression(self.latent[cells])
+        distance = energy_distance(drawn, target[:, None], mask[:, None].expand(-1, k, -1), mask[:, None])
+        return functional_energy_score(drawn, target, mask, mask), distance
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine decay; no weight decay on vectors."""
+        parameters = [p for p in self.module.generator.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        # one call instead of ten for each tensor; Lightning does not clip the gradients of one in mixed precision
+        fused = all(p.device.type in ("cpu", "cuda") for p in parameters) and self.trainer.precision == "32-true"
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=fused)
+
+        def scale(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / self.warmup_steps
+            share = min((step - self.warmup_steps) / max(self.n_steps - self.warmup_steps, 1), 1.0)
+            return 0.1 + 0.45 * (1 + math.cos(math.pi * share))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class StepsDataModule(pl.LightningDataModule):
+    """Counts training steps: populations are drawn on the device inside the step, no cell passes through a loader."""
+
+    def __init__(self, steps_per_epoch: int, with_validation: bool) -> None:
+        super().__init__()
+        self.steps_per_epoch, self.with_validation = steps_per_epoch, with_validation
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader:
+        """Numbers of the steps of an epoch."""
+        return torch.utils.data.DataLoader(range(self.steps_per_epoch), batch_size=None)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> torch.utils.data.DataLoader | list[Any]:
+        """One step: all held-out populations at once."""
+        return torch.utils.data.DataLoader(range(1), batch_size=None) if self.with_validation else []  # type: ignore[arg-type]

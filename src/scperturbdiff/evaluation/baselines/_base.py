@@ -1,0 +1,287 @@
+"""What all baselines share: fitting means, choosing control cells, sampling counts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scperturbdiff.data import (
+    CONTROL_CELL,
+    N_CELLS,
+    POPULATION,
+    ControlPool,
+    assemble_cells,
+    canonical_label,
+    cells_wanted,
+    check_counts,
+    check_obs_key,
+    check_unique_names,
+    closest,
+    log_normalize,
+    preview,
+    read_genes,
+    split_label,
+)
+from scperturbdiff.evaluation.baselines._profiles import NO_DOSE, Profiles, read_contexts, read_profiles
+from scperturbdiff.evaluation.baselines._sampling import (
+    PSEUDO,
+    TARGET_SUM,
+    mean_rows,
+    mean_share,
+    resample,
+    shares_for_log_means,
+)
+from scperturbdiff.seeds import derive_seed, resolve_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from scperturbdiff.evaluation.baselines._profiles import Context, Floats
+
+
+class Change(NamedTuple):
+    """A predicted change of mean expression, shape `(n_genes,)`."""
+
+    values: Floats
+    fold: bool = False
+    """Whether `values` are natural log fold changes of mean expression or shifts of its log-normalised mean."""
+
+
+class Request(NamedTuple):
+    """What is asked for: a condition and the log-normalised mean profile of its controls."""
+
+    context: Context
+    label: str
+    dose: float
+    profile: Floats
+
+
+class Baseline(ABC):
+    """A rule that predicts populations of cells from training means; subclasses say how expression changes.
+
+    Sampling of counts is the same for all of them. The rule gives, per gene, a shift of the mean log-normalised
+    expression or a fold change of mean expression. It is turned into the share each gene should have of a cell's
+    counts (shares add up to 1). Counts of the chosen control cells are then thinned (genes that go down) or gain
+    Poisson counts in proportion to the cell's library size (genes that go up): a gene that does not change keeps its
+    counts, and a cell keeps, on average, the library size of its control cell.
+    """
+
+    profiles_: Profiles
+    genes_: pd.Index
+
+    def fit(
+        self,
+        adata: AnnData,
+        *,
+        perturbation_key: str,
+        control: str,
+        context_keys: Sequence[str] = (),
+        layer: str | None = None,
+        batch_key: str | None = None,
+        dose_key: str | None = None,
+        separator: str = "+",
+    ) -> Self:
+        """Average the training cells.
+
+        Parameters
+        ----------
+        adata
+            Training cells with raw counts; read in blocks of rows, never changed.
+        perturbation_key
+            Column of `adata.obs` with perturbations.
+        control
+            Its label for control cells.
+        context_keys
+            Columns of `adata.obs` that make the context. None: all cells are of one context, and the rules that learn
+            from other contexts use that one.
+        layer
+            Layer with counts; `None` for X. Also read by :meth:`predict`.
+        batch_key
+            Column that predicted cells take over from their control cell. It plays no other part.
+        dose_key
+            Column with positive doses of treated cells. Means are then taken per dose, and a prediction uses the
+            nearest measured dose on the logarithmic scale. `None`: over all doses.
+        separator
+            Joins the names of a combination, whose order does not matter.
+
+        Returns
+        -------
+        The baseline itself.
+
+        Raises
+        ------
+        KeyError
+            For a column or layer that does not exist.
+        ValueError
+            If X is not counts, the control label is absent, or a context has treated cells but no controls.
+        """
+        context_keys = (context_keys,) if isinstance(context_keys, str) else tuple(context_keys)
+        check_unique_names(adata)
+        if batch_key is not None:
+            check_obs_key(adata, batch_key, "batch_key")
+        self.profiles_ = read_profiles(adata, perturbation_key, str(control), context_keys, dose_key, layer, separator)
+        self.genes_ = pd.Index(adata.var_names)
+        self.perturbation_key, self.control, self.context_keys = perturbation_key, str(control), context_keys
+        self.layer, self.batch_key, self.dose_key, self.separator = layer, batch_key, dose_key, separator
+        return self
+
+    def predict(
+        self,
+        controls: AnnData,
+        perturbations: Sequence[str] | pd.DataFrame,
+        *,
+        n_cells: int | None = None,
+        seed: int | None = None,
+    ) -> AnnData:
+        """Predict cells of every perturbation in every context of the controls.
+
+        Parameters
+        ----------
+        controls
+            Control cells with raw counts in `layer`. If `obs` has the perturbation column, only rows with the control
+            label are used; without the column all rows are controls. Genes are matched by name.
+        perturbations
+            Labels, or a DataFrame with one row per wanted perturbation: a column named like `perturbation_key`, with
+            `dose_key` also one of doses, and as wanted `n_cells`. Its other columns are copied to the predicted cells
+            and change nothing.
+        n_cells
+            Cells per context and perturbation. Default: each control cell of the context once. Fewer start from
+            controls whose mean is that of all.
+        seed
+            Seed of the cells and counts. A condition's cells do not depend on what else is predicted.
+
+        Returns
+        -------
+        New AnnData, ordered by context, then perturbation: log-normalised `X`, sampled counts in `layers["counts"]`;
+        `obs` has the columns of perturbation, contexts, batch and dose, `control_cell` and `population`.
+
+        Raises
+        ------
+        ValueError
+            For perturbations the rule knows nothing about (the message has the nearest names), missing genes, no
+            control cell, counts that are not counts.
+        """
+        wanted = self._read_request(perturbations, n_cells)
+        rows = self._control_rows(controls)
+        seed = resolve_seed(seed)
+        code, contexts = read_contexts(controls.obs.iloc[rows], self.context_keys)
+        counts, tables = [], []
+        for number, context in enumerate(contexts):
+            of_context = rows[code == number]
+            cells = read_genes(controls, self.genes_, self.layer, of_context)
+            check_counts(cells, f"the counts of the controls of context {', '.join(context)!r}")
+            obs = controls.obs.iloc[of_context]
+            profile, pool = mean_rows(log_normalize(cells, TARGET_SUM)), ControlPool(cells)
+            for _, row in wanted.iterrows():
+                request = Request(context, row["label"], row["dose"], profile)
+                rng = np.random.default_rng(derive_seed(seed, *context, request.label, request.dose))
+                drawn = np.sort(pool.choose(row[N_CELLS] or len(pool), rng))
+                counts.append(self._sample(cells, drawn, request, rng))
+                tables.append(self._annotate(obs.iloc[drawn], row["columns"]))
+        made_by = {"baseline": type(self).__name__, "seed": seed}
+        obs = pd.concat(tables, ignore_index=True)
+        return assemble_cells(
+            sparse.vstack(counts, format="csr"), obs, pd.DataFrame(index=self.genes_), made_by=made_by
+        )
+
+    def can_predict(self, perturbation: str, context: Sequence[str] = ()) -> bool:
+        """Whether the rule has training cells to go by for this label in this context (at any dose)."""
+        self._check_fitted()
+        near = self.profiles_.controls.get(tuple(context), next(iter(self.profiles_.controls.values())))
+        label = canonical_label(split_label(perturbation, self.separator), self.separator)
+        try:
+            self._change(Request(tuple(context), label, 1.0, self.profiles_.log_means[near]))
+        except ValueError:
+            return False
+        return True
+
+    @abstractmethod
+    def _change(self, request: Request) -> Change | None:
+        """The predicted change; `None` for none. Raises a `ValueError` where the rule has nothing to go by."""
+
+    def _sample(
+        self, cells: sparse.csr_matrix, drawn: NDArray[np.intp], request: Request, rng: np.random.Generator
+    ) -> sparse.csr_matrix:
+        change = self._change(request)
+        if change is None:
+            return cells[drawn]
+        before = mean_share(cells)
+        if change.fold:
+            after = np.maximum((before * TARGET_SUM + PSEUDO) * np.exp(change.values) - PSEUDO, 0.0)
+            after /= after.sum()
+        else:
+            after = shares_for_log_means(cells, request.profile + change.values, rng)
+        return resample(cells[drawn], before, after, rng)
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "profiles_"):
+            raise RuntimeError(f"{type(self).__name__} is not fitted: call fit(adata, ...) first.")
+
+    def _read_request(self, perturbations: Sequence[str] | pd.DataFrame, n_cells: int | None) -> pd.DataFrame:
+        """One row per wanted condition: `label` (canonical), `dose`, `n_cells` (0: all), `columns` (for obs)."""
+        self._check_fitted()
+        if isinstance(perturbations, str):
+            perturbations = [perturbations]
+        if not isinstance(perturbations, pd.DataFrame):
+            perturbations = pd.DataFrame({self.perturbation_key: [str(name) for name in perturbations]})
+        needed = [self.perturbation_key] + ([] if self.dose_key is None else [self.dose_key])
+        absent = [key for key in needed if key not in perturbations]
+        if absent or not len(perturbations):
+            raise ValueError(
+                f"perturbations must have at least one row and the columns {preview(needed)}; "
+                f"missing: {preview(absent)}. With doses, pass a DataFrame."
+            )
+        rows = []
+        for record in perturbations.rename(columns=str).to_dict("records"):
+            name = str(record[self.perturbation_key])
+            if name == self.control:
+                raise ValueError(f"{name!r} is the control label: controls are given, not predicted.")
+            dose = NO_DOSE if self.dose_key is None else float(record[self.dose_key])
+            if self.dose_key is not None and not 0 < dose < np.inf:
+                raise ValueError(f"{self.dose_key}={dose} of {name!r} must be positive and finite.")
+            label = canonical_label(split_label(name, self.separator), self.separator)
+            number = cells_wanted(record.pop(N_CELLS, n_cells), 0)
+            rows.append({"label": label, "dose": dose, N_CELLS: number, "columns": dict(record)})
+        return pd.DataFrame(rows)
+
+    def _control_rows(self, controls: AnnData) -> NDArray[np.intp]:
+        for key in self.context_keys:
+            check_obs_key(controls, key, "context_keys")
+        if self.batch_key is not None:
+            check_obs_key(controls, self.batch_key, "batch_key")
+        if self.perturbation_key not in controls.obs:
+            rows = np.arange(controls.n_obs)
+        else:
+            rows = np.flatnonzero((controls.obs[self.perturbation_key].astype(str) == self.control).to_numpy())
+        if not rows.size:
+            raise ValueError(
+                f"None of the {controls.n_obs} cells to predict from is a control cell "
+                f"(obs[{self.perturbation_key!r}] == {self.control!r})."
+            )
+        return rows
+
+    def _annotate(self, obs: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
+        kept = [*self.context_keys, *([] if self.batch_key is None else [self.batch_key])]
+        table = pd.DataFrame({key: obs[key].astype(object).to_numpy() for key in dict.fromkeys(kept)}, index=obs.index)
+        for name, value in columns.items():
+            if name not in table:
+                table[name] = value
+        table[CONTROL_CELL] = obs.index.to_numpy(dtype=object)
+        table[POPULATION] = "0"
+        order = [self.perturbation_key, *(name for name in table if name != self.perturbation_key)]
+        return table[order]
+
+    def _unknown(self, label: str, known: Sequence[str], where: str = "") -> ValueError:
+        near = closest(label, known)
+        hint = f" Nearest known names: {preview(near)}." if near else ""
+        return ValueError(
+            f"{type(self).__name__} cannot predict perturbation {label!r}{where}: it has no training cells to go by."
+            f"{hint} Known: {preview(known, 30)}."
+        )

@@ -1,0 +1,137 @@
+"""Hand predicted and real cells to cell-eval2 (the extra `eval`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scperturbdiff.evaluation.metrics._inputs import Keys, group_cells, read_expression, require, split_control
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from anndata import AnnData
+
+    from scperturbdiff.evaluation.metrics._inputs import Condition
+
+
+CONTROL = "control"
+
+
+def to_cell_eval(
+    pred: AnnData,
+    real: AnnData,
+    control: str | AnnData,
+    *,
+    perturbation_key: str,
+    context_keys: str | Sequence[str] = (),
+    layer_pred: str | None = "counts",
+    layer_real: str | None = None,
+    target_sum: float = 1e4,
+) -> dict[Condition, tuple[AnnData, AnnData]]:
+    """Predicted and real cells of each context in the form that cell-eval2 reads.
+
+    Parameters
+    ----------
+    pred, real, control, perturbation_key, context_keys, layer_pred, layer_real, target_sum
+        As in :func:`~scperturbdiff.metrics.evaluate`.
+
+    Returns
+    -------
+    For every context (values of `context_keys`) two AnnData, predicted and real: log-normalised expression of the
+    genes of `real` in `X` (float32 CSR), the perturbation in `obs["perturbation"]` with the real control cells of the
+    context, labelled `"control"`, in both. Only perturbations that `pred` holds for the context are kept.
+    """
+    import anndata as ad
+
+    keys = Keys(perturbation_key, (context_keys,) if isinstance(context_keys, str) else tuple(context_keys))
+    treated, control_cells, control_rows = split_control(real, control, keys)
+    label = control if isinstance(control, str) else None
+    predicted = {c: rows for c, rows in group_cells(pred, keys.all, "pred").items() if c[-1] != label}
+    if not predicted:
+        raise ValueError("pred holds no cells of a perturbation: nothing to score.")
+    require(list(predicted), list(treated), "real cells lack conditions of pred,", keys)
+    contexts = list(dict.fromkeys(keys.context(c) for c in predicted))
+    require(contexts, list(control_rows), "there are no real control cells for contexts,", keys)
+
+    def gather(adata: AnnData, layer: str | None, groups: Mapping[Condition, Any], where: str) -> AnnData:
+        names = np.repeat([c[-1] for c in groups], [len(rows) for rows in groups.values()])
+        rows = np.concatenate(list(groups.values()))
+        matrix = read_expression(adata, real.var_names, layer=layer, rows=rows, target_sum=target_sum, where=where)
+        obs = pd.DataFrame({"perturbation": names}, index=[f"{where}-{i}" for i in range(len(rows))])
+        return ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=real.var_names))
+
+    pairs = {}
+    for context in contexts:
+        here = [c for c in predicted if keys.context(c) == context]
+        controls = gather(control_cells, layer_real, {(CONTROL,): control_rows[context]}, "control")
+        sides = (
+            gather(pred, layer_pred, {c: predicted[c] for c in here}, "pred"),
+            gather(real, layer_real, {c: treated[c] for c in here}, "real"),
+        )
+        together = [ad.concat([side, controls]) for side in sides]
+        for cells in together:
+            cells.obs["perturbation"] = cells.obs["perturbation"].astype("category")
+        pairs[context] = (together[0], together[1])
+    return pairs
+
+
+def cell_eval(
+    pred: AnnData,
+    real: AnnData,
+    control: str | AnnData,
+    *,
+    perturbation_key: str,
+    context_keys: str | Sequence[str] = (),
+    layer_pred: str | None = "counts",
+    layer_real: str | None = None,
+    target_sum: float = 1e4,
+    metrics: str | Iterable[str] = "full",
+    **config: Any,
+) -> pd.DataFrame:
+    """Score predicted cells with cell-eval2, context by context.
+
+    Parameters
+    ----------
+    pred, real, control, perturbation_key, context_keys, layer_pred, layer_real, target_sum
+        As in :func:`~scperturbdiff.metrics.evaluate`.
+    metrics
+        A profile of cell-eval2 (`"full"`, `"minimal"`, ...) or names of its metrics.
+    config
+        Further fields of `cell_eval2.EvalConfig`, for instance `target_gene_map` where labels are genes to be left
+        out of their own score. By default no label is taken for a gene.
+
+    Returns
+    -------
+    Tidy table with the columns of `context_keys`, `perturbation_key`, `metric` and `value` under cell-eval2's names.
+    """
+    try:
+        import cell_eval2
+    except ImportError as error:
+        raise ImportError("cell_eval needs cell-eval2: pip install 'scperturbdiff[eval]'.") from error
+
+    names = (context_keys,) if isinstance(context_keys, str) else tuple(context_keys)
+    pairs = to_cell_eval(
+        pred, real, control, perturbation_key=perturbation_key, context_keys=names, layer_pred=layer_pred,
+        layer_real=layer_real, target_sum=target_sum,
+    )  # fmt: skip
+    settings = {
+        "pert_col": "perturbation",
+        "control": CONTROL,
+        "input_type": "lognorm",
+        "target_sum": target_sum,
+        "target_gene_map": {"*": None},
+        "metrics": metrics if isinstance(metrics, str) else list(metrics),
+        **config,
+    }
+    tables = []
+    for context, (predicted, observed) in pairs.items():
+        scores = cell_eval2.compute_metrics(predicted, observed, **settings)
+        table = pd.DataFrame({name: scores[name].to_list() for name in ("perturbation", "metric", "value")})
+        table = table.rename(columns={"perturbation": perturbation_key})
+        for position, (key, value) in enumerate(zip(names, context, strict=True)):
+            table.insert(position, key, value)
+        tables.append(table.astype({"value": np.float64}))
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,254 @@
+"""Score predicted cells against real ones beside simple baselines and a replicate of the real cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from scperturbdiff.evaluation.metrics._baseline_cells import Cells, Controls, baseline_cells
+from scperturbdiff.evaluation.metrics._comparison import Comparison, Observed, Projection
+from scperturbdiff.evaluation.metrics._inputs import (
+    Keys,
+    group_cells,
+    is_anndata,
+    read_expression,
+    require,
+    split_control,
+)
+from scperturbdiff.evaluation.metrics._registry import choose_metrics
+from scperturbdiff.evaluation.metrics._shifts import mean_shift, perturbation_discrimination
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from anndata import AnnData
+
+    from scperturbdiff.evaluation.metrics._inputs import Condition
+    from scperturbdiff.evaluation.metrics._registry import Metric
+
+
+PREDICTION, BASELINE, CEILING = "prediction", "baseline", "ceiling"
+
+
+def evaluate(
+    pred: AnnData | Mapping[str, AnnData],
+    real: AnnData,
+    control: str | AnnData,
+    *,
+    perturbation_key: str,
+    context_keys: str | Sequence[str] = (),
+    condition_keys: str | Sequence[str] = (),
+    layer_pred: str | None = "counts",
+    layer_real: str | None = None,
+    train: AnnData | None = None,
+    baselines: Literal["default"] | Mapping[str, Any] | None = "default",
+    metrics: Iterable[str] | None = None,
+    n_pcs: int = 50,
+    target_sum: float = 1e4,
+    n_top: int = 100,
+    de_method: Literal["t-test", "wilcoxon"] = "t-test",
+    max_cells: int = 2000,
+    ceiling: bool = True,
+    n_splits: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score predicted cells against real ones, beside baselines and a ceiling.
+
+    Every condition (context, perturbation) of `pred` is scored. Both sides are normalised in the same way from counts
+    (to `target_sum` per cell over the genes of `real`, then log1p); shifts use the real controls of the same context;
+    principal components are fitted on real cells only; differential expression is tested at the same number of
+    predicted and real cells. A value that is undefined is NaN, never 0.
+
+    Parameters
+    ----------
+    pred
+        Predicted cells with counts in `layer_pred`, or several models' by name. The genes of `real` are looked up by
+        name; control cells among them are left out.
+    real
+        Real perturbed cells of these conditions with counts in `layer_real`; dense, sparse or backed.
+    control
+        Label of the control cells in `real`, or an AnnData of real control cells with the same genes and layer.
+    perturbation_key
+        Column of `obs` with the perturbation, in `pred` and `real`.
+    context_keys
+        Columns that perturbed cells and their controls share, such as the cell type.
+    condition_keys
+        Further columns that define a condition but not its controls, such as the dose.
+    layer_pred, layer_real
+        Layers with counts; `None` for X.
+    train
+        The real cells the models were trained on, for the principal components and the default baselines; counts in
+        `layer_real`. `None`: components are fitted on `real` and the controls.
+    baselines
+        `"default"`: the rules of :func:`scperturbdiff.baselines.default_baselines` that can predict any of the
+        conditions, fitted on `train` (none without `train`); where one cannot, its values are NaN.
+        Or AnnData of cells as in `pred`, or fitted objects with
+        `predict(controls, perturbations, n_cells=..., seed=...)`, by name.
+    metrics
+        Names from :func:`~scperturbdiff.metrics.metric_table`; `None`: all.
+    n_pcs
+        Principal components for distances between populations.
+    target_sum
+        Counts per cell after normalisation.
+    n_top
+        How many of the genes most differentially expressed in the real cells are "top".
+    de_method
+        Test for differential expression.
+    max_cells
+        Distances between populations use at most this number of cells of each (subsampled; the U-statistics stay
+        unbiased).
+    ceiling
+        Whether to score a replicate: one random half of the real cells of a condition against the other half, with
+        half the cells each, averaged over `n_splits` splits.
+    n_splits
+        Splits for the ceiling.
+    seed
+        Of every random choice: the same seed gives the same table.
+
+    Returns
+    -------
+    Tidy table, one row per model, condition and metric, with columns `model` (`"prediction"` or the names given, the
+    baselines' names, `"ceiling"`), `role` (`"prediction"`, `"baseline"`, `"ceiling"`), those of `context_keys`,
+    `condition_keys` and `perturbation_key`, `metric`, `value`, `n_pred`, `n_real` and `n_control`.
+    """
+    chosen = choose_metrics(metrics)
+    keys = Keys(perturbation_key, _names(context_keys), _names(condition_keys))
+    if n_splits < 1:
+        raise ValueError(f"n_splits={n_splits} must be at least 1.")
+    models = dict(pred) if isinstance(pred, Mapping) else {PREDICTION: pred}
+    treated, control_cells, control_rows = split_control(real, control, keys)
+    label = control if isinstance(control, str) else None
+    conditions = _conditions_of(models, keys, label)
+    require(conditions, list(treated), "real cells lack conditions of pred,", keys)
+    contexts = list(dict.fromkeys(keys.context(c) for c in conditions))
+    require(contexts, list(control_rows), "there are no real control cells for contexts,", keys)
+
+    def read(adata: AnnData, layer: str | None, where: str, rows: Any = None) -> Any:
+        return read_expression(adata, real.var_names, layer=layer, rows=rows, target_sum=target_sum, where=where)
+
+    controls = {c: read(control_cells, layer_real, "control", control_rows[c]) for c in contexts}
+    cells = {c: read(real, layer_real, "real", treated[c]) for c in conditions}
+    projection = _fit_projection(train, cells, controls, read, layer_real, n_pcs, seed)
+
+    def observe(cells_of: Any, condition: Condition) -> Observed:
+        return Observed(cells_of, controls[keys.context(condition)], projection, n_top, de_method, max_cells, seed)
+
+    observed = {c: observe(cells[c], c) for c in conditions}
+    sizes = {c: len(treated[c]) for c in conditions}
+    floors = baseline_cells(
+        baselines, train, Controls(label, control_cells, control_rows), sizes, keys,
+        layers=(layer_pred, layer_real), seed=seed,
+    )  # fmt: skip
+    _check_names(models, floors)
+    rows: list[dict[str, Any]] = []
+    for role, group in ((PREDICTION, {n: Cells(a, layer_pred) for n, a in models.items()}), (BASELINE, floors)):
+        for name, (adata, layer, partial) in group.items():
+            matrix = read(adata, layer, name)
+            where = group_cells(adata, keys.all, name)
+            if not partial:
+                require(conditions, list(where), f"{name}: lacks conditions,", keys)
+            pairs = ((c, Comparison(matrix[where.get(c, [])], observed[c])) for c in conditions)
+            rows += _score(name, role, pairs, chosen, keys)
+    table = _tidy(rows, keys)
+    if ceiling:
+        halves = [_score(CEILING, CEILING, _halves(cells, observe, seed, i), chosen, keys) for i in range(n_splits)]
+        table = pd.concat([table, _average([_tidy(h, keys) for h in halves])], ignore_index=True)
+    return table
+
+
+def _names(keys: str | Sequence[str]) -> tuple[str, ...]:
+    return (keys,) if isinstance(keys, str) else tuple(keys)
+
+
+def _conditions_of(models: Mapping[str, AnnData], keys: Keys, label: str | None) -> list[Condition]:
+    """Conditions to score, the same for all models."""
+    if not models:
+        raise ValueError("pred names no model.")
+    found: dict[str, list[Condition]] = {}
+    for name, adata in models.items():
+        if not is_anndata(adata):
+            raise TypeError(f"pred must be an AnnData or a mapping of names to AnnData, but {name!r} is {type(adata)}.")
+        found[name] = [c for c in group_cells(adata, keys.all, name) if c[-1] != label]
+    wanted = list(dict.fromkeys(c for conditions in found.values() for c in conditions))
+    if not wanted:
+        raise ValueError("pred holds no cells of a perturbation: nothing to score.")
+    for name, conditions in found.items():
+        require(wanted, conditions, f"{name}: lacks conditions that another model predicts,", keys)
+    return wanted
+
+
+def _check_names(models: Mapping[str, Any], floors: Mapping[str, Any]) -> None:
+    twice = sorted(set(models) & set(floors) | ({CEILING} & (set(models) | set(floors))))
+    if twice:
+        raise ValueError(f"Names of models and baselines must differ, and from 'ceiling': {twice}.")
+
+
+def _fit_projection(
+    train: AnnData | None, cells: Any, controls: Any, read: Any, layer: str | None, n_pcs: int, seed: int
+) -> Projection:
+    from scipy import sparse
+
+    limit = 20_000
+    if train is None:
+        fitted_on = sparse.vstack([*cells.values(), *controls.values()], format="csr")
+    else:
+        rows = None
+        if train.n_obs > limit:
+            rows = np.sort(np.random.default_rng(seed).choice(train.n_obs, limit, replace=False))
+        fitted_on = read(train, layer, "train", rows)
+    return Projection(fitted_on, n_pcs=n_pcs, max_cells=limit, seed=seed)
+
+
+def _halves(cells: Mapping[Condition, Any], observe: Any, seed: int, split: int) -> Iterator[tuple[Any, Comparison]]:
+    """One half of the real cells of each condition as prediction, the other as truth."""
+    from scperturbdiff.seeds import derive_seed
+
+    for condition, matrix in cells.items():
+        order = np.random.default_rng(derive_seed(seed, "half", split, *condition)).permutation(matrix.shape[0])
+        middle = len(order) // 2
+        yield condition, Comparison(matrix[order[:middle]], observe(matrix[order[middle:]], condition))
+
+
+def _score(
+    name: str, role: str, pairs: Iterable[tuple[Condition, Comparison]], chosen: Sequence[Metric], keys: Keys
+) -> list[dict[str, Any]]:
+    """Rows of one model: metrics of single conditions, then those that compare the perturbations of a context."""
+    rows: list[dict[str, Any]] = []
+    together = [metric for metric in chosen if metric.compute is None]
+    shifts: dict[Condition, list[tuple[dict[str, Any], Any, Any]]] = {}
+    for condition, pair in pairs:
+        size = {"n_pred": pair.pred.shape[0], "n_real": pair.real.shape[0], "n_control": pair.control.shape[0]}
+        base = {"model": name, "role": role, "condition": condition, **size}
+        for metric in chosen:
+            if metric.compute is not None:
+                rows.append({**base, "metric": metric.name, "value": metric.compute(pair)})
+        if together:
+            both = mean_shift(pair.pred, pair.control), mean_shift(pair.real, pair.control)
+            shifts.setdefault(keys.context(condition), []).append((base, *both))
+    for members in shifts.values():
+        predicted, observed = np.array([m[1] for m in members]), np.array([m[2] for m in members])
+        for metric in together:
+            kind: Any = metric.name.rpartition("_")[2]
+            values = perturbation_discrimination(predicted, observed, metric=kind)
+            rows += [{**m[0], "metric": metric.name, "value": float(v)} for m, v in zip(members, values, strict=True)]
+    return rows
+
+
+def _tidy(rows: list[dict[str, Any]], keys: Keys) -> pd.DataFrame:
+    table = pd.DataFrame(rows)
+    parts = pd.DataFrame(table.pop("condition").tolist(), columns=list(keys.all), index=table.index)
+    sizes = ["n_pred", "n_real", "n_control"]
+    return pd.concat([table[["model", "role"]], parts, table[["metric", "value", *sizes]]], axis=1)
+
+
+def _average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Mean of `value` over tables with the same rows; over the defined ones, NaN where there are none."""
+    out = tables[0].copy()
+    values = np.array([table["value"] for table in tables])
+    defined = np.isfinite(values)
+    total = np.where(defined, values, 0.0).sum(axis=0)
+    out["value"] = np.divide(total, defined.sum(axis=0), out=np.full(len(out), np.nan), where=defined.any(axis=0))
+    return out

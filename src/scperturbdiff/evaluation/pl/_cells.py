@@ -1,0 +1,155 @@
+"""What the figures share: the cells of one condition, colours, axes and labels that keep apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scperturbdiff.data import check_obs_key, closest, preview
+from scperturbdiff.evaluation.metrics import rank_genes, read_expression, top_genes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+
+COLORS = {"control": "#9a9a9a", "real": "#1f6fb4", "predicted": "#e07b1a"}
+
+
+@dataclass
+class Condition:
+    """Log-normalised cells of one condition (CSR, same genes), and the `obs` of each."""
+
+    pred: Any
+    real: Any
+    control: Any
+    genes: pd.Index
+    obs: dict[str, pd.DataFrame]
+    title: str
+
+    @cached_property
+    def ranked(self) -> NDArray[np.intp]:
+        """Genes by the strength of the real change, strongest first."""
+        return top_genes(rank_genes(self.real, self.control), len(self.genes))
+
+    def choose(self, genes: Sequence[str] | None, n: int) -> list[str]:
+        """`genes`, checked, or the `n` that change most in the real cells."""
+        if genes is None:
+            return list(self.genes[self.ranked[:n]])
+        genes = [genes] if isinstance(genes, str) else list(genes)
+        unknown = [gene for gene in genes if gene not in self.genes]
+        if unknown or not genes:
+            near = closest(unknown[0], self.genes) if unknown else []
+            raise ValueError(
+                f"{len(unknown)} of the genes are not in real.var_names: {preview(unknown)}. Nearest: {preview(near)}."
+            )
+        return genes
+
+
+def read_condition(
+    pred: AnnData,
+    real: AnnData,
+    control: str | AnnData,
+    *,
+    perturbation_key: str,
+    perturbation: str | None,
+    context: Mapping[str, str] | None,
+    layer_pred: str | None,
+    layer_real: str | None,
+    target_sum: float,
+) -> Condition:
+    """Find and normalise the cells of one condition; messages name what is missing."""
+    context = dict(context or {})
+    label = control if isinstance(control, str) else None
+    if perturbation is None:
+        check_obs_key(pred, perturbation_key, "perturbation_key")
+        rows = _rows(pred, context, "pred")
+        found = [name for name in pd.unique(pred.obs[perturbation_key].astype(str).iloc[rows]) if name != label]
+        if len(found) != 1:
+            raise ValueError(f"pred holds {len(found)} perturbations: {preview(found)}. Name one: perturbation=...")
+        perturbation = found[0]
+    wanted = {**context, perturbation_key: perturbation}
+    sources: dict[str, tuple[AnnData, dict[str, str], str | None]] = {
+        "pred": (pred, wanted, layer_pred),
+        "real": (real, wanted, layer_real),
+        "control": (real, {**context, perturbation_key: label}, layer_real)
+        if label is not None
+        else (control, context, layer_real),
+    }
+    cells, obs = {}, {}
+    for name, (adata, values, layer) in sources.items():
+        rows = _rows(adata, values, name)
+        cells[name] = read_expression(adata, real.var_names, layer=layer, rows=rows, target_sum=target_sum, where=name)
+        obs[name] = adata.obs.iloc[rows]
+    title = ", ".join([perturbation, *map(str, context.values())])
+    return Condition(cells["pred"], cells["real"], cells["control"], real.var_names, obs, title)
+
+
+def _rows(adata: AnnData, values: Mapping[str, str], where: str) -> NDArray[np.intp]:
+    chosen = np.ones(adata.n_obs, dtype=bool)
+    for key, value in values.items():
+        check_obs_key(adata, key, f"{where}: key")
+        column = adata.obs[key].astype(str).to_numpy()
+        if str(value) not in column:
+            raise ValueError(f"{where}.obs[{key!r}] has no {value!r}. Values: {preview(pd.unique(column), 20)}.")
+        chosen &= column == str(value)
+    if chosen.sum() < 2:
+        raise ValueError(f"{where} has {int(chosen.sum())} cells with {dict(values)}; a figure needs 2 at least.")
+    return np.flatnonzero(chosen)
+
+
+def get_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
+    """`ax`, or the axes of a new figure of this size in inches; without the upper and right spine."""
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        _, ax = plt.subplots(figsize=figsize, layout="constrained")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+_DIRECTIONS = ((1, 0.3), (-1, 0.3), (1, -0.6), (-1, -0.6), (0, 1), (0, -1), (1, 1.2), (-1, 1.2), (1, -1.5), (-1, -1.5))
+_RADII = (8, 16, 26, 38, 52, 68)
+
+
+def label_points(ax: Axes, x: NDArray[Any], y: NDArray[Any], names: Sequence[str], *, fontsize: float = 8) -> None:
+    """Write `names` next to points, each at the nearest place where it covers neither a label nor a labelled point."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    figure = ax.figure
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    pixels = figure.dpi / 72
+    points = ax.transData.transform(np.column_stack([x, y]))
+    taken = [Bbox.from_bounds(px - 3, py - 3, 6, 6) for px, py in points]
+    for (px, py), at, name in zip(points, zip(x, y, strict=True), names, strict=True):
+        text = ax.annotate(
+            name, at, xytext=(0, 0), textcoords="offset points", fontsize=fontsize, va="center",
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.5", "shrinkA": 0, "shrinkB": 2},
+        )  # fmt: skip
+        # Annotation's own extent includes its line; only the letters must keep clear.
+        size = Text.get_window_extent(text, renderer)
+        width, height = size.width + 2, size.height
+        best: tuple[int, float, float, Bbox] | None = None
+        for dx, dy in ((float(radius * a), float(radius * b)) for radius in _RADII for a, b in _DIRECTIONS):
+            left = px + dx * pixels - width * 0.5 * (1 - np.sign(dx))
+            box = Bbox.from_bounds(left, py + dy * pixels - height / 2, width, height)
+            outside = box.x0 < ax.bbox.x0 or box.x1 > ax.bbox.x1 or box.y0 < ax.bbox.y0 or box.y1 > ax.bbox.y1
+            covered = sum(bool(box.overlaps(other)) for other in taken) + 2 * outside
+            if best is None or covered < best[0]:
+                best = covered, dx, dy, box
+            if covered == 0:
+                break
+        if best is not None:
+            _, dx, dy, box = best
+            text.set_position((dx, dy))
+            text.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
+            taken.append(box)

@@ -1,0 +1,139 @@
+"""Look for what would let a model see the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scperturbdiff.data import get_matrix, iter_rows, preview
+from scperturbdiff.evaluation.splits._split import Screen, Split, context_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+
+def leak_report(split: Split, adata: AnnData, *, layer: str | None = None) -> pd.DataFrame:
+    """State, check by check, whether training cells give the held-out cells away.
+
+    Parameters
+    ----------
+    split
+        Return value of a `hold_out_*` function, or the same with changed masks.
+    adata
+        The cells the split was made for, in the same order.
+    layer
+        Layer with counts; `None` for X. Read in blocks of rows.
+
+    Returns
+    -------
+    One row per check: `n` (what was found), `leak` (whether training gives test cells away), `detail`. Checks:
+
+    * `shared_cells`: cells in both parts.
+    * `held_out_condition_trained`: held-out conditions that have treated cells in training.
+    * `held_out_label_trained`: held-out contexts, batches, components or combinations with treated cells in training.
+    * `duplicated_names`: `obs_names` that occur in both parts.
+    * `identical_counts`: test cells whose vector of counts is that of a training cell. A few may be chance
+      where few genes are measured or cells are shallow.
+    * `unseen_perturbations`, `unseen_contexts`, `no_controls`: no leaks, but what a model must cope with: components of
+      test perturbations, and test contexts, without any training cell; test contexts without control cells.
+
+    Raises
+    ------
+    ValueError
+        If `adata` has another number of cells than the split.
+    """
+    if adata.n_obs != split.train.size:
+        raise ValueError(f"adata has {adata.n_obs} cells, but the split was made for {split.train.size}.")
+    screen = Screen(adata, split.perturbation_key, split.control, split.context_keys, split.batch_key, split.separator)
+    train, test = split.train, split.test
+    trained = train & ~screen.is_control
+    conditions = _conditions(screen)
+    both = set(conditions[trained]) & set(conditions[test])
+    shared = set(adata.obs_names[train & ~test]) & set(adata.obs_names[test])
+    twins = _identical_rows(get_matrix(adata, layer), train, test)
+    seen = {part for label in set(screen.perturbation[trained]) for part in screen.parts[label]}
+    asked = {part for label in set(screen.perturbation[test]) for part in screen.parts[label]}
+    contexts = {name: screen.contexts_of(mask) for name, mask in (("train", train), ("test", test))}
+    with_controls = screen.contexts_of(screen.is_control)
+    rows = [
+        ("shared_cells", np.flatnonzero(train & test).tolist(), True),
+        ("held_out_condition_trained", sorted(both), True),
+        ("held_out_label_trained", _trained_labels(split, screen, trained), True),
+        ("duplicated_names", sorted(shared), True),
+        ("identical_counts", adata.obs_names[twins].tolist(), True),
+        ("unseen_perturbations", sorted(asked - seen), False),
+        ("unseen_contexts", _names(contexts["test"] - contexts["train"]), False),
+        ("no_controls", _names(contexts["test"] - with_controls), False),
+    ]
+    return pd.DataFrame(
+        [(len(found), bool(found) and is_leak, preview(found)) for _, found, is_leak in rows],
+        columns=["n", "leak", "detail"],
+        index=pd.Index([name for name, _, _ in rows], name="check"),
+    )
+
+
+def _names(contexts: Iterable[tuple[str, ...]]) -> list[str]:
+    return sorted(context_name(context) for context in contexts)
+
+
+def _conditions(screen: Screen) -> NDArray[np.object_]:
+    """Each cell's condition as text; components in order of the alphabet, so that A+B and B+A are one."""
+    order = {label: screen.separator.join(sorted(parts)) for label, parts in screen.parts.items()}
+    keys = [pd.Series(screen.perturbation).map(order).fillna(screen.control)]
+    keys += [pd.Series(screen.context_table[key].to_numpy()) for key in screen.context_keys]
+    if screen.batch is not None:
+        keys.append(pd.Series(screen.batch))
+    text = keys[0].astype(str)
+    for key in keys[1:]:
+        text = text + ", " + key.astype(str)
+    return text.to_numpy(dtype=object)
+
+
+def _trained_labels(split: Split, screen: Screen, trained: NDArray[np.bool_]) -> list[str]:
+    labels = set(split.labels)
+    if split.kind == "contexts":
+        present = set(_names(screen.contexts_of(trained)))
+    elif split.kind == "batches":
+        present = set(screen.batch[trained]) if screen.batch is not None else set()
+    elif split.kind == "perturbations":
+        present = {part for label in set(screen.perturbation[trained]) for part in screen.parts[label]}
+    elif split.kind == "combinations":
+        labels = {screen.separator.join(sorted(label.split(screen.separator))) for label in labels}
+        present = {screen.separator.join(sorted(screen.parts[label])) for label in set(screen.perturbation[trained])}
+    else:
+        codes = set(screen.condition_code[trained])
+        present = {
+            f"{p} in {context_name(context)}" for (p, context), code in screen.conditions.items() if code in codes
+        }
+    return sorted(labels & present)
+
+
+def _identical_rows(matrix: Any, train: NDArray[np.bool_], test: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Row numbers of test cells with the same entries as some training cell other than themselves."""
+    codes = np.empty(matrix.shape[0], dtype=np.uint64)
+    weights = np.random.default_rng(0).integers(0, 2**63, matrix.shape[1], dtype=np.uint64)
+    start = 0
+    for block in iter_rows(matrix):
+        codes[start : start + block.shape[0]] = _hash_rows(sparse.csr_matrix(block), weights)
+        start += block.shape[0]
+    tested = np.flatnonzero(test)
+    return tested[np.isin(codes[tested], codes[train & ~test])]
+
+
+def _hash_rows(block: sparse.csr_matrix, weights: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One 64-bit number per row that does not depend on the order of its entries (sum of mixed entries)."""
+    block.sum_duplicates()
+    block.eliminate_zeros()
+    mixed = block.data.astype(np.float64).view(np.uint64) ^ weights[block.indices]
+    # The finalisation of splitmix64 (Steele et al. 2014, doi:10.1145/2660193.2660195).
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    total = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)])
+    return total[block.indptr[1:]] - total[block.indptr[:-1]]

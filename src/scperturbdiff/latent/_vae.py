@@ -1,0 +1,126 @@
+"""Stage 1: scvi-tools' count VAE, read and decoded the way the second stage needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module import VAE
+from scvi.module.base import LossOutput
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from scperturbdiff.counts import move_counts
+from scperturbdiff.latent._likelihood import EPS, negative_binomial_log_prob
+
+
+class LatentVAE(VAE):
+    """scvi-tools' negative binomial VAE with deterministic encoding and seeded decoding of counts.
+
+    The dispersions start at one value: scvi-tools starts them at random, and in short runs the random start remains,
+    which adds noise to generated counts.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.dispersion == "gene":
+            torch.nn.init.constant_(self.px_r, 1.0)
+        # a negative binomial has no zero inflation: half of the decoder's outputs that nobody would read
+        self.decoder.px_dropout_decoder = torch.nn.Identity()
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+        kl_weight: Tensor | float = 1.0,
+    ) -> LossOutput:
+        """Negative evidence lower bound, as scvi-tools computes it for a negative binomial."""
+        px = generative_outputs["px"]
+        reconstruction = -negative_binomial_log_prob(tensors[REGISTRY_KEYS.X_KEY], px.mu, px.theta)
+        kl = kl_divergence(inference_outputs["qz"], generative_outputs["pz"]).sum(-1)
+        return LossOutput(
+            loss=torch.mean(reconstruction + kl_weight * kl),
+            reconstruction_loss=reconstruction,
+            kl_local={"kl_divergence_z": kl},
+        )
+
+    @torch.no_grad()
+    def encode(self, counts: Tensor) -> Tensor:
+        """Posterior means `(n_cells, n_latent)` of counts `(n_cells, n_genes)`."""
+        batch = torch.zeros(len(counts), 1, device=counts.device)  # the encoder does not see the batch
+        outputs = self.inference(x=counts, batch_index=batch)
+        mean: Tensor = outputs["qz"].loc
+        return mean
+
+    @torch.no_grad()
+    def decode_counts(self, latent: Tensor, library_size: Tensor, batch: Tensor) -> Tensor:
+        """Sample counts `(n_cells, n_genes)`.
+
+        Parameters
+        ----------
+        latent
+            `(n_cells, n_latent)`, not standardised.
+        library_size
+            Counts per cell, `(n_cells,)`.
+        batch
+            Batch codes, `(n_cells,)`.
+        """
+        outputs = self.generative(z=latent, library=library_size.log()[:, None], batch_index=batch[:, None].long())
+        sampled: Tensor = outputs["px"].sample()
+        return sampled
+
+    @torch.no_grad()
+    def counterfactual_counts(
+        self,
+        latent: Tensor,
+        batch: Tensor,
+        start_counts: Tensor,
+        start_latent: Tensor,
+        start_batch: Tensor,
+        library_ratio: float = 1.0,
+        residual: Tensor | None = None,
+        again: Tensor | None = None,
+    ) -> Tensor:
+        r"""Sample counts of cells as if the control cells they started from had moved in the latent space.
+
+        The mean of gene `g` is :math:`\ell h_g(z)`, :math:`\ell` the cell's library size. What a control cell shows,
+        given its counts, of what the decoder cannot know is kept (:func:`move_counts`): where the VAE is right, counts
+        have its negative binomial law; where it is not, generated cells keep what it cannot reconstruct of real ones.
+
+        Parameters
+        ----------
+        latent
+            Where the cells go, `(n_cells, n_latent)`, not standardised.
+        batch
+            Batch codes to decode with, `(n_cells,)`.
+        start_counts, start_latent, start_batch
+            Counts `(n_cells, n_genes)`, latent vectors and batch codes of the control cells.
+        library_ratio
+            Expected library sizes relative to those of the control cells.
+        residual
+            Log ratio of expected counts to decoded ones, `(n_genes,)`; cells keep their expected library size.
+        again
+            Cells whose control cell another one has already started from, `(n_cells,)`; see :func:`move_counts`.
+
+        Returns
+        -------
+        Counts `(n_cells, n_genes)`.
+        """
+        library = start_counts.sum(-1, keepdim=True)
+        target = (library_ratio * library).log()
+        px = self.generative(z=latent, library=target, batch_index=batch[:, None].long())["px"]
+        before = library * self.decode_frequencies(start_latent, start_batch)
+        after = px.mu
+        if residual is not None:
+            after = after * residual.exp()
+            after = after * (px.mu.sum(-1, keepdim=True) / after.sum(-1, keepdim=True).clamp(min=EPS))
+        return move_counts(start_counts, before, after, px.theta.expand_as(before), again)
+
+    def decode_frequencies(self, latent: Tensor, batch: Tensor) -> Tensor:
+        """Expected share of each gene in a cell's counts `(n_cells, n_genes)`; differentiable."""
+        library = torch.zeros(len(latent), 1, device=latent.device)
+        outputs = self.generative(z=latent, library=library, batch_index=batch[:, None].long())
+        scale: Tensor = outputs["px"].scale
+        return scale

@@ -1,0 +1,721 @@
+"""PerturbDiff: the model as users of scvi-tools know one."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from scperturbdiff.data import build_populations
+from scperturbdiff.diffusion import restore_module
+from scperturbdiff.module import PerturbDiffModule
+from scperturbdiff.prediction import Settings, predict_cells
+from scperturbdiff.seeds import resolve_seed, seeded
+from scperturbdiff.training import TrainerArguments, plan_epochs, train_generator, train_vae
+from scperturbdiff.transfer import adapt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import pandas as pd
+    from anndata import AnnData
+    from mudata import MuData
+
+    from scperturbdiff.diffusion import Sampler
+
+logger = logging.getLogger(__name__)
+
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scperturbdiff.data import as_anndata, check_layer, read_genes, stored_batches, stored_genes, stored_layer
+from scperturbdiff.prediction import (
+    Prediction,
+    encode_rows,
+    perturbation_novelty,
+    perturbation_representation,
+    prepare,
+    response_table,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from mudata import MuData
+    from numpy.typing import NDArray
+
+    from scperturbdiff.data import ConditionSpace
+
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, LayerField, MuDataCategoricalObsField, MuDataLayerField
+from scvi.model.base import BaseModelClass
+from scvi.utils import setup_anndata_dsp
+
+from scperturbdiff.data import CONDITIONS, read_space, rna_view, stored_space
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from mudata import MuData
+
+    from scperturbdiff.data import ConditionSpace
+
+DESCRIBED = (
+    "perturbation_key",
+    "control",
+    "context_keys",
+    "batch_key",
+    "dose_key",
+    "categorical_covariate_keys",
+    "continuous_covariate_keys",
+    "perturbation_embeddings",
+    "control_match_keys",
+    "separator",
+)
+"""Arguments of both set-up methods that say what was done to the cells."""
+
+
+class PerturbDiff(BaseModelClass):
+    """Functional diffusion over populations of cells :cite:p:`yuan2026`.
+
+    Learns how populations of single cells respond to perturbations and generates whole populations for perturbations,
+    contexts or pairs of both that were never measured, from control cells alone. A count VAE :cite:p:`lopez2018` gives
+    the latent space; a set transformer, trained with a proper score for distributions over distributions, generates
+    populations in it.
+
+    Parameters
+    ----------
+    adata
+        AnnData registered via :meth:`setup_anndata`.
+    registry
+        Registry of a saved model; used by :meth:`load` when there is no AnnData.
+    n_latent
+        Dimension of the latent space.
+    n_hidden, n_vae_layers, vae_dropout
+        Width, depth and dropout of the VAE's encoder and decoder.
+    width, n_layers, n_heads, dropout
+        Size of the set transformer.
+    rho
+        Share of the diffusion noise common to all cells of a population, in [0, 1).
+    vae_kwargs
+        Further arguments of :class:`scvi.module.VAE`.
+    generator_kwargs
+        Further arguments of :class:`scperturbdiff.module.Generator`.
+
+    Examples
+    --------
+    >>> adata = scperturbdiff.datasets.simulate()
+    >>> scperturbdiff.PerturbDiff.setup_anndata(
+    ...     adata, perturbation_key="perturbation", control="control", context_keys=["cell_type"]
+    ... )
+    >>> model = scperturbdiff.PerturbDiff(adata)
+    >>> model.train()
+    >>> controls = adata[adata.obs["perturbation"] == "control"]
+    >>> predicted = model.predict(controls, ["P01", "P02"])
+    """
+
+    _module_cls = PerturbDiffModule
+    is_trained_: bool
+    populations_: pd.DataFrame | None
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        n_latent: int = 32,
+        n_hidden: int = 256,
+        n_vae_layers: int = 1,
+        vae_dropout: float = 0.1,
+        width: int = 64,
+        n_layers: int = 2,
+        n_heads: int = 4,
+        dropout: float = 0.0,
+        rho: float = 0.0,
+        vae_kwargs: Mapping[str, Any] | None = None,
+        generator_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(adata, registry)
+        space = self.conditions
+        self.module = self._module_cls(
+            self.summary_stats.n_vars,
+            self.summary_stats.n_batch,
+            n_latent,
+            len(space.components),
+            space.feature_matrix(),
+            [len((space.categories or {})[key]) for key in space.categorical_keys],
+            len(space.continuous_keys),
+            n_hidden=n_hidden,
+            n_vae_layers=n_vae_layers,
+            vae_dropout=vae_dropout,
+            rho=rho,
+            vae_kwargs=vae_kwargs,
+            generator_kwargs={
+                "width": width,
+                "n_layers": n_layers,
+                "n_heads": n_heads,
+                "dropout": dropout,
+                **(generator_kwargs or {}),
+            },
+        )
+        self.populations_: pd.DataFrame | None = None
+        self.vae_is_adapted_ = False
+        self._model_summary_string = (
+            f"PerturbDiff with {len(space.components)} perturbation components, "
+            f"{len(space.contexts)} treated contexts, n_latent: {n_latent}, width: {width}, n_layers: {n_layers}"
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    # ---- set-up --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        perturbation_key: str | None = None,
+        control: str | None = None,
+        *,
+        layer: str | None = None,
+        context_keys: Sequence[str] | str | None = None,
+        batch_key: str | None = None,
+        dose_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
+        perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | str | None = None,
+        control_match_keys: Sequence[str] | None = None,
+        separator: str = "+",
+        **kwargs: Any,
+    ) -> None:
+        """%(summary)s
+
+        Counts, labels and keys are checked here; every error names what is wrong and what is allowed.
+
+        Parameters
+        ----------
+        %(param_adata)s
+        perturbation_key
+            Column of `obs` with the perturbation of each cell: a name, a combination such as ``"A+B"``, or a list of
+            names. `None`: the cells are unperturbed (marginal pretraining).
+        control
+            Value of that column that marks control cells.
+        %(param_layer)s Must hold raw counts.
+        context_keys
+            Columns that name the context: cell type, line, patient. A response is transferred between contexts.
+        %(param_batch_key)s A population does not reach across batches.
+        dose_key
+            Column with the dose, in any unit: a number, or one number a component joined like the names. 0 is control.
+        categorical_covariate_keys, continuous_covariate_keys
+            Further conditions, the same for all cells of a population: time, site, sex.
+        perturbation_embeddings
+            Features of perturbation components: a DataFrame with one row a component, a dict of vectors, or a key of
+            `adata.uns` with either. Components that training never sees can be predicted from theirs.
+        control_match_keys
+            Columns on which a population and its controls should agree, the most important first; controls that agree
+            on most of them are taken. Default: contexts, covariates and batch. Agreement on contexts is required.
+        separator
+            Joins the components of a combination.
+
+        Raises
+        ------
+        KeyError
+            If a key does not exist.
+        ValueError
+            If counts are not counts, names repeat, or labels or doses are wrong.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        space = _read_space(adata, layer, setup_method_args, kwargs)
+        manager = AnnDataManager(
+            fields=[
+                LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
+                CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+                CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, None),
+            ],
+            setup_method_args=setup_method_args,
+        )
+        manager.register_fields(adata, **kwargs)
+        manager.registry[CONDITIONS] = asdict(space)
+        cls.register_manager(manager)
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        rna_layer: str | None = None,
+        perturbation_key: str | None = None,
+        control: str | None = None,
+        *,
+        context_keys: Sequence[str] | str | None = None,
+        batch_key: str | None = None,
+        dose_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        continuous_covariate_keys: Sequence[str] | None = None,
+        perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | str | None = None,
+        control_match_keys: Sequence[str] | None = None,
+        separator: str = "+",
+        modalities: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """%(summary_mdata)s
+
+        Parameters
+        ----------
+        %(param_mdata)s
+        rna_layer
+            Layer of the RNA modality with raw counts; `None` for its `X`.
+        perturbation_key, control, context_keys, batch_key, dose_key, categorical_covariate_keys
+            See :meth:`setup_anndata`.
+        continuous_covariate_keys, perturbation_embeddings, control_match_keys, separator
+            See :meth:`setup_anndata`.
+        modalities
+            Modality of each argument: ``{"rna_layer": "rna"}`` at least; columns are looked up in the global `obs`
+            unless their argument is named too, e.g. ``"perturbation_key": "rna"``.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        of = cls._create_modalities_attr_dict(dict(modalities or {}), setup_method_args)
+        cells = rna_view(mdata, setup_method_args["setup_args"])
+        space = _read_space(cells, rna_layer, setup_method_args, kwargs)
+        manager = AnnDataManager(
+            fields=[
+                MuDataLayerField(
+                    REGISTRY_KEYS.X_KEY, rna_layer, mod_key=of.rna_layer, mod_required=True, is_count_data=True
+                ),
+                MuDataCategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key, mod_key=of.batch_key),
+                MuDataCategoricalObsField(REGISTRY_KEYS.LABELS_KEY, None, mod_key=None),
+            ],
+            setup_method_args=setup_method_args,
+        )
+        manager.register_fields(mdata, **kwargs)
+        manager.registry[CONDITIONS] = asdict(space)
+        cls.register_manager(manager)
+
+    @property
+    def conditions(self) -> ConditionSpace:
+        """The conditions the model knows: keys, components, contexts, doses, covariates, features."""
+        return stored_space(self.registry_)
+
+    # ---- training ------------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        max_epochs_vae: int | None = None,
+        max_epochs_generator: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float = 1.0,
+        validation_size: float | None = None,
+        batch_size: int = 128,
+        early_stopping: bool = True,
+        vae_plan_kwargs: Mapping[str, Any] | None = None,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        ckpt_path: str | Path | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train both stages: the latent VAE, then the generator of populations.
+
+        Parameters
+        ----------
+        max_epochs
+            Upper bound on the epochs of either stage.
+        max_epochs_vae
+            Epochs of the first stage (passes over all cells). Default: 15, within 1,250 to 5,000 steps; none when the
+            model was trained before. 0 keeps the VAE as it is.
+        max_epochs_generator
+            Epochs of the second stage (of 50 steps each). 0 trains the VAE only.
+        accelerator, devices
+            As in scvi-tools; ``"auto"`` takes a GPU where there is one.
+        train_size
+            Share of the cells that the VAE is trained on.
+        validation_size
+            Share of the *populations* held out of the second stage to stop it in time. Default: 0.1, but 8 populations
+            at least and a third of them at most; none if there are fewer than 4.
+        batch_size
+            Cells a step of the first stage.
+        early_stopping
+            Stop the second stage when the energy distance to held-out populations no longer falls. The weights kept are
+            the averaged weights with the best score, whether or not training stopped early.
+        vae_plan_kwargs
+            Passed to :class:`scvi.train.TrainingPlan`, e.g. `lr`, `max_kl_weight`.
+        plan_kwargs
+            Passed to :class:`scperturbdiff.train.GeneratorTrainingPlan`, e.g. `objective`, `n_cells`, `lr`; also
+            `steps_per_epoch`.
+        seed
+            The same seed gives the same training. Default: `scvi.settings.seed`, else one drawn from torch's state.
+        ckpt_path
+            Checkpoint of the second stage, written by a :class:`lightning.pytorch.callbacks.ModelCheckpoint` in
+            `callbacks`: training goes on from there, with the VAE and the seed of the checkpoint, and reaches the state
+            of an uninterrupted run. The other arguments must be those of that run.
+        **trainer_kwargs
+            Passed to :class:`scvi.train.Trainer` in both stages: `callbacks`, `logger`, `enable_progress_bar`,
+            `check_val_every_n_epoch`, `precision`, ...
+        """
+        if self.adata is None:
+            raise ValueError(
+                "The model was loaded without an AnnData, so there is nothing to train on. Load it with adata=..."
+            )
+        vae_epochs, generator_epochs = plan_epochs(
+            self.adata.n_obs,
+            batch_size,
+            max_epochs,
+            max_epochs_vae,
+            max_epochs_generator,
+            trained=self.is_trained_,
+            adapted=self.vae_is_adapted_,
+        )
+        trainer = TrainerArguments(accelerator, devices, trainer_kwargs)
+        seed = resolve_seed(seed)
+        if ckpt_path is not None:
+            vae_epochs, seed = 0, restore_module(self, ckpt_path)
+        # before the first stage, so that populations without controls are known of at once
+        table = build_populations(self.conditions, self._annotated().obs) if generator_epochs else None
+        history: dict[str, pd.DataFrame] = {}
+        with seeded(seed):
+            if vae_epochs:
+                history |= train_vae(self, vae_epochs, batch_size, train_size, trainer, **(vae_plan_kwargs or {}))
+            if table is not None:
+                history |= train_generator(
+                    self,
+                    table,
+                    generator_epochs,
+                    validation_size,
+                    early_stopping,
+                    seed,
+                    trainer,
+                    ckpt_path=ckpt_path,
+                    **(plan_kwargs or {}),
+                )
+        self.history_, self.is_trained_ = history, True
+        self.module.eval()
+
+    @classmethod
+    def load_query_data(
+        cls, adata: AnnData | MuData, reference_model: PerturbDiff | str | Path, *, accelerator: str = "cpu"
+    ) -> PerturbDiff:
+        """A model for new data that starts from the weights of a trained one.
+
+        The new data may have perturbations, contexts, covariates and batches that the reference never saw; a reference
+        trained on unperturbed cells only is adapted to perturbed ones this way. :meth:`train` then adapts the VAE
+        shortly (a fifth of the usual epochs; ``max_epochs_vae=0`` keeps it) and trains the generator on from where it
+        was.
+
+        Parameters
+        ----------
+        adata
+            New data, registered with :meth:`setup_anndata` or :meth:`setup_mudata`; else it is registered with the
+            reference's own arguments. It must have the reference's genes in the same order.
+        reference_model
+            Trained model, or the folder of a saved one. It is not changed.
+        accelerator
+            Where a saved reference is read to.
+
+        Returns
+        -------
+        A model to be trained. Weights are taken over for the VAE (decoder weights of a new batch start as the mean of
+        the known ones), the transformer, and components and covariate values of the same name; the rest starts afresh
+        and is named in the log.
+
+        Raises
+        ------
+        ValueError
+            If genes differ, or the reference is not trained.
+        """
+        if isinstance(reference_model, PerturbDiff):
+            return adapt(cls, adata, reference_model)
+        return adapt(cls, adata, cls.load(str(reference_model), adata=False, accelerator=accelerator))
+
+    @property
+    def populations(self) -> pd.DataFrame | None:
+        """Training populations, their numbers of cells and controls, and whether controls agreed on every key.
+
+        `None` before the second stage was trained.
+        """
+        return None if self.populations_ is None else self.populations_.copy()
+
+    # ---- prediction ----------------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        perturbations: Sequence[str] | pd.DataFrame | None = None,
+        *,
+        n_cells: int | None = None,
+        n_populations: int = 1,
+        n_steps: int | None = None,
+        sampler: Sampler = "renoise",
+        guidance: float = 1.0,
+        perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | None = None,
+        transform_batch: str | None = None,
+        layer: str | None = None,
+        target_sum: float = 1e4,
+        seed: int | None = None,
+        progress: bool = True,
+        output: str | Path | None = None,
+    ) -> AnnData:
+        """Predict populations of cells from control cells.
+
+        Parameters
+        ----------
+        adata
+            Control cells, with the context, batch and covariate columns of :meth:`setup_anndata`; genes are found by
+            name. If it has the perturbation column, only its control cells are used. `None`: the controls the model was
+            trained with. Never changed.
+        perturbations
+            Names (combinations joined by the separator), or a DataFrame with one row a wanted population: a column
+            named like `perturbation_key`, and as wanted the dose, covariates, contexts and `n_cells`. `None`: all
+            training perturbations.
+        n_cells
+            Cells per context and perturbation; batches share them in proportion to their controls. Default: as many as
+            there are controls. Fewer start from controls whose mean expression is that of all.
+        n_populations
+            Independent draws of each population, numbered in ``obs["population"]``.
+        n_steps
+            Network evaluations a population. Default 1. A network that training found no better than the retrieved
+            response alone is silent and evaluated once; ``uns["scperturbdiff"]["n_steps"]`` says how many there were.
+        sampler
+            ``"renoise"``, ``"ddim"`` or ``"dpm++"``; matters for more than one step. See
+            :func:`scperturbdiff.diffusion.sample`.
+        guidance
+            Weight of classifier-free guidance; 1 is off.
+        perturbation_embeddings
+            Features of components that :meth:`setup_anndata` was not given.
+        transform_batch
+            Decode all cells as if they came from this batch.
+        layer
+            Layer of `adata` with raw counts. Default: the one of :meth:`setup_anndata` if `adata` has it, else `X`.
+        target_sum
+            Counts per cell of the log-normalised `X`.
+        seed
+            The same seed gives the same cells. Default: `scvi.settings.seed`, else a random one, kept in `uns`.
+        progress
+            Show a progress bar.
+        output
+            Path of an `.h5ad` or `.zarr` file to write the cells to while they are generated, for requests that do not
+            fit into memory.
+
+        Returns
+        -------
+        A new AnnData of predicted cells: log-normalised expression in `X`, sampled counts in ``layers["counts"]``,
+        latent vectors in ``obsm["X_perturbdiff"]``; in `obs` the perturbation, dose, contexts, covariates and batch
+        under the names of :meth:`setup_anndata`, the control cell each cell started from, and the draw; in
+        ``uns["scperturbdiff"]`` how it was made, the conditions with how each is new to the model, and doses outside
+        the measured range. With `output`, the matrices of the returned AnnData stay on disk.
+
+        Raises
+        ------
+        KeyError
+            If a perturbation was never seen and has no features, or a column is missing.
+        ValueError
+            If genes are missing, there are no controls, or counts are not counts.
+        """
+        prediction = self._prepare(
+            adata,
+            perturbations,
+            perturbation_embeddings,
+            layer,
+            n_cells=n_cells,
+            settings=Settings(resolve_seed(seed), n_populations, 1 if n_steps is None else n_steps, sampler, guidance),
+            transform_batch=transform_batch,
+        )
+        return predict_cells(prediction, target_sum=target_sum, progress=progress, output=output)
+
+    def response(
+        self,
+        adata: AnnData | None = None,
+        perturbations: Sequence[str] | pd.DataFrame | None = None,
+        *,
+        real: AnnData | None = None,
+        n_cells: int | None = None,
+        n_populations: int = 1,
+        pseudocount: float = 0.1,
+        perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | None = None,
+        layer: str | None = None,
+        target_sum: float = 1e4,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> pd.DataFrame:
+        """Fold change of every gene in every condition, of predicted and of observed cells.
+
+        Cells are generated as in :meth:`predict` and averaged as they come; none are kept.
+
+        Parameters
+        ----------
+        adata, perturbations, n_cells, n_populations, perturbation_embeddings, layer, seed, progress
+            See :meth:`predict`.
+        real
+            AnnData with observed treated and control cells. Default: the cells the model was set up with.
+        pseudocount
+            Added to both means before their ratio is taken, in counts per `target_sum`: fold changes of genes far below
+            it shrink to 0.
+        target_sum
+            Counts per cell after normalisation; means are taken without logarithm.
+
+        Returns
+        -------
+        One row per condition (perturbation, dose, contexts, covariates; batches are pooled) and gene, with
+        `control_mean` (of the control cells the generated cells started from), `predicted_mean`, `log2_fold_change`,
+        `observed_mean`, `observed_log2_fold_change` (against the observed cells' own matched controls) and
+        `n_observed`; NaN where a condition was not observed.
+        """
+        prediction = self._prepare(
+            adata,
+            perturbations,
+            perturbation_embeddings,
+            layer,
+            n_cells=n_cells,
+            settings=Settings(resolve_seed(seed), n_populations),
+            transform_batch=None,
+        )
+        real = self._annotated() if real is None and self.adata is not None else real
+        return response_table(
+            prediction,
+            layer=self._layer(prediction.controls, layer),
+            real=real,
+            real_layer=None if real is None else self._layer(real, None),
+            pseudocount=pseudocount,
+            target_sum=target_sum,
+            progress=progress,
+        )
+
+    # ---- what the model knows ------------------------------------------------------------------------------------------
+
+    def get_latent_representation(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, *, layer: str | None = None
+    ) -> NDArray[np.float32]:
+        """Latent vectors of cells: posterior means of the VAE, the space of ``obsm["X_perturbdiff"]`` of predictions.
+
+        Parameters
+        ----------
+        adata
+            Cells; genes are found by name. `None`: the cells the model was set up with.
+        indices
+            Rows wanted, in this order. `None`: all.
+        layer
+            Layer with raw counts; see :meth:`predict`.
+
+        Returns
+        -------
+        Array of shape `(n_cells, n_latent)`.
+        """
+        self._check_trained("get_latent_representation")
+        cells = self._cells(adata)
+        rows = None if indices is None else np.asarray(indices)
+        at = self._layer(cells, layer)
+        check_layer(cells, at)
+        self.module.eval()
+        counts = read_genes(cells, stored_genes(self.registry_), at, rows)
+        latent: NDArray[np.float32] = encode_rows(self.module, counts).cpu().numpy()
+        return latent
+
+    def get_perturbation_representation(
+        self, perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Vectors that the network gives to single perturbation components.
+
+        Parameters
+        ----------
+        perturbation_embeddings
+            Features of further components.
+
+        Returns
+        -------
+        One row per component (those of training, then those with features only), one column per dimension; with doses,
+        at the median training dose.
+        """
+        self._check_trained("get_perturbation_representation")
+        return perturbation_representation(self.module, self._space(perturbation_embeddings))
+
+    def perturbation_novelty(
+        self,
+        names: Sequence[str] | None = None,
+        perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        """How far perturbation components are from those of training.
+
+        Parameters
+        ----------
+        names
+            Components; default: all with a name or features.
+        perturbation_embeddings
+            Features of further components.
+
+        Returns
+        -------
+        One row per component: `in_training`, `has_features`, `feature_distance` (cosine distance of its features to the
+        `nearest` other training component; 0 is the same direction, 1 unrelated) and `anchor_variance` (share of the
+        variance of its response that the training populations leave open, averaged over contexts; near 1 they say
+        nothing about it).
+        """
+        self._check_trained("perturbation_novelty")
+        return perturbation_novelty(self.module, self._space(perturbation_embeddings), names)
+
+    # ---- helpers -------------------------------------------------------------------------------------------------------
+
+    def _prepare(
+        self,
+        adata: AnnData | None,
+        perturbations: Sequence[str] | pd.DataFrame | None,
+        perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | None,
+        layer: str | None,
+        **options: Any,
+    ) -> Prediction:
+        """Check a request before anything is generated."""
+        self._check_trained("predict")
+        space = self._space(perturbation_embeddings)
+        if perturbations is None:
+            perturbations = space.training_request(self.populations_)
+        cells = self._cells(adata)
+        return prepare(
+            self.module,
+            space,
+            cells,
+            perturbations,
+            genes=stored_genes(self.registry_),
+            batches=stored_batches(self.registry_),
+            layer=self._layer(cells, layer),
+            **options,
+        )
+
+    def _space(self, perturbation_embeddings: Any = None) -> ConditionSpace:
+        space = self.conditions
+        return space if perturbation_embeddings is None else space.with_features(perturbation_embeddings)
+
+    def _check_trained(self, what: str) -> None:
+        if not self.is_trained_:
+            raise RuntimeError(f"PerturbDiff.{what} needs a trained model: call train() first, or load a saved one.")
+
+    def _annotated(self) -> AnnData:
+        """The cells the model was set up with, as an AnnData with all annotation in `obs`."""
+        return as_anndata(self.adata, self.registry_)
+
+    def _cells(self, adata: AnnData | MuData | None) -> AnnData:
+        if adata is None and self.adata is None:
+            raise ValueError("The model was loaded without an AnnData: pass adata=... with control cells.")
+        return as_anndata(self.adata if adata is None else adata, self.registry_)
+
+    def _layer(self, adata: AnnData, layer: str | None) -> str | None:
+        if layer is not None:
+            return layer
+        at_setup = stored_layer(self.registry_)
+        return at_setup if at_setup in adata.layers else None
+
+
+def _read_space(
+    adata: AnnData, layer: str | None, setup_method_args: Mapping[str, Any], kwargs: Mapping[str, Any]
+) -> ConditionSpace:
+    given = setup_method_args["setup_args"]
+    return read_space(adata, layer, kwargs.get("source_registry"), **{name: given[name] for name in DESCRIBED})

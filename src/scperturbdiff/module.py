@@ -1,0 +1,163 @@
+"""The joint module: latent VAE, generator with its moving average, anchor, and the scale of the latent space."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scvi.module.base import BaseModuleClass, LossOutput
+from torch import Tensor
+
+from scperturbdiff.diffusion import Generator, NoiseSchedule
+from scperturbdiff.latent import LatentVAE
+from scperturbdiff.retrieval import ResponseAnchor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class PerturbDiffModule(BaseModuleClass):
+    """Everything a saved model needs to generate cells.
+
+    Its own forward pass is the VAE's, so that scvi-tools' training plan trains the first stage; the second stage trains
+    :attr:`generator` and keeps :attr:`generator_ema`, which is what predicts.
+
+    Parameters
+    ----------
+    n_genes, n_batches
+        Genes, and batches that the decoder tells apart.
+    n_latent, n_hidden, n_vae_layers, vae_dropout
+        Size of the VAE.
+    n_names
+        Components seen in training.
+    features
+        Feature table of components, `(n_components, n_features)`, NaN rows where unknown.
+    n_categories, n_numbers
+        Categories of each categorical covariate; number of continuous ones.
+    rho
+        See :class:`scperturbdiff.diffusion.NoiseSchedule`.
+    generator_kwargs
+        Passed to :class:`Generator`.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_batches: int,
+        n_latent: int,
+        n_names: int,
+        features: NDArray[np.floating] | None = None,
+        n_categories: Sequence[int] = (),
+        n_numbers: int = 0,
+        *,
+        n_hidden: int = 256,
+        n_vae_layers: int = 1,
+        vae_dropout: float = 0.1,
+        rho: float = 0.0,
+        vae_kwargs: Mapping[str, Any] | None = None,
+        generator_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.vae = LatentVAE(
+            n_genes,
+            n_batch=n_batches,
+            n_latent=n_latent,
+            n_hidden=n_hidden,
+            n_layers=n_vae_layers,
+            dropout_rate=vae_dropout,
+            gene_likelihood="nb",
+            # the running statistics of batch normalisation lag behind in short runs: decoded controls were off
+            **{"use_batch_norm": "none", "use_layer_norm": "both", **(vae_kwargs or {})},
+        )
+        self.generator = Generator(
+            n_latent,
+            n_names,
+            0 if features is None else features.shape[1],
+            n_categories,
+            n_numbers,
+            schedule=NoiseSchedule(rho),
+            **(generator_kwargs or {}),
+        )
+        self.generator_ema = copy.deepcopy(self.generator).requires_grad_(False)
+        self.anchor = ResponseAnchor()
+        self.register_buffer("latent_mean", torch.zeros(n_latent))
+        self.register_buffer("latent_scale", torch.ones(n_latent))
+        self.register_buffer("feature_scale", torch.ones(()))
+        if features is not None:
+            known = torch.as_tensor(features).isfinite().all(dim=1)
+            self.feature_scale.copy_(torch.as_tensor(features)[known].square().mean().sqrt().clamp_min(1e-8))
+        table, has = self.scale_features(features)
+        self.register_buffer("features", table)
+        self.register_buffer("has_features", has)
+
+    latent_mean: Tensor
+    latent_scale: Tensor
+    feature_scale: Tensor
+    features: Tensor | None
+    has_features: Tensor | None
+
+    def set_latent_scale(self, latent: Tensor) -> None:
+        """Standardise each latent dimension by the mean and deviation of the training cells `(n_cells, n_latent)`."""
+        self.latent_mean.copy_(latent.mean(0))
+        self.latent_scale.copy_(latent.std(0).clamp_min(1e-4))
+
+    def standardize(self, latent: Tensor) -> Tensor:
+        """From the VAE's latent space to the generator's."""
+        return (latent - self.latent_mean) / self.latent_scale
+
+    @torch.no_grad()
+    def expression(self, latent: Tensor, target_sum: float = 1e4) -> Tensor:
+        """Expected log-normalised expression `(..., n_genes)` of standardised latent vectors, as of the first batch."""
+        flat = self.unstandardize(latent.flatten(0, -2))
+        batch = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
+        decoded: Tensor = (target_sum * self.vae.decode_frequencies(flat, batch)).log1p()
+        return decoded.unflatten(0, latent.shape[:-1])
+
+    def unstandardize(self, latent: Tensor) -> Tensor:
+        """From the generator's latent space to the VAE's."""
+        return latent * self.latent_scale + self.latent_mean
+
+    def scale_features(self, features: NDArray[np.floating] | None) -> tuple[Tensor | None, Tensor | None]:
+        """Feature table at the scale the network was trained with, zeros in unknown rows; and which rows are known."""
+        if features is None:
+            return None, None
+        table = torch.as_tensor(features, dtype=torch.float32, device=self.feature_scale.device)
+        known = table.isfinite().all(dim=1)
+        return torch.where(known[:, None], table, torch.zeros_like(table)) / self.feature_scale, known
+
+    @torch.no_grad()
+    def update_ema(self, decay: float) -> None:
+        """Move the averaged generator towards the trained one."""
+        averaged: list[Tensor] = list(self.generator_ema.parameters())
+        trained: list[Tensor] = list(self.generator.parameters())
+        torch._foreach_lerp_(averaged, trained, 1 - decay)
+
+    # ---- BaseModuleClass: the forward pass of the first stage ---------------------------------------------------
+
+    def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: Any) -> dict[str, Any]:
+        return self.vae._get_inference_input(tensors, **kwargs)
+
+    def _get_generative_input(
+        self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any], **kwargs: Any
+    ) -> dict[str, Any]:
+        return self.vae._get_generative_input(tensors, inference_outputs, **kwargs)
+
+    def inference(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Encode; see :class:`scvi.module.VAE`."""
+        return self.vae.inference(*args, **kwargs)
+
+    def generative(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Decode; see :class:`scvi.module.VAE`."""
+        return self.vae.generative(*args, **kwargs)
+
+    def loss(self, *args: Any, **kwargs: Any) -> LossOutput:
+        """Evidence lower bound of the first stage."""
+        return self.vae.loss(*args, **kwargs)
+
+    def sample(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Posterior predictive counts of the first stage; populations come from :meth:`PerturbDiff.predict`."""
+        return self.vae.sample(*args, **kwargs)

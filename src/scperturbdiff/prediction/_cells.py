@@ -1,0 +1,183 @@
+"""Prediction from end to end: request, generation, output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scperturbdiff.data import (
+    CONTROL_CELL,
+    POPULATION,
+    assemble_cells,
+    cells_wanted,
+    check_layer,
+    check_not_empty,
+    check_unique_names,
+    gene_positions,
+    get_matrix,
+    matrix_name,
+)
+from scperturbdiff.prediction._generate import PopulationGenerator, Settings
+from scperturbdiff.prediction._request import plan_request, read_controls, read_wanted
+from scperturbdiff.prediction._stream import CellWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+
+    from scperturbdiff.data import ConditionSpace
+    from scperturbdiff.module import PerturbDiffModule
+    from scperturbdiff.prediction._generate import Piece
+    from scperturbdiff.prediction._request import PopulationRequest
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A request, checked and ready to be generated.
+
+    Attributes
+    ----------
+    space
+        The model's conditions, with the features of this call.
+    controls
+        AnnData with the control cells.
+    genes
+        Names of the model's genes, in order.
+    request
+        What is wanted.
+    generator
+        Generates it.
+    """
+
+    space: ConditionSpace
+    controls: AnnData
+    genes: list[str]
+    request: PopulationRequest
+    generator: PopulationGenerator
+
+    def annotate(self, pieces: Iterable[Piece]) -> pd.DataFrame:
+        """The `obs` of the cells of `pieces`."""
+        pieces = list(pieces)
+        sizes = [len(piece.rows) for piece in pieces]
+        row = np.repeat([piece.population for piece in pieces], sizes)
+        space, request = self.space, self.request
+        columns: dict[str, Any] = {str(space.perturbation_key): pd.Series(request.label, dtype=object).iloc[row]}
+        if space.dose_key is not None:
+            columns[space.dose_key] = pd.Series(request.dose).iloc[row]
+        columns |= {key: request.table[key].iloc[row] for key in space.obs_keys}
+        names = self.controls.obs_names[np.concatenate([piece.rows for piece in pieces])]
+        columns[CONTROL_CELL] = pd.Series(names.to_numpy(dtype=object))
+        columns[POPULATION] = pd.Series(np.repeat([str(piece.draw) for piece in pieces], sizes).astype(object))
+        return pd.DataFrame({key: column.array for key, column in columns.items()})
+
+    def conditions(self) -> pd.DataFrame:
+        """One row per population asked for: what it is, and what training knows of it."""
+        request, space = self.request, self.space
+        table = pd.DataFrame({str(space.perturbation_key): request.label})
+        if space.dose_key is not None:
+            table[space.dose_key] = [str(dose) for dose in request.dose]
+        for key in space.obs_keys:
+            table[key] = request.table[key].to_numpy()
+        evidence = [self.generator.evidence[i] for i in range(len(request))]
+        table["n_cells"] = request.n_cells
+        table["n_controls"] = self.generator.groups.cells.count[request.group]
+        table["novelty"] = [e.novelty for e in evidence]
+        table["anchor_variance"] = [e.anchor_variance for e in evidence]
+        table.index = table.index.astype(str)
+        return table
+
+    def made_by(self) -> dict[str, Any]:
+        """What is kept in `uns` of the cells."""
+        settings, space, request = self.generator.settings, self.space, self.request
+        outside = {
+            f"{label} at {dose}"
+            for label, dose, row in zip(request.label, request.dose, request.table.itertuples(index=False), strict=True)
+            if space.outside_dose_range(row[0], row[1])
+        }
+        keys = {
+            "perturbation": str(space.perturbation_key),
+            "control": str(space.control),
+            "context": list(space.context_keys),
+            "covariates": [*space.categorical_keys, *space.continuous_keys],
+        }
+        keys |= {k: v for k, v in (("dose", space.dose_key), ("batch", space.batch_key)) if v is not None}
+        return {
+            "model": "PerturbDiff",
+            "seed": settings.seed,
+            "n_steps": self.generator.module.generator_ema.n_evaluations(settings.n_steps),
+            "sampler": settings.sampler,
+            "guidance": settings.guidance,
+            "keys": keys,
+            "doses_outside_training": sorted(outside),
+            "conditions": self.conditions(),
+        }
+
+
+def prepare(
+    module: PerturbDiffModule,
+    space: ConditionSpace,
+    adata: AnnData,
+    perturbations: Any,
+    *,
+    genes: Sequence[str],
+    batches: Sequence[str],
+    layer: str | None,
+    n_cells: int | None,
+    settings: Settings,
+    transform_batch: str | None,
+) -> Prediction:
+    """Check a request against the control cells and the model; see :meth:`scperturbdiff.PerturbDiff.predict`."""
+    if space.perturbation_key is None:
+        raise ValueError(
+            "The model was set up without perturbation_key and knows unperturbed cells only. Adapt it to perturbed "
+            "cells with PerturbDiff.load_query_data."
+        )
+    check_unique_names(adata)
+    gene_positions(adata.var_names, genes)
+    if settings.n_populations < 1:
+        raise ValueError(f"n_populations={settings.n_populations} must be at least 1.")
+    cells_wanted(n_cells, 1)  # raises before anything is read, also where the table has numbers of its own
+    wanted = read_wanted(space, perturbations)
+    covariates = [key for key in (*space.categorical_keys, *space.continuous_keys) if key in wanted]
+    check_not_empty(get_matrix(adata, layer), matrix_name(layer))
+    groups = read_controls(space, adata, covariates)
+    # of the controls only: they may be few among the cells of a large file
+    check_layer(adata, layer, np.sort(groups.cells.rows))
+    request = plan_request(space, wanted, groups, n_cells)
+    generator = PopulationGenerator(
+        module, space, adata, pd.Index(genes), layer, list(batches), groups, settings, transform_batch=transform_batch
+    )
+    return Prediction(space, adata, list(genes), request, generator)
+
+
+def predict_cells(
+    prediction: Prediction, *, target_sum: float, progress: bool, output: str | Path | None = None
+) -> AnnData:
+    """Generate cells into memory or, with `output`, piece by piece onto disk.
+
+    Returns
+    -------
+    The cells; with `output` they are backed by that file.
+    """
+    pieces = prediction.generator.generate(prediction.request, progress)
+    var = prediction.controls.var.loc[prediction.genes]
+    if output is not None:
+        with CellWriter(output, target_sum) as writer:
+            kept = [writer.write(piece) for piece in pieces]
+            writer.finish(prediction.annotate(kept), var, kept, prediction.made_by())
+        return writer.open()
+    made = list(pieces)
+    return assemble_cells(
+        sparse.vstack([piece.counts for piece in made], format="csr"),
+        prediction.annotate(made),
+        var,
+        latent=np.concatenate([piece.latent for piece in made]),
+        target_sum=target_sum,
+        made_by=prediction.made_by(),
+    )

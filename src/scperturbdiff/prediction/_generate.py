@@ -1,0 +1,326 @@
+"""Generating the cells of requested populations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from scvi.utils import track
+
+from scperturbdiff.counts import positions
+from scperturbdiff.data import DOSE, PERTURBATION, ControlPool, read_genes
+from scperturbdiff.diffusion import Anchor, Components, Condition
+from scperturbdiff.retrieval import AnchorPrediction, Conditions
+from scperturbdiff.seeds import derive_seed, seeded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from scperturbdiff.data import ConditionSpace
+    from scperturbdiff.diffusion import EncodedControls, Sampler
+    from scperturbdiff.module import PerturbDiffModule
+    from scperturbdiff.prediction._request import ControlGroups, PopulationRequest
+
+
+PIECE = 256
+"""Cells that attend to each other; larger populations are drawn in pieces with the same population noise."""
+CONTEXT_CELLS = 256
+"""Control cells shown to the network, at most."""
+ENCODE_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class GroupState:
+    """A control group, encoded once for all that is asked of it.
+
+    Attributes
+    ----------
+    rows
+        Rows in the AnnData.
+    latent
+        Standardised latent vectors, `(n, n_latent)`.
+    pool
+        The cells and their counts.
+    batch
+        Code of their batch, -1 for one the decoder does not know.
+    controls
+        What the network sees of them.
+    """
+
+    rows: NDArray[np.int64]
+    latent: Tensor
+    pool: ControlPool
+    batch: int
+    controls: EncodedControls
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How populations are drawn; see :meth:`scperturbdiff.PerturbDiff.predict`."""
+
+    seed: int
+    n_populations: int = 1
+    n_steps: int = 1
+    sampler: Sampler = "renoise"
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Generated cells of one draw of one population.
+
+    Attributes
+    ----------
+    population
+        Row of the request.
+    draw
+        Number of the draw.
+    rows
+        Row of the control cell that each cell started from, `(n_cells,)`.
+    counts
+        Sampled counts, `(n_cells, n_genes)`.
+    latent
+        Latent vectors, not standardised, `(n_cells, n_latent)`.
+    """
+
+    population: int
+    draw: int
+    rows: NDArray[np.int64]
+    counts: sparse.csr_matrix
+    latent: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What training knows of a requested population.
+
+    Attributes
+    ----------
+    novelty
+        How the condition is new; see :data:`scperturbdiff.module.kernel.Novelty`.
+    anchor_variance
+        Share of the variance of the mean shift that the training populations leave open: near 0 where they say what
+        happens, near 1 where they say nothing. NaN where there is no retrieved anchor.
+    """
+
+    novelty: str
+    anchor_variance: float
+
+
+class CountChange(NamedTuple):
+    """How counts of a population change beyond what its latent vectors decode to.
+
+    Expected library sizes relative to those of the controls, and the log ratio per gene of expected to decoded counts
+    `(n_genes,)`.
+    """
+
+    library_ratio: float
+    residual: Tensor | None
+
+
+@torch.no_grad()
+def encode_rows(module: PerturbDiffModule, counts: sparse.csr_matrix) -> Tensor:
+    """Latent vectors (posterior means, not standardised) of counts `(n_cells, n_genes)`, on the module's device."""
+    parts = []
+    for start in range(0, counts.shape[0], ENCODE_CHUNK):
+        block = torch.as_tensor(counts[start : start + ENCODE_CHUNK].toarray(), device=module.device)
+        parts.append(module.vae.encode(block))
+    return torch.cat(parts)
+
+
+class PopulationGenerator:
+    """Draws requested populations from the controls of an AnnData.
+
+    Everything random is seeded by what it is for, and every network call has shapes that depend only on the
+    population at hand: a prediction does not depend on what else is in the call, to the last bit.
+
+    Parameters
+    ----------
+    module
+        The trained module, in evaluation mode.
+    space
+        The model's conditions (with the features of this call).
+    adata, genes, layer
+        Where control counts are.
+    batches
+        Batch names the decoder knows, in order of their codes.
+    groups
+        Control groups of `adata`.
+    settings
+        How to draw.
+    transform_batch
+        Decode every cell as if it came from this batch.
+    """
+
+    def __init__(
+        self,
+        module: PerturbDiffModule,
+        space: ConditionSpace,
+        adata: AnnData,
+        genes: pd.Index,
+        layer: str | None,
+        batches: list[str],
+        groups: ControlGroups,
+        settings: Settings,
+        transform_batch: str | None = None,
+    ) -> None:
+        self.transform_batch = transform_batch
+        self.module, self.space, self.settings = module, space, settings
+        self.device = module.device
+        self.evidence: dict[int, Evidence] = {}
+        self.adata, self.genes, self.layer, self.batches = adata, genes, layer, batches
+        self.groups = groups
+        self._states: dict[int, GroupState] = {}
+        self._raw_features = space.feature_matrix()
+        self._features, self._has_features = module.scale_features(self._raw_features)
+
+    def generate(self, request: PopulationRequest, progress: bool = True) -> Iterator[Piece]:
+        """Yield the populations of `request`, each draw on its own, in order."""
+        component, dose = self.space.encode_perturbations(request.table)
+        codes, numbers = self.space.encode_covariates(request.table)
+        context = self.space.context_codes(request.table)
+        batch = self._batch_codes(request)
+        for i in track(range(len(request)), description="Generating populations", disable=not progress):
+            state = self._state(request.group[i])
+            mean = state.latent.double().mean(0).cpu().numpy()[None]
+            asked = Conditions(
+                mean, component[i : i + 1], dose[i : i + 1], context[i : i + 1], np.full(1, 1 / len(state.rows))
+            )
+            condition, change, self.evidence[i] = self._condition(asked, codes[i : i + 1], numbers[i : i + 1])
+            names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
+            for draw in range(self.settings.n_populations):
+                seed = derive_seed(self.settings.seed, *names, draw)
+                yield self._draw(request, i, state, condition, change, batch[i], draw, seed)
+
+    def _batch_codes(self, request: PopulationRequest) -> NDArray[np.int64]:
+        if self.space.batch_key is None:
+            return np.zeros(len(request), np.int64)
+        if self.transform_batch is not None:
+            if self.transform_batch not in self.batches:
+                raise ValueError(
+                    f"transform_batch={self.transform_batch!r} is not one of the training batches {self.batches}."
+                )
+            return np.full(len(request), self.batches.index(self.transform_batch), np.int64)
+        names = pd.Index(request.table[self.space.batch_key].astype(str))
+        codes: NDArray[np.int64] = pd.Index(self.batches).get_indexer(names)
+        if (codes < 0).any():
+            new = request.table.loc[codes < 0, self.space.batch_key].astype(str).unique()
+            raise ValueError(
+                f"Control cells come from batches of obs[{self.space.batch_key!r}] never seen in training: "
+                f"{list(new)}. The decoder knows {self.batches}. Pass transform_batch=... to decode as one of "
+                "these, or adapt the model with load_query_data."
+            )
+        return codes
+
+    def _state(self, group: int) -> GroupState:
+        """Encode a control group, once."""
+        if group not in self._states:
+            rows = self.groups.cells[group]
+            counts = read_genes(self.adata, self.genes, self.layer, rows)
+            latent = self.module.standardize(encode_rows(self.module, counts))
+            own = self.groups.labels.iloc[group].get(self.space.batch_key) if self.space.batch_key else self.batches[0]
+            batch = self.batches.index(str(own)) if str(own) in self.batches else -1
+            shown = latent
+            if len(rows) > CONTEXT_CELLS:
+                names = self.groups.labels.iloc[group].astype(str)
+                order = np.random.default_rng(derive_seed(self.settings.seed, "controls", *names)).permutation(
+                    len(rows)
+                )
+                shown = latent[torch.as_tensor(order[:CONTEXT_CELLS], device=latent.device)]
+            self._states[group] = GroupState(
+                rows, latent, ControlPool(counts), batch, self.module.generator_ema.encode_controls(shown[None])
+            )
+        return self._states[group]
+
+    def _condition(
+        self, conditions: Conditions, codes: NDArray[np.int64], numbers: NDArray[np.float64]
+    ) -> tuple[Condition, CountChange, Evidence]:
+        """Condition of one population, how its counts change, and what training knows of it."""
+        device, known = self.device, self.module.anchor
+        found = AnchorPrediction.none(*conditions.control_mean.shape)
+        evidence = Evidence("control", 0.0) if (conditions.component < 0).all() else Evidence("unknown", np.nan)
+        if known.is_fitted and (conditions.component >= 0).any():
+            novelty = known.novelty(conditions)[0]
+            found = known.predict(conditions, novelty, self._raw_features)
+            prior = known.prior_variance(conditions, novelty, self._raw_features)
+            evidence = Evidence(novelty, float(found.variance[0] / prior[0]))
+
+        def put(values: NDArray, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.as_tensor(values, dtype=dtype, device=device)
+
+        condition = Condition(
+            Components(put(conditions.component, torch.long), put(conditions.dose)),
+            Anchor(put(found.mean), put(found.variance), put(found.spread), put(conditions.control_mean)),
+            put(codes, torch.long),
+            put(numbers),
+            torch.ones(1, device=device),
+        )
+        residual = put(found.residual[0]) if found.residual.size else None
+        return condition, CountChange(float(np.exp(found.library[0])), residual), evidence
+
+    def _draw(
+        self,
+        request: PopulationRequest,
+        i: int,
+        state: GroupState,
+        condition: Condition,
+        change: CountChange,
+        batch: int,
+        draw: int,
+        seed: int,
+    ) -> Piece:
+        rng, n_cells = np.random.default_rng(seed), request.n_cells[i]
+        # the first population is the best guess of one; further ones vary as replicates do
+        chosen = state.pool.resample(n_cells, rng) if draw else state.pool.choose(n_cells, rng)
+        at = torch.as_tensor(chosen, device=state.latent.device)
+        again = torch.ones_like(at, dtype=torch.bool)
+        again[np.unique(chosen, return_index=True)[1]] = False
+        generator, settings = self.module.generator_ema, self.settings
+        latents, counts = [], []
+        with seeded(seed, state.latent.device):
+            shared = torch.randn(1, generator.n_population_noise, device=state.latent.device)
+            for start in range(0, len(chosen), PIECE):
+                piece = at[start : start + PIECE]
+                z = generator.sample(
+                    state.latent[piece][None],
+                    condition,
+                    state.controls,
+                    features=self._features,
+                    has_features=self._has_features,
+                    population_noise=shared,
+                    n_steps=settings.n_steps,
+                    sampler=settings.sampler,
+                    guidance=settings.guidance,
+                )[0]
+                latent = self.module.unstandardize(z)
+                codes = torch.full((len(piece),), batch, device=latent.device)
+                sampled = self.module.vae.counterfactual_counts(
+                    latent,
+                    codes,
+                    torch.as_tensor(state.pool.counts[chosen[start : start + PIECE]].toarray(), device=latent.device),
+                    self.module.unstandardize(state.latent[piece]),
+                    torch.full_like(codes, batch if state.batch < 0 else state.batch),
+                    change.library_ratio,
+                    change.residual,
+                    again[start : start + PIECE],
+                )
+                latents.append(latent.cpu().numpy())
+                counts.append(as_csr(sampled))
+        return Piece(i, draw, state.rows[chosen], sparse.vstack(counts, format="csr"), np.concatenate(latents))
+
+
+def as_csr(dense: Tensor) -> sparse.csr_matrix:
+    """A matrix `(n, m)` most of which is 0 as a sparse one; several times faster than SciPy's conversion."""
+    there = positions(dense != 0)
+    values, position = dense.take(there).cpu().numpy(), there.cpu().numpy()
+    n, m = dense.shape
+    start = np.searchsorted(position, np.arange(n + 1) * m)
+    return sparse.csr_matrix((values, (position % m).astype(np.int32), start.astype(np.int32)), shape=(n, m))

@@ -1,0 +1,224 @@
+"""What a call of `predict` asks for: populations, each a perturbation for a group of control cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scperturbdiff.data import (
+    DOSE,
+    N_CELLS,
+    PERTURBATION,
+    ConditionSpace,
+    Ragged,
+    cells_wanted,
+    check_obs_key,
+    group_rows,
+    preview,
+    read_numbers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+
+_LABEL, _DOSE_TEXT, _ROW = "__label", "__dose_given", "__row"
+
+
+@dataclass(frozen=True)
+class ControlGroups:
+    """Control cells of a call, grouped by context, covariates and batch.
+
+    Attributes
+    ----------
+    labels
+        One row per group, columns `ConditionSpace.obs_keys`.
+    cells
+        Rows of the cells of each group in the AnnData, in the order of their names.
+    """
+
+    labels: pd.DataFrame
+    cells: Ragged
+
+
+@dataclass(frozen=True)
+class PopulationRequest:
+    """Populations to generate, one a row.
+
+    Attributes
+    ----------
+    table
+        :data:`PERTURBATION`, :data:`DOSE` (canonical) and the condition's own covariates.
+    label, dose
+        As the user wrote them.
+    group
+        Number of the control group of each.
+    n_cells
+        Cells wanted of each.
+    """
+
+    table: pd.DataFrame
+    label: list[str]
+    dose: list[Any]
+    group: list[int]
+    n_cells: list[int]
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+
+def read_controls(space: ConditionSpace, adata: AnnData, overridden: Sequence[str] = ()) -> ControlGroups:
+    """Find and group the control cells of `adata`.
+
+    Parameters
+    ----------
+    space
+        The model's conditions.
+    adata
+        Cells. Without the perturbation column all of them are controls; with it, those with the control label.
+    overridden
+        Covariates that the request gives, so that the cells need not have them.
+
+    Raises
+    ------
+    KeyError
+        If a column is missing.
+    ValueError
+        If there is no control cell.
+    """
+    keys = [key for key in space.obs_keys if key not in overridden]
+    for key in keys:
+        check_obs_key(adata, key, "predict needs the same columns as setup_anndata:")
+    rows = np.arange(adata.n_obs)
+    if space.perturbation_key is not None and space.perturbation_key in adata.obs:
+        rows = np.flatnonzero(_bare(space, adata.obs).control_cells(adata.obs))
+        if rows.size == 0:
+            values = adata.obs[space.perturbation_key].astype(str).unique()
+            raise ValueError(
+                f"adata has no control cells: obs[{space.perturbation_key!r}] is never {space.control!r}. "
+                f"Values: {preview(values)}."
+            )
+    if rows.size == 0:
+        raise ValueError("adata has no cells.")
+    rows = rows[np.argsort(adata.obs_names[rows].to_numpy().astype(str), kind="stable")]
+    obs = adata.obs.iloc[rows]
+    for key in keys:
+        if obs[key].isna().any():
+            raise ValueError(f"obs[{key!r}] is missing (NaN) for {int(obs[key].isna().sum())} control cells.")
+    labels, codes = group_rows(obs, keys)
+    return ControlGroups(labels, Ragged.from_codes(codes, rows, len(labels)))
+
+
+def read_wanted(space: ConditionSpace, perturbations: Any) -> pd.DataFrame:
+    """The request as a table: canonical perturbation and dose, and whatever else the user asked for.
+
+    Parameters
+    ----------
+    space
+        The model's conditions.
+    perturbations
+        Names, or a DataFrame with a column named like the perturbation key (or ``"perturbation"``) and, as wanted, the
+        dose key, covariates, context and batch keys (to choose among control cells) and ``n_cells``.
+    """
+    if isinstance(perturbations, str):
+        raise TypeError(
+            f"perturbations={perturbations!r} must be a list of names or a DataFrame; pass [{perturbations!r}]."
+        )
+    if isinstance(perturbations, pd.DataFrame):
+        wanted = perturbations.reset_index(drop=True).copy()
+    else:
+        wanted = pd.DataFrame({str(space.perturbation_key): pd.Series(list(perturbations), dtype=object)})
+    name = space.perturbation_key if space.perturbation_key in wanted else "perturbation"
+    if name not in wanted:
+        raise KeyError(f"perturbations has no column {space.perturbation_key!r}. Columns: {preview(wanted.columns)}.")
+    allowed = {name, space.dose_key, N_CELLS, *space.obs_keys}
+    extra = [column for column in wanted.columns if column not in allowed]
+    if extra:
+        raise KeyError(
+            f"perturbations has columns the model knows nothing of: {preview(extra)}. "
+            f"Allowed: {preview(sorted(filter(None, allowed)))}."
+        )
+    if len(wanted) == 0:
+        raise ValueError("perturbations is empty.")
+    if space.dose_key is not None and space.dose_key not in wanted:
+        raise ValueError(
+            f"The model was set up with dose_key={space.dose_key!r}: give a dose for each perturbation, "
+            f"e.g. pd.DataFrame({{{name!r}: [...], {space.dose_key!r}: [...]}})."
+        )
+    labels = pd.DataFrame({space.perturbation_key: wanted[name].astype(object)})
+    if space.dose_key is not None:
+        labels[space.dose_key] = wanted[space.dose_key].astype(object)
+    canonical = _bare(space, labels).read_labels(labels)
+    wanted[PERTURBATION], wanted[DOSE] = canonical[PERTURBATION], canonical[DOSE]
+    wanted[_LABEL] = [
+        space.separator.join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in wanted[name]
+    ]
+    wanted[_DOSE_TEXT] = _one_type(wanted[space.dose_key]) if space.dose_key is not None else ""
+    space.encode_perturbations(wanted)  # unknown components raise before anything is computed
+    for key in space.continuous_keys:
+        if key in wanted:
+            read_numbers(wanted[key], key, "rows")
+    return wanted
+
+
+def _bare(space: ConditionSpace, table: pd.DataFrame) -> ConditionSpace:
+    """What of the space says how to read labels, and doses where `table` has them."""
+    dose = space.dose_key if space.dose_key in table else None
+    return ConditionSpace(space.perturbation_key, space.control, space.separator, dose_key=dose)
+
+
+def _one_type(doses: pd.Series) -> pd.Series:
+    """Doses as numbers where all are, else as text: a column of both cannot be written to a file."""
+    text = doses.map(lambda dose: isinstance(dose, str | list | tuple | np.ndarray))
+    return doses.astype(str) if text.any() else doses.astype(float)
+
+
+def plan_request(
+    space: ConditionSpace, wanted: pd.DataFrame, groups: ControlGroups, n_cells: int | None
+) -> PopulationRequest:
+    """Cross the wanted perturbations with the control groups.
+
+    `n_cells` counts the cells of one perturbation in one context; batches share them in proportion to their controls.
+    """
+    chosen_by = [key for key in groups.labels.columns if key in wanted]
+    given = [key for key in space.obs_keys if key not in groups.labels.columns]
+    contexts = space.context_labels(groups.labels).to_numpy() if len(groups.labels) else np.empty(0)
+    rows, label, dose, group, number = [], [], [], [], []
+    for i in range(len(wanted)):
+        row = wanted.iloc[i]
+        fits = np.ones(len(groups.cells), bool)
+        for key in chosen_by:
+            fits &= (groups.labels[key].astype(str) == str(row[key])).to_numpy()
+        if not fits.any():
+            asked = {key: row[key] for key in chosen_by}
+            raise ValueError(
+                f"No control cells for {row[_LABEL]!r} with {asked}. "
+                f"Groups: {preview(groups.labels.astype(str).agg(' / '.join, axis=1))}."
+            )
+        for context in dict.fromkeys(contexts[fits]):
+            members = np.flatnonzero(fits & (contexts == context))
+            sizes = groups.cells.count[members]
+            total = cells_wanted(row.get(N_CELLS, n_cells), int(sizes.sum()))
+            for member, n in zip(members, _share(total, sizes), strict=True):
+                if n:
+                    own = {key: row[key] for key in given} | groups.labels.iloc[member].to_dict()
+                    rows.append({PERTURBATION: row[PERTURBATION], DOSE: row[DOSE], **own})
+                    label.append(row[_LABEL])
+                    dose.append(row[_DOSE_TEXT])
+                    group.append(int(member))
+                    number.append(int(n))
+    return PopulationRequest(pd.DataFrame(rows), label, dose, group, number)
+
+
+def _share(total: int, sizes: np.ndarray) -> np.ndarray:
+    """Split `total` in proportion to `sizes`, largest remainders first."""
+    exact = total * sizes / sizes.sum()
+    out = np.floor(exact).astype(int)
+    order = np.argsort(-(exact - out), kind="stable")
+    out[order[: total - out.sum()]] += 1
+    return out

@@ -1,0 +1,88 @@
+"""Conditions as retrieval compares them, and how one can be new to the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    pass
+
+
+Novelty = Literal["seen", "replicate", "pair", "context", "perturbation"]
+"""How a condition is new: not at all; this population; the perturbation in this context; the context; a component."""
+NOVELTIES: tuple[Novelty, ...] = get_args(Novelty)
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the kernel compares: `n` populations.
+
+    Attributes
+    ----------
+    control_mean
+        Mean of the matched controls in the standardised latent space, `(n, n_latent)`.
+    component
+        Rows of the component table, `(n, c)`, -1 for none.
+    dose
+        Log-scaled dose of each component, `(n, c)`.
+    context
+        Label of the context, `(n,)`.
+    noise
+        Sampling variance of the mean shift per dimension, about `1 / n_treated + 1 / n_controls`, `(n,)`.
+    """
+
+    control_mean: Floats
+    component: NDArray[np.int64]
+    dose: Floats
+    context: NDArray[np.int64]
+    noise: Floats
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def take(self, rows: NDArray[np.integer] | slice) -> Conditions:
+        """The conditions of `rows`."""
+        return Conditions(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    def same_perturbation(self, other: Conditions) -> NDArray[np.bool_]:
+        """Where the sets of components and doses agree, `(len(self), len(other))`."""
+        width = max(self.component.shape[1], other.component.shape[1])
+        mine, theirs = (np.sort(_tokens(c, width), axis=1) for c in (self, other))
+        return (mine[:, None, :] == theirs[None, :, :]).all(-1)
+
+    def share_component(self, other: Conditions) -> NDArray[np.bool_]:
+        """Where at least one component is common, `(len(self), len(other))`."""
+        a, b = self.component[:, None, :, None], other.component[None, :, None, :]
+        return ((a == b) & (a >= 0)).any((-1, -2))
+
+    def excluded(self, other: Conditions, novelty: Novelty) -> NDArray[np.bool_]:
+        """Which of `other` may not be used for conditions that are new in the way of `novelty`."""
+        if novelty in ("seen", "replicate"):
+            return np.zeros((len(self), len(other)), bool)
+        same_context = self.context[:, None] == other.context[None, :]
+        if novelty == "context":
+            return same_context
+        if novelty == "pair":
+            return same_context & self.same_perturbation(other)
+        return self.share_component(other)
+
+    def pair_codes(self) -> NDArray[np.int64]:
+        """Number of the (context, perturbation, dose) of each population, `(n,)`."""
+        keys = np.column_stack([self.context, np.sort(_tokens(self, self.component.shape[1]), axis=1)])
+        return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _tokens(conditions: Conditions, width: int) -> Floats:
+    """One number for each component with its dose, `(n, width)`; equal where both agree, -1 where there is none."""
+    tokens = np.where(conditions.component >= 0, conditions.component + np.arctan(conditions.dose) / np.pi, -1.0)
+    return np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])), constant_values=-1.0)
+
+
+def n_components(*conditions: Conditions) -> int:
+    """One more than the highest component in use."""
+    return 1 + max(int(c.component.max(initial=0)) for c in conditions)

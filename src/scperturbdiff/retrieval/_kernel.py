@@ -1,0 +1,182 @@
+"""Prior covariance of responses: how much the response of one condition says about another's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scperturbdiff.retrieval._conditions import Conditions, Floats
+from scperturbdiff.retrieval._covariance import additive_covariance, interaction_covariance, squared_distances
+from scperturbdiff.retrieval._doses import DoseStrength
+
+if TYPE_CHECKING:
+    from scperturbdiff.retrieval._similarity import ResponseSimilarity
+
+
+class FeatureMoments(NamedTuple):
+    """Mean `(n_features,)` of the features of training components and their mean squared distance from it.
+
+    Of training components only, so that a prediction does not depend on what else is asked for.
+    """
+
+    centre: Floats
+    size: float
+
+    @classmethod
+    def of(cls, features: Floats, conditions: Conditions) -> FeatureMoments | None:
+        """Moments of the components of `conditions` that have features; `None` where none has."""
+        rows = features[np.unique(conditions.component[conditions.component >= 0])]
+        rows = np.asarray(rows[np.isfinite(rows).all(axis=1)], np.float64)
+        if not len(rows):
+            return None
+        centre = rows.mean(axis=0)
+        return cls(centre, max(float(((rows - centre) ** 2).sum(axis=1).mean()), 1e-12))
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Parameters of the kernel.
+
+    Attributes
+    ----------
+    context_scale
+        Length scale of the similarity of contexts, in units of the median distance between contexts.
+    context_share
+        Share of a response that depends on the context (the rest is common to all contexts).
+    common_share
+        Share of a response that all perturbations have in common.
+    feature_share
+        Share of a component's response that its features explain.
+    feature_linear
+        Share of that in which responses are linear in features; the rest is alike where features are alike.
+    feature_scale
+        Length scale of the latter, in units of cosine distance.
+    dose_scale
+        Length scale of the similarity of doses, in doublings.
+    dose_strength
+        Power of the strength of doses: 0 if the strength of responses says nothing about doses, 1 if it is theirs.
+    nugget
+        Variance between populations that nothing explains, relative to the signal.
+    response_share
+        Share of the covariance that is learned from the responses themselves.
+    interaction
+        Variance of what pairs do beyond the sum of their components. Pairs of components that respond alike when alone
+        interact alike.
+    """
+
+    context_scale: float = 0.5
+    context_share: float = 0.8
+    common_share: float = 0.2
+    feature_share: float = 0.0
+    feature_linear: float = 0.5
+    feature_scale: float = 0.25
+    dose_scale: float = 3.0
+    dose_strength: float = 1.0
+    nugget: float = 0.05
+    response_share: float = 0.0
+    interaction: float = 0.0
+
+
+GRID: dict[str, tuple[float, ...]] = {
+    "context_scale": (0.15, 0.25, 0.4, 0.7, 1.2, 3.0),
+    "context_share": (0.0, 0.3, 0.6, 0.9, 1.0),
+    "common_share": (0.0, 0.1, 0.3, 0.6),
+    "feature_share": (0.0, 0.3, 0.6, 0.9, 0.99),
+    "feature_linear": (0.0, 0.5, 1.0),
+    "feature_scale": (0.1, 0.25, 0.5, 1.0),
+    "dose_scale": (1.0, 2.0, 3.0, 5.0, 8.0),
+    "dose_strength": (0.0, 0.5, 1.0),
+    "nugget": (0.01, 0.05, 0.2, 0.5, 1.0),
+    "interaction": (0.0, 0.1, 0.3, 1.0),
+}
+"""Values tried for each parameter of the kernel."""
+RESPONSE_SHARES = (0.5, 0.8, 1.0)
+
+
+@dataclass(frozen=True)
+class ResponseKernel:
+    """Prior covariance of the mean shifts of conditions, relative to the signal.
+
+    Parameters
+    ----------
+    widths
+        Its parameters.
+    median_distance
+        Median distance between contexts.
+    features
+        Feature table of components, `(n_components, n_features)`, NaN rows where unknown.
+    moments
+        Of the features of training components.
+    learned
+        Similarities learned from responses, for ``widths.response_share``.
+    alike
+        How alike components respond when alone, `(n_components, n_components)`, for ``widths.interaction``.
+    strength
+        How strongly doses act.
+    """
+
+    widths: Widths
+    median_distance: float = 1.0
+    features: Floats | None = None
+    moments: FeatureMoments | None = None
+    learned: ResponseSimilarity | None = None
+    alike: Floats | None = None
+    strength: DoseStrength = field(default_factory=DoseStrength)
+
+    def __call__(self, a: Conditions, b: Conditions) -> Floats:
+        """Covariance of the shifts of `a` and `b`, `(len(a), len(b))`."""
+        share, common = self.widths.response_share, self.widths.common_share
+        shared = self._doses(_mean_dose(a), _mean_dose(b))
+        perturbations = common * shared + (1 - common) * additive_covariance(a, b, self._components, self._doses)
+        if self.widths.interaction and self.alike is not None:
+            perturbations = perturbations + self.widths.interaction * interaction_covariance(a, b, self.alike) * shared
+        out = (1 - share) * self.contexts(a.control_mean, b.control_mean) * perturbations
+        return out + share * self.learned(a, b, self._doses) if share and self.learned is not None else out
+
+    def diagonal(self, a: Conditions) -> Floats:
+        """Variance of the shift of each of `a`, `(len(a),)`."""
+        return np.diagonal(self(a, a))
+
+    def contexts(self, a: Floats, b: Floats) -> Floats:
+        """Similarity of contexts with control means `a` and `b`."""
+        squared = np.maximum(squared_distances(a, b), 0)
+        near = np.exp(-0.5 * squared / (self.widths.context_scale * self.median_distance) ** 2)
+        return (1 - self.widths.context_share) + self.widths.context_share * near
+
+    def _doses(self, a: Floats, b: Floats) -> Floats:
+        """Covariance of the responses at log-scaled doses, `(len(a), len(b))`."""
+        near = np.exp(-0.5 * ((a[:, None] - b[None, :]) / self.widths.dose_scale) ** 2)
+        power = self.widths.dose_strength
+        covariance: Floats = near * np.outer(self.strength(a) ** power, self.strength(b) ** power)
+        return covariance
+
+    @cached_property
+    def _directions(self) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+        """Features of components at length 1 and less their mean, and which components have any."""
+        assert self.moments is not None
+        table = np.asarray(self.features, np.float64)
+        known = np.asarray(np.isfinite(table).all(axis=1))
+        unit = np.where(known[:, None], table, 0.0)
+        unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+        return unit, np.where(known[:, None], table - self.moments.centre, 0.0), known
+
+    def _components(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Floats:
+        """Covariance of the responses to single components: a part of its own and the part that features share."""
+        same = (first[:, None] == second[None, :]).astype(np.float64)
+        share, linear = self.widths.feature_share, self.widths.feature_linear
+        if self.features is None or self.moments is None or share == 0:
+            return same
+        unit, centred, known = self._directions
+        alike = np.exp((unit[first] @ unit[second].T - 1) / self.widths.feature_scale)
+        alike = linear * (centred[first] @ centred[second].T / self.moments.size) + (1 - linear) * alike
+        return (1 - share) * same + share * np.where(np.outer(known[first], known[second]), alike, same)
+
+
+def _mean_dose(conditions: Conditions) -> Floats:
+    there = conditions.component >= 0
+    mean: Floats = (conditions.dose * there).sum(1) / np.maximum(there.sum(1), 1)
+    return mean
