@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from scperturbdiff.data import build_populations
+import numpy as np
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, LayerField, MuDataCategoricalObsField, MuDataLayerField
+from scvi.model.base import BaseModelClass
+from scvi.utils import setup_anndata_dsp
+
+from scperturbdiff.data import (
+    CONDITIONS,
+    as_anndata,
+    build_populations,
+    check_layer,
+    read_genes,
+    read_space,
+    rna_view,
+    stored_batches,
+    stored_genes,
+    stored_layer,
+    stored_space,
+)
 from scperturbdiff.diffusion import restore_module
 from scperturbdiff.module import PerturbDiffModule
-from scperturbdiff.prediction import Settings, predict_cells
+from scperturbdiff.prediction import (
+    Prediction,
+    Settings,
+    encode_rows,
+    perturbation_novelty,
+    perturbation_representation,
+    predict_cells,
+    prepare,
+    response_table,
+)
 from scperturbdiff.seeds import resolve_seed, seeded
 from scperturbdiff.training import TrainerArguments, plan_epochs, train_generator, train_vae
 from scperturbdiff.transfer import adapt
@@ -20,56 +49,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from mudata import MuData
-
-    from scperturbdiff.diffusion import Sampler
-
-logger = logging.getLogger(__name__)
-
-
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-from scperturbdiff.data import as_anndata, check_layer, read_genes, stored_batches, stored_genes, stored_layer
-from scperturbdiff.prediction import (
-    Prediction,
-    encode_rows,
-    perturbation_novelty,
-    perturbation_representation,
-    prepare,
-    response_table,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import pandas as pd
-    from anndata import AnnData
-    from mudata import MuData
     from numpy.typing import NDArray
 
     from scperturbdiff.data import ConditionSpace
+    from scperturbdiff.diffusion import Sampler
 
-
-from dataclasses import asdict
-from typing import TYPE_CHECKING
-
-from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
-from scvi.data.fields import CategoricalObsField, LayerField, MuDataCategoricalObsField, MuDataLayerField
-from scvi.model.base import BaseModelClass
-from scvi.utils import setup_anndata_dsp
-
-from scperturbdiff.data import CONDITIONS, read_space, rna_view, stored_space
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import pandas as pd
-    from anndata import AnnData
-    from mudata import MuData
-
-    from scperturbdiff.data import ConditionSpace
+logger = logging.getLogger(__name__)
 
 DESCRIBED = (
     "perturbation_key",

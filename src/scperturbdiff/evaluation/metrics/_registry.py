@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.evaluation.metrics import distances, expression, shifts
+from scperturbdiff.evaluation.metrics import _distances as distances
+from scperturbdiff.evaluation.metrics import _expression as expression
+from scperturbdiff.evaluation.metrics import _shifts as shifts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.evaluation.metrics import shifts
+from scperturbdiff.evaluation.metrics._shifts import mean_shift as shift_of_means
+from scperturbdiff.evaluation.metrics._shifts import pearson
 from scperturbdiff.evaluation.pl._cells import COLORS, get_axes, label_points, read_condition
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def mean_shift(
         layer_pred=layer_pred, layer_real=layer_real, target_sum=target_sum,
     )  # fmt: skip
     names = cells.choose(genes, n_label) if genes is not None or n_label > 0 else []
-    observed, predicted = (shifts.mean_shift(matrix, cells.control) for matrix in (cells.real, cells.pred))
+    observed, predicted = (shift_of_means(matrix, cells.control) for matrix in (cells.real, cells.pred))
     at = cells.genes.get_indexer(pd.Index(names))
     ax = get_axes(ax, (4.6, 4.4))
     low, high = min(observed.min(), predicted.min()), max(observed.max(), predicted.max())
@@ -76,7 +77,7 @@ def mean_shift(
     ax.axvline(0, color="0.88", lw=0.8, zorder=0)
     ax.scatter(observed, predicted, s=9, color="0.55", alpha=0.6, linewidths=0, rasterized=len(observed) > 5000)
     ax.scatter(observed[at], predicted[at], s=16, color=COLORS["predicted"], linewidths=0, zorder=3)
-    r = shifts.pearson(observed, predicted)
+    r = pearson(observed, predicted)
     ax.set_title(f"{cells.title}  (r = {r:.2f}, {len(observed)} genes)", fontsize=10)
     ax.set_xlabel("observed mean shift")
     ax.set_ylabel("predicted mean shift")
