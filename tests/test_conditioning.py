@@ -381,7 +381,7 @@ def test_conditions_of_a_prediction_say_how_they_are_new() -> None:
 def test_cells_written_to_disk_are_the_same(
     doses_and_covariates: tuple[spd.PerturbDiff, AnnData], tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scperturbdiff.prediction.stream.BUFFER_CELLS", 10)
+    monkeypatch.setattr("scperturbdiff.prediction._stream.BUFFER_CELLS", 10)
     model, adata = doses_and_covariates
     request, path = wanted(True, True, True), tmp_path / f"cells.{suffix}"
     kwargs = {"n_cells": 7, "n_populations": 2, "seed": 3, "progress": False}
@@ -408,7 +408,7 @@ def test_output_that_cannot_be_written(
     def fail(*args: object) -> None:
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr("scperturbdiff.prediction.stream.CellWriter.finish", fail)
+    monkeypatch.setattr("scperturbdiff.prediction._stream.CellWriter.finish", fail)
     with pytest.raises(RuntimeError, match="disk full"):
         model.predict(adata, wanted(True, True, False), output=tmp_path / "cells.h5ad", progress=False)
     assert not (tmp_path / "cells.h5ad").exists()

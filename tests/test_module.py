@@ -1,25 +1,19 @@
-"""The generator of populations: symmetries of the network, conditions, guidance."""
+"""The joint module: moving average, latent scale, features, state."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import io
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from scperturbdiff.diffusion import NoiseSchedule
-from scperturbdiff.diffusion import Sampler
-from scperturbdiff.diffusion import Anchor, Components, Condition, Generator
-from scperturbdiff.diffusion._condition import Randomness
-from scperturbdiff.diffusion import NOISE_GRID
-from scperturbdiff.counts._move import _move_dense
-from scperturbdiff.counts import move_counts
-from scperturbdiff.counts._sampling import sample_negative_binomial
+from scperturbdiff.module import PerturbDiffModule
+from scperturbdiff.retrieval import Conditions
 
-B, M, C, D = 3, 7, 9, 4
-"""Populations, cells, controls, latent dimensions."""
+D = 4
+"""Latent dimensions."""
 
 
 def randomize(module: nn.Module, scale: float = 0.2) -> None:
@@ -29,309 +23,76 @@ def randomize(module: nn.Module, scale: float = 0.2) -> None:
             parameter.normal_(0, scale)
 
 
-def some_condition(n: int = B, index: list[list[int]] | None = None) -> Condition:
-    components = torch.tensor([[0], [1], [2]][:n] if index is None else index)
-    return Condition(
-        Components(components, torch.zeros(components.shape)),
-        Anchor(torch.randn(n, D), torch.rand(n), 0.3 * torch.randn(n), torch.randn(n, D)),
-        torch.zeros(n, 0, dtype=torch.long),
-        torch.zeros(n, 0),
-        torch.ones(n),
+def joint(features: np.ndarray | None = None) -> PerturbDiffModule:
+    return PerturbDiffModule(
+        20, 2, D, 3, features, n_hidden=16, generator_kwargs={"width": 16, "n_layers": 1, "n_heads": 2}
     )
 
 
-class Inputs:
-    """One call of the generator, with every part replaceable."""
-
-    def __init__(self, generator: Generator, n_cells: int = M) -> None:
-        self.generator = generator
-        self.z, self.start = torch.randn(B, n_cells, D), torch.randn(B, n_cells, D)
-        self.t = torch.tensor([0.2, 0.7, 1.0])
-        self.controls, self.control_mask = torch.randn(B, C, D), None
-        self.condition = some_condition()
-        self.randomness = generator.draw_randomness(B, n_cells, "cpu")
-
-    def run(self, cells: slice | Tensor = slice(None), mask: Tensor | None = None) -> Tensor:
-        """Output for the cells chosen."""
-        return self.generator(
-            self.z[:, cells],
-            self.t,
-            self.start[:, cells],
-            self.generator.embed(self.condition, None, None),
-            self.condition.anchor,
-            self.generator.encode_controls(self.controls, self.control_mask),
-            Randomness(self.randomness.population, self.randomness.cell[:, cells]),
-            mask,
-        )
+def weights(module: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
 
 
-@pytest.fixture
-def generator() -> Generator:
-    out = Generator(D, n_names=3, width=16, n_layers=2, n_heads=2).eval()
-    randomize(out)
-    return out
+def test_moving_average_of_the_weights() -> None:
+    module = joint()
+    assert all(torch.equal(a, b) for a, b in zip(weights(module.generator_ema), weights(module.generator), strict=True))
+    assert not any(p.requires_grad for p in module.generator_ema.parameters())
+    before = weights(module.generator_ema)
+    randomize(module.generator, 1.0)
+    trained = weights(module.generator)
+    module.update_ema(0.9)
+    for old, new, target in zip(before, weights(module.generator_ema), trained, strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * target, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(weights(module.generator), trained, strict=True))
+    module.update_ema(0.0)
+    for new, target in zip(weights(module.generator_ema), trained, strict=True):
+        torch.testing.assert_close(new, target)
 
 
-@pytest.fixture
-def inputs(generator: Generator) -> Inputs:
-    return Inputs(generator)
+def test_latent_scale() -> None:
+    module, latent = joint(), torch.randn(500, D) * torch.tensor([1.0, 5.0, 0.1, 0.0]) + 3
+    module.set_latent_scale(latent)
+    scaled = module.standardize(latent)
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(D), rtol=0, atol=1e-2)
+    torch.testing.assert_close(scaled[:, :3].std(0), torch.ones(3), rtol=1e-3, atol=0)
+    assert scaled.isfinite().all()
+    torch.testing.assert_close(module.unstandardize(scaled), latent, rtol=1e-4, atol=1e-4)
 
 
-# ---- symmetries ----------------------------------------------------------------------------------------------------
+def test_features_are_scaled_as_in_training() -> None:
+    table = np.array([[3.0, 4.0], [np.nan, np.nan], [0.0, 10.0]], np.float32)
+    module = joint(table)
+    assert module.has_features is not None and module.features is not None
+    assert module.has_features.tolist() == [True, False, True]
+    assert (module.features[1] == 0).all()
+    assert module.features[[0, 2]].square().mean().item() == pytest.approx(1, rel=1e-5)
+    more, known = module.scale_features(np.array([[6.0, 8.0]], np.float32))
+    assert more is not None and known is not None
+    torch.testing.assert_close(more[0], 2 * module.features[0])
+    assert joint().features is None
 
 
-@torch.no_grad()
-def test_permuted_cells_give_permuted_cells(inputs: Inputs) -> None:
-    order = torch.randperm(M)
-    torch.testing.assert_close(inputs.run(order), inputs.run()[:, order], rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_order_of_controls_does_not_matter(inputs: Inputs) -> None:
-    before = inputs.run()
-    inputs.controls = inputs.controls[:, torch.randperm(C)]
-    torch.testing.assert_close(inputs.run(), before, rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_cells_look_at_each_other_and_at_the_controls(inputs: Inputs) -> None:
-    before = inputs.run()
-    inputs.controls = inputs.controls + 1
-    assert (inputs.run() - before).abs().amin((1, 2)).gt(0).all()
-    alone = inputs.run(slice(0, 1))
-    assert (alone - inputs.run()[:, :1]).abs().max() > 1e-3
-
-
-@torch.no_grad()
-def test_padding_does_not_change_the_cells(generator: Generator) -> None:
-    inputs = Inputs(generator, n_cells=M + 5)
-    mask = torch.arange(M + 5).expand(B, -1) < M
-    padded = inputs.run(mask=mask)
-    torch.testing.assert_close(padded[:, :M], inputs.run(slice(0, M)), rtol=1e-4, atol=1e-5)
-    assert (inputs.run()[:, :M] - padded[:, :M]).abs().max() > 1e-3  # unmasked, the padding would count
-
-
-@torch.no_grad()
-def test_padded_controls_do_not_count(inputs: Inputs) -> None:
-    before = inputs.run()
-    inputs.controls = torch.cat([inputs.controls, 5 * torch.randn(B, 4, D)], dim=1)
-    inputs.control_mask = torch.arange(C + 4).expand(B, -1) < C
-    torch.testing.assert_close(inputs.run(), before, rtol=1e-4, atol=1e-5)
-    inputs.control_mask = None
-    assert (inputs.run() - before).abs().max() > 1e-3
-
-
-@torch.no_grad()
-def test_populations_of_a_batch_are_independent(inputs: Inputs) -> None:
-    before = inputs.run()
-    inputs.z[0] += 3
-    inputs.start[0] += 3
-    after = inputs.run()
-    torch.testing.assert_close(after[1:], before[1:])
-    assert (after[0] - before[0]).abs().min() > 0
-
-
-# ---- generator -----------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def test_untrained_generator_predicts_control_plus_anchor() -> None:
-    generator = Generator(D, n_names=3, width=16, n_layers=2, n_heads=2)
-    condition, start = some_condition(), torch.randn(B, M, D)
-    drawn = generator.sample(start, condition, generator.encode_controls(start), n_steps=1)
-    assert torch.equal(drawn, condition.anchor.place(start))
-    plain = replace(condition.anchor, spread=torch.zeros(B))
-    torch.testing.assert_close(plain.place(start), start + condition.anchor.shift[:, None])
-
-
-@pytest.mark.parametrize("sampler", ["renoise", "ddim", "dpm++"])
-def test_a_silent_network_gains_nothing_by_more_steps(generator: Generator, sampler: str) -> None:
-    condition, start = some_condition(), torch.randn(B, M, D)
-    assert not generator.is_silent and generator.n_evaluations(7) == 7
-    generator.silence()
-    assert generator.is_silent and generator.n_evaluations(7) == 1
-    drawn = generator.sample(start, condition, generator.encode_controls(start), n_steps=7, sampler=sampler)
-    assert torch.equal(drawn, condition.anchor.place(start))
-
-
-def test_the_anchor_moves_the_mean_and_scales_the_spread() -> None:
-    start = torch.randn(2, 500, D)
-    centre = start.mean(1)
-    placed = Anchor(torch.ones(2, D), torch.zeros(2), torch.tensor([0.0, -0.7]), centre).place(start)
-    torch.testing.assert_close(placed.mean(1), centre + 1, rtol=1e-4, atol=1e-4)
-    ratio = (placed.std(1) / start.std(1)).log()
-    torch.testing.assert_close(ratio, torch.tensor([0.0, -0.7])[:, None].expand(-1, D), rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def test_untrained_generator_is_the_posterior_mean_of_unit_noise_around_the_controls() -> None:
-    generator = Generator(D, n_names=3, width=16, n_layers=1, n_heads=2)
-    inputs = Inputs(generator)
-    prior = inputs.condition.anchor.place(inputs.start)
-    alpha, sigma = (f(inputs.t)[:, None, None] for f in (NoiseSchedule().alpha, NoiseSchedule().sigma))
-    expected = prior + alpha / (alpha**2 + sigma**2) * (inputs.z - alpha * prior)
-    torch.testing.assert_close(inputs.run(), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("moves_mean", [True, False])
-def test_every_weight_learns(moves_mean: bool) -> None:
-    """After one step from the zero start, a gradient reaches every parameter (no dead part)."""
-    size = {"width": 16, "n_layers": 2, "n_heads": 2}
-    generator = Generator(D, n_names=3, n_categories=(2,), n_numbers=1, moves_mean=moves_mean, **size)
-    randomize(generator)
-    generator.set_replicates(torch.randn(D, 1), torch.tensor(NOISE_GRID)[None])
-    inputs = Inputs(generator)
-    inputs.condition = replace(
-        inputs.condition,
-        categories=torch.tensor([[0], [1], [0]]),
-        numbers=torch.ones(B, 1),
-        components=Components(torch.tensor([[0], [1], [2]]), torch.ones(B, 1)),
-        keep=torch.tensor([1.0, 0.0, 1.0]),
+def test_state_holds_everything() -> None:
+    table = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    module = joint(table)
+    randomize(module.generator)
+    module.update_ema(0.5)
+    module.set_latent_scale(3 * torch.randn(50, D) + 1)
+    rng = np.random.default_rng(1)
+    conditions = Conditions(
+        rng.normal(size=(6, D)), np.arange(6)[:, None] % 3, np.zeros((6, 1)), np.arange(6) // 3, np.full(6, 0.1)
     )
-    inputs.run().square().sum().backward()
-    without = [name for name, p in generator.named_parameters() if p.grad is None or not p.grad.abs().sum() > 1e-4]
-    assert without == ([] if moves_mean else ["transformer.out.bias"])  # which would only move the mean
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("n_factors", [0, 1])
-def test_draws_differ_by_the_noise_of_their_population(generator: Generator, n_factors: int) -> None:
-    """Where replicates lie apart; else draws differ by their cells only."""
-    generator.set_replicates(torch.randn(D, n_factors), torch.tensor(NOISE_GRID).repeat(n_factors, 1))
-    start, condition = torch.randn(1, M, D).expand(2, -1, -1), some_condition(2, [[0], [0]])
-    condition = replace(condition, anchor=Anchor.none(2, D))
-    controls = generator.encode_controls(start)
-    noise = torch.randn(1, generator.n_population_noise)
-
-    def draw(population_noise: Tensor) -> Tensor:
-        torch.manual_seed(0)
-        return generator.sample(start, condition, controls, population_noise=population_noise)
-
-    same, changed = draw(noise.expand(2, -1)), draw(torch.cat([noise, noise + 1]))
-    assert torch.equal(same[0], changed[0])
-    assert bool((same[1] - changed[1]).abs().max() > 1e-3) == bool(n_factors)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("n_steps", [1, 2, 7])
-@pytest.mark.parametrize("sampler", ["renoise", "ddim"])
-def test_network_shapes_populations_and_does_not_move_them(
-    generator: Generator, n_steps: int, sampler: Sampler
-) -> None:
-    """Means are those of the anchor, plus where the replicate lies, whatever the network and the number of steps."""
-    generator.set_replicates(torch.randn(D, 1), torch.tensor(NOISE_GRID)[None])
-    m = 4000
-    start, condition = torch.randn(1, m, D), some_condition(1, [[0]])
-    controls = generator.encode_controls(start[:, :50])
-    noise = torch.randn(1, generator.n_population_noise)
-    wanted = (condition.anchor.place(start).mean(1) + generator.replicate_shift(noise))[0]
-
-    def mean() -> Tensor:
-        torch.manual_seed(0)
-        options = {"population_noise": noise, "n_steps": n_steps, "sampler": sampler}
-        return generator.sample(start, condition, controls, **options).mean(1)[0]
-
-    torch.testing.assert_close(mean(), wanted, atol=0.1, rtol=0)
-    generator.moves_mean = True
-    assert (mean() - wanted).abs().max() > 0.2
-
-
-@torch.no_grad()
-def test_guidance_zero_hides_the_perturbation(generator: Generator) -> None:
-    start, condition = torch.randn(B, M, D), some_condition()
-    controls = generator.encode_controls(start)
-
-    def draw(condition: Condition, guidance: float) -> Tensor:
-        torch.manual_seed(0)
-        return generator.sample(start, condition, controls, n_steps=2, guidance=guidance)
-
-    hidden, shown = draw(condition.hidden(), 1.0), draw(condition, 1.0)
-    torch.testing.assert_close(draw(condition, 0.0), hidden)
-    assert (shown - hidden).abs().max() > 1e-3
-    # one step is linear in the weight
-    torch.manual_seed(0)
-    one, zero, two = [], [], []
-    for weight, kept in ((1.0, one), (0.0, zero), (2.0, two)):
-        torch.manual_seed(0)
-        kept.append(generator.sample(start, condition, controls, guidance=weight))
-    torch.testing.assert_close(two[0], 2 * one[0] - zero[0], rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def test_a_hidden_perturbation_leaves_no_trace(generator: Generator) -> None:
-    condition = some_condition()
-    other = replace(condition, components=Components(torch.tensor([[2], [2], [0]]), torch.ones(3, 1)))
-    assert torch.equal(generator.embed(condition.hidden(), None, None), generator.embed(other.hidden(), None, None))
-    assert not torch.equal(generator.embed(condition, None, None), generator.embed(other, None, None))
-
-
-@torch.no_grad()
-def test_repeated_conditions_stay_next_to_each_other() -> None:
-    condition = some_condition()
-    twice = condition.repeat(2)
-    assert torch.equal(twice.anchor.shift, condition.anchor.shift[[0, 0, 1, 1, 2, 2]])
-    assert torch.equal(twice.anchor.spread, condition.anchor.spread[[0, 0, 1, 1, 2, 2]])
-    assert twice.components.index[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
-
-
-@torch.no_grad()
-def test_covariates_count_and_dropped_ones_do_not() -> None:
-    generator = Generator(D, n_names=3, n_categories=(2, 3), n_numbers=1, width=16, n_layers=1, n_heads=2)
-    condition = replace(
-        some_condition(), numbers=torch.zeros(B, 1), categories=torch.tensor([[-1, -1], [0, 1], [1, 2]])
-    )
-    plain = replace(condition, categories=torch.full((B, 2), -1))
-    with_codes, without = generator.embed(condition, None, None), generator.embed(plain, None, None)
-    assert torch.equal(with_codes[0], without[0])
-    expected = generator.categorical[0].weight[1] + generator.categorical[1].weight[2]
-    torch.testing.assert_close(with_codes[2] - without[2], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_width_must_fit_the_heads() -> None:
-    with pytest.raises(ValueError, match="width=10 must be divisible by n_heads=4"):
-        Generator(D, n_names=1, width=10, n_heads=4)
-
-
-@pytest.mark.parametrize(("mean", "shape"), [(0.05, 0.3), (0.5, 2.0), (3.9, 0.2), (3.9, 5.0), (6.0, 1.0)])
-def test_sampled_counts_follow_the_negative_binomial_law(mean: float, shape: float) -> None:
-    """By inversion below the threshold and as a mixture above it; Kolmogorov-Smirnov at 1 in 1,000."""
-    from scipy import stats
-
-    n = 100_000
-    counts = sample_negative_binomial(torch.full((n,), mean), torch.full((n,), shape)).numpy().astype(int)
-    shares = np.bincount(counts, minlength=80)[:80].cumsum() / n
-    assert np.abs(shares - stats.nbinom.cdf(np.arange(80), shape, shape / (shape + mean))).max() < 1.95 / n**0.5
-
-
-@pytest.mark.parametrize("again", [False, True])
-@pytest.mark.parametrize(("before", "after"), [(2.0, 0.5), (0.3, 0.2), (0.4, 1.5), (6.0, 9.0)])
-def test_moved_counts_have_the_law_of_the_new_mean(before: float, after: float, again: bool) -> None:
-    """Thinned, added to or drawn again; Kolmogorov-Smirnov at 1 in 1,000."""
-    from scipy import stats
-
-    n, theta = 100_000, 1.3
-    full = torch.ones(n, 1)
-    torch.manual_seed(0)
-    counts = sample_negative_binomial(before * full, theta * full)
-    means = before * full, after * full, theta * full
-    expected = stats.nbinom.cdf(np.arange(80), theta, theta / (theta + after))
-    # the second way is the one of graphics cards
-    for moved in (move_counts(counts, *means, torch.full((n,), again)), _move_dense(counts, *means)):
-        shares = np.bincount(moved.numpy().astype(int).ravel(), minlength=80)[:80].cumsum() / n
-        assert np.abs(shares - expected).max() < 1.95 / n**0.5
-
-
-def test_counts_change_only_as_far_as_their_means() -> None:
-    torch.manual_seed(0)
-    counts = torch.poisson(torch.full((2000, 3), 4.0))
-    means, theta = torch.tensor([4.0, 4.0, 4.0]).expand_as(counts), torch.full_like(counts, 2.0)
-    assert torch.equal(move_counts(counts, means, means, theta), counts)
-    after = torch.tensor([2.0, 4.0, 8.0]).expand_as(counts)
-    moved = move_counts(counts, means, after, theta)
-    assert (moved[:, 0] <= counts[:, 0]).all() and (moved[:, 2] >= counts[:, 2]).all()
-    assert torch.equal(moved[:, 1], counts[:, 1])
-    again = torch.arange(2000) >= 1000
-    some = move_counts(counts, means, means, theta, again)
-    assert torch.equal(some[:1000], counts[:1000])
-    assert (some[1000:] == counts[1000:]).float().mean() < 0.5  # copies differ from what they copy
-    assert torch.corrcoef(torch.stack([some[1000:].ravel(), counts[1000:].ravel()]))[0, 1] > 0.4  # but are like it
+    module.anchor.fit(conditions, rng.normal(size=(6, D)), table.astype(float))
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    other = joint(np.zeros_like(table))
+    other.load_state_dict(torch.load(file, weights_only=False))
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, other.state_dict()[name]), name
+    asked = conditions.take(np.array([4, 1]))
+    features = table.astype(float)
+    for novelty in ("seen", "pair", "context", "perturbation"):
+        ours, theirs = (m.anchor.predict(asked, novelty, features) for m in (module, other))
+        assert np.array_equal(ours.mean, theirs.mean) and np.array_equal(ours.variance, theirs.variance)

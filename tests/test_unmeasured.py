@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import scperturbdiff as spd
-from scperturbdiff.evaluation.baselines._rules import NoChange, PerturbationMeanShift
 from scperturbdiff.evaluation.baselines import default_baselines
+from scperturbdiff.evaluation.baselines._rules import NoChange, PerturbationMeanShift
 from scperturbdiff.retrieval import Conditions, ResponseAnchor
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Reading and checking of counts, the cells that are given back, seeds."""
+"""Reading and checking of counts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
-import torch
 from scipy import sparse
 
-from scperturbdiff.data import check_counts, check_unique_names, gene_positions, get_matrix, iter_rows, log_normalize, read_genes
-from scperturbdiff.data import assemble_cells
-from scperturbdiff.seeds import derive_seed, resolve_seed, seeded
-
-# ---- counts --------------------------------------------------------------------------------------------------------
+from scperturbdiff.data import (
+    check_counts,
+    check_unique_names,
+    gene_positions,
+    get_matrix,
+    iter_rows,
+    log_normalize,
+    read_genes,
+)
 
 COUNTS = np.array([[1, 0, 3], [0, 2, 0], [4, 0, 1]])
 
@@ -56,7 +59,7 @@ def test_cells_without_counts_are_named() -> None:
 
 
 def test_checks_read_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scperturbdiff.data.counts.iter_rows.__defaults__", (None, 2))
+    monkeypatch.setattr("scperturbdiff.data._counts.iter_rows.__defaults__", (None, 2))
     big = np.tile(COUNTS, (3, 1))
     check_counts(big)
     big[8] = 0
@@ -140,44 +143,6 @@ def test_log_normalisation_equals_scanpy(target_sum: float) -> None:
 def test_log_normalisation_of_an_empty_cell_is_zero() -> None:
     found = log_normalize(sparse.csr_matrix(np.array([[0, 0], [1, 1]])))
     assert found[0].nnz == 0 and np.isfinite(found.data).all()
-
-
-def test_cells_are_assembled_as_documented() -> None:
-    obs = pd.DataFrame({"perturbation": ["A", "A", "B"], "control_cell": ["x", "y", "x"], "population": ["0"] * 3})
-    var = pd.DataFrame(index=["g1", "g2", "g3"])
-    made = assemble_cells(sparse.csr_matrix(COUNTS), obs, var, latent=np.ones((3, 2)), made_by={"seed": 1})
-    np.testing.assert_array_equal(made.layers["counts"].toarray(), COUNTS)
-    np.testing.assert_allclose(np.expm1(made.X.toarray()).sum(1), 1e4, rtol=1e-4)
-    assert made.obsm["X_perturbdiff"].shape == (3, 2) and made.uns["scperturbdiff"] == {"target_sum": 1e4, "seed": 1}
-    assert made.obs_names.is_unique and made.obs["perturbation"].tolist() == ["A", "A", "B"]
-
-
-# ---- seeds ---------------------------------------------------------------------------------------------------------
-
-
-def test_seeds_depend_on_what_is_drawn() -> None:
-    assert derive_seed(1, "A", "T") == derive_seed(1, "A", "T")
-    others = {derive_seed(1, "A", "T"), derive_seed(2, "A", "T"), derive_seed(1, "T", "A"), derive_seed(1, "AT")}
-    assert len(others) == 4 and all(0 <= seed < 2**63 for seed in others)
-
-
-def test_seeded_blocks_leave_the_stream_alone() -> None:
-    torch.manual_seed(5)
-    expected = torch.randn(2)
-    torch.manual_seed(5)
-    with seeded(1):
-        first = torch.randn(2)
-    assert torch.equal(torch.randn(2), expected)
-    with seeded(1):
-        assert torch.equal(torch.randn(2), first)
-
-
-def test_seed_falls_back_to_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_seed(7) == 7
-    monkeypatch.setattr("scvi.settings._seed", 11)
-    assert resolve_seed(None) == 11
-    monkeypatch.setattr("scvi.settings._seed", None)
-    assert resolve_seed(None) != resolve_seed(None)
 
 
 def test_counts_of_chosen_cells_only_are_checked() -> None:

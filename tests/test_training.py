@@ -12,11 +12,9 @@ from scipy import sparse
 
 import scperturbdiff as spd
 from scperturbdiff.data import PopulationTable, build_populations
-from scperturbdiff.diffusion import GeneratorTrainingPlan
-from scperturbdiff.diffusion import KeepBestGenerator
+from scperturbdiff.diffusion import GeneratorTrainingPlan, KeepBestGenerator
 from scperturbdiff.diffusion._selection import is_negative
-from scperturbdiff.training import MANY_REPLICATES, fit_anchor, rehearsed_anchors
-from scperturbdiff.training import split_populations
+from scperturbdiff.training import MANY_REPLICATES, fit_anchor, rehearsed_anchors, split_populations
 
 TINY = {"n_latent": 4, "n_hidden": 8, "width": 8, "n_layers": 1, "n_heads": 1}
 FEW_STEPS = {

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from scperturbdiff import PerturbDiff, datasets
 from scperturbdiff.data import Ragged
-from scperturbdiff.diffusion import Anchor, Components, Condition, Generator
-from scperturbdiff.diffusion import NOISE_GRID
+from scperturbdiff.diffusion import NOISE_GRID, Anchor, Components, Condition, Generator
 from scperturbdiff.responses import largest_noise_eigenvalue, replicate_law, smooth_quantiles, spike
 
 D, WITHIN = 6, 0.7

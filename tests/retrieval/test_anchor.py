@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from scperturbdiff.retrieval import Conditions, ResponseAnchor
-from scperturbdiff.retrieval._retrieval import Calibration
 from scperturbdiff.retrieval._conditions import NOVELTIES
 from scperturbdiff.retrieval._kernel import ResponseKernel, Widths
+from scperturbdiff.retrieval._retrieval import Calibration
 
 D = 3
 """Latent dimensions."""

@@ -16,12 +16,12 @@ from scipy import sparse
 
 from scperturbdiff import PerturbDiff, datasets
 from scperturbdiff.data import Ragged
-from scperturbdiff.retrieval import Conditions, ResponseAnchor
-from scperturbdiff.retrieval._retrieval import RESIDUAL_NUGGET
-from scperturbdiff.retrieval._conditions import NOVELTIES
 from scperturbdiff.latent import LatentVAE
-from scperturbdiff.responses import count_response as module_of_counts
 from scperturbdiff.responses import PRIOR_COUNTS, count_response
+from scperturbdiff.responses import count_response as module_of_counts
+from scperturbdiff.retrieval import Conditions, ResponseAnchor
+from scperturbdiff.retrieval._conditions import NOVELTIES
+from scperturbdiff.retrieval._retrieval import RESIDUAL_NUGGET
 
 N, GENES = 60, 4
 

@@ -11,10 +11,9 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scperturbdiff.data import DOSE, PERTURBATION, ConditionSpace
-from scperturbdiff.data._setup import learn_conditions
-from scperturbdiff.data import FeatureTable
+from scperturbdiff.data import DOSE, PERTURBATION, ConditionSpace, FeatureTable
 from scperturbdiff.data._labels import scale_dose, split_dose
+from scperturbdiff.data._setup import learn_conditions
 from scperturbdiff.prediction._request import read_controls
 
 

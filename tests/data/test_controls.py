@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from scperturbdiff.data import ControlPool, cells_wanted
-from scperturbdiff.data import log_normalize
+from scperturbdiff.data import ControlPool, cells_wanted, log_normalize
 
 
 def pool_of(n_controls: int, n_genes: int = 60, seed: int = 0) -> ControlPool:

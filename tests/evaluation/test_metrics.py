@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 from scipy.special import gamma
 
-from scperturbdiff.evaluation.metrics import distances, expression, registry, shifts
+from scperturbdiff.evaluation.metrics import _distances as distances
+from scperturbdiff.evaluation.metrics import _expression as expression
+from scperturbdiff.evaluation.metrics import _registry as registry
+from scperturbdiff.evaluation.metrics import _shifts as shifts
 
 
 def _normal(n: int, d: int, seed: int, mean: float = 0.0) -> np.ndarray:

@@ -1,0 +1,56 @@
+"""Counts drawn from the negative binomial law, and counts moved to other means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scperturbdiff.counts import move_counts
+from scperturbdiff.counts._move import _move_dense
+from scperturbdiff.counts._sampling import sample_negative_binomial
+
+
+@pytest.mark.parametrize(("mean", "shape"), [(0.05, 0.3), (0.5, 2.0), (3.9, 0.2), (3.9, 5.0), (6.0, 1.0)])
+def test_sampled_counts_follow_the_negative_binomial_law(mean: float, shape: float) -> None:
+    """By inversion below the threshold and as a mixture above it; Kolmogorov-Smirnov at 1 in 1,000."""
+    from scipy import stats
+
+    n = 100_000
+    counts = sample_negative_binomial(torch.full((n,), mean), torch.full((n,), shape)).numpy().astype(int)
+    shares = np.bincount(counts, minlength=80)[:80].cumsum() / n
+    assert np.abs(shares - stats.nbinom.cdf(np.arange(80), shape, shape / (shape + mean))).max() < 1.95 / n**0.5
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("before", "after"), [(2.0, 0.5), (0.3, 0.2), (0.4, 1.5), (6.0, 9.0)])
+def test_moved_counts_have_the_law_of_the_new_mean(before: float, after: float, again: bool) -> None:
+    """Thinned, added to or drawn again; Kolmogorov-Smirnov at 1 in 1,000."""
+    from scipy import stats
+
+    n, theta = 100_000, 1.3
+    full = torch.ones(n, 1)
+    torch.manual_seed(0)
+    counts = sample_negative_binomial(before * full, theta * full)
+    means = before * full, after * full, theta * full
+    expected = stats.nbinom.cdf(np.arange(80), theta, theta / (theta + after))
+    # the second way is the one of graphics cards
+    for moved in (move_counts(counts, *means, torch.full((n,), again)), _move_dense(counts, *means)):
+        shares = np.bincount(moved.numpy().astype(int).ravel(), minlength=80)[:80].cumsum() / n
+        assert np.abs(shares - expected).max() < 1.95 / n**0.5
+
+
+def test_counts_change_only_as_far_as_their_means() -> None:
+    torch.manual_seed(0)
+    counts = torch.poisson(torch.full((2000, 3), 4.0))
+    means, theta = torch.tensor([4.0, 4.0, 4.0]).expand_as(counts), torch.full_like(counts, 2.0)
+    assert torch.equal(move_counts(counts, means, means, theta), counts)
+    after = torch.tensor([2.0, 4.0, 8.0]).expand_as(counts)
+    moved = move_counts(counts, means, after, theta)
+    assert (moved[:, 0] <= counts[:, 0]).all() and (moved[:, 2] >= counts[:, 2]).all()
+    assert torch.equal(moved[:, 1], counts[:, 1])
+    again = torch.arange(2000) >= 1000
+    some = move_counts(counts, means, means, theta, again)
+    assert torch.equal(some[:1000], counts[:1000])
+    assert (some[1000:] == counts[1000:]).float().mean() < 0.5  # copies differ from what they copy
+    assert torch.corrcoef(torch.stack([some[1000:].ravel(), counts[1000:].ravel()]))[0, 1] > 0.4  # but are like it

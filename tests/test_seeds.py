@@ -1,0 +1,33 @@
+"""Seeds: streams that depend on what is drawn, and leave others alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scperturbdiff.seeds import derive_seed, resolve_seed, seeded
+
+
+def test_seeds_depend_on_what_is_drawn() -> None:
+    assert derive_seed(1, "A", "T") == derive_seed(1, "A", "T")
+    others = {derive_seed(1, "A", "T"), derive_seed(2, "A", "T"), derive_seed(1, "T", "A"), derive_seed(1, "AT")}
+    assert len(others) == 4 and all(0 <= seed < 2**63 for seed in others)
+
+
+def test_seeded_blocks_leave_the_stream_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.randn(2)
+    torch.manual_seed(5)
+    with seeded(1):
+        first = torch.randn(2)
+    assert torch.equal(torch.randn(2), expected)
+    with seeded(1):
+        assert torch.equal(torch.randn(2), first)
+
+
+def test_seed_falls_back_to_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_seed(7) == 7
+    monkeypatch.setattr("scvi.settings._seed", 11)
+    assert resolve_seed(None) == 11
+    monkeypatch.setattr("scvi.settings._seed", None)
+    assert resolve_seed(None) != resolve_seed(None)
