@@ -15,10 +15,10 @@ from anndata import AnnData
 from scipy import sparse
 
 from scperturbdiff import PerturbDiff, datasets
+from scperturbdiff import responses as module_of_counts
 from scperturbdiff.data import Ragged
 from scperturbdiff.latent import LatentVAE
 from scperturbdiff.responses import PRIOR_COUNTS, count_response
-from scperturbdiff.responses import count_response as module_of_counts
 from scperturbdiff.retrieval import Conditions, ResponseAnchor
 from scperturbdiff.retrieval._conditions import NOVELTIES
 from scperturbdiff.retrieval._retrieval import RESIDUAL_NUGGET
