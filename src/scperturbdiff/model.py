@@ -11,13 +11,16 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, MuDataCategoricalObsField, MuDataLayerField
 from scvi.model.base import BaseModelClass
+from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
 from scperturbdiff.data import (
     CONDITIONS,
     as_anndata,
     build_populations,
+    check_genes,
     check_layer,
+    preview,
     read_genes,
     read_space,
     rna_view,
@@ -39,8 +42,8 @@ from scperturbdiff.prediction import (
     response_table,
 )
 from scperturbdiff.seeds import resolve_seed, seeded
-from scperturbdiff.training import TrainerArguments, plan_epochs, train_generator, train_vae
-from scperturbdiff.transfer import adapt
+from scperturbdiff.training import PopulationTraining, Stage, latent_stage, plan_epochs
+from scperturbdiff.transfer import transfer_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -362,28 +365,37 @@ class PerturbDiff(BaseModelClass):
             trained=self.is_trained_,
             adapted=self.vae_is_adapted_,
         )
-        trainer = TrainerArguments(accelerator, devices, trainer_kwargs)
+        trainer = {"accelerator": accelerator, "devices": devices, **trainer_kwargs}
         seed = resolve_seed(seed)
         if ckpt_path is not None:
-            vae_epochs, seed = 0, restore_module(self, ckpt_path)
+            vae_epochs, seed = 0, restore_module(self.module, ckpt_path)
         # before the first stage, so that populations without controls are known of at once
         table = build_populations(self.conditions, self._annotated().obs) if generator_epochs else None
         history: dict[str, pd.DataFrame] = {}
         with seeded(seed):
             if vae_epochs:
-                history |= train_vae(self, vae_epochs, batch_size, train_size, trainer, **(vae_plan_kwargs or {}))
-            if table is not None:
-                history |= train_generator(
-                    self,
-                    table,
-                    generator_epochs,
-                    validation_size,
-                    early_stopping,
-                    seed,
-                    trainer,
-                    ckpt_path=ckpt_path,
-                    **(plan_kwargs or {}),
+                history |= self._run(
+                    latent_stage(
+                        self.module,
+                        self.adata_manager,
+                        vae_epochs,
+                        batch_size,
+                        train_size,
+                        trainer,
+                        **(vae_plan_kwargs or {}),
+                    )
                 )
+            if table is not None:
+                features = self.conditions.feature_matrix()
+                training = PopulationTraining.prepare(
+                    self.module, self.adata_manager, table, features, validation_size, seed
+                )
+                plan = plan_kwargs or {}
+                history |= self._run(
+                    training.stage(generator_epochs, early_stopping, trainer, ckpt_path=ckpt_path, **plan)
+                )
+                training.finish()
+                self.populations_ = training.populations()
         self.history_, self.is_trained_ = history, True
         self.module.eval()
 
@@ -419,9 +431,22 @@ class PerturbDiff(BaseModelClass):
         ValueError
             If genes differ, or the reference is not trained.
         """
-        if isinstance(reference_model, PerturbDiff):
-            return adapt(cls, adata, reference_model)
-        return adapt(cls, adata, cls.load(str(reference_model), adata=False, accelerator=accelerator))
+        reference = reference_model
+        if not isinstance(reference, PerturbDiff):
+            reference = cls.load(str(reference), adata=False, accelerator=accelerator)
+        if not reference.is_trained_:
+            raise ValueError("reference_model is not trained.")
+        if cls._get_most_recent_anndata_manager(adata) is None:
+            arguments = dict(reference.registry_["setup_args"])
+            getattr(cls, reference.registry_["setup_method_name"])(adata, **arguments)
+        manager = cls._get_most_recent_anndata_manager(adata, required=True)
+        check_genes(as_anndata(adata, manager.registry), reference.registry_)
+        model = cls(adata, **(reference.init_params_["non_kwargs"] | reference.init_params_["kwargs"]))
+        fresh = transfer_weights(model.module, reference.module, model.registry_, reference.registry_)
+        if fresh:
+            logger.info("Not taken over from the reference: %s.", preview(fresh, 30))
+        model.vae_is_adapted_ = True
+        return model
 
     @property
     def populations(self) -> pd.DataFrame | None:
@@ -430,6 +455,16 @@ class PerturbDiff(BaseModelClass):
         `None` before the second stage was trained.
         """
         return None if self.populations_ is None else self.populations_.copy()
+
+    def _run(self, stage: Stage) -> dict[str, pd.DataFrame]:
+        """Run one stage and return its history (the runner would drop the keys of a second stage)."""
+        self.history_, self.is_trained_ = {}, False
+        runner = TrainRunner(
+            self, training_plan=stage.plan, data_splitter=stage.data, max_epochs=stage.max_epochs, **stage.options
+        )
+        runner.trainer.callbacks.extend(stage.checkpoints)
+        runner()
+        return self.history_ or {}
 
     # ---- prediction ----------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,10 @@ import torch
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor
 
+from scperturbdiff.counts import EPS, move_counts
 from scperturbdiff.diffusion import Generator, NoiseSchedule
 from scperturbdiff.latent import LatentVAE
-from scperturbdiff.retrieval import ResponseAnchor
+from scperturbdiff.retrieval import Retrieval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,7 +84,7 @@ class PerturbDiffModule(BaseModuleClass):
             **(generator_kwargs or {}),
         )
         self.generator_ema = copy.deepcopy(self.generator).requires_grad_(False)
-        self.anchor = ResponseAnchor()
+        self.retrieval: Retrieval | None = None
         self.register_buffer("latent_mean", torch.zeros(n_latent))
         self.register_buffer("latent_scale", torch.ones(n_latent))
         self.register_buffer("feature_scale", torch.ones(()))
@@ -108,6 +109,67 @@ class PerturbDiffModule(BaseModuleClass):
     def standardize(self, latent: Tensor) -> Tensor:
         """From the VAE's latent space to the generator's."""
         return (latent - self.latent_mean) / self.latent_scale
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What is saved beside weights: the state of retrieval."""
+        return {} if self.retrieval is None else self.retrieval.state()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` gave."""
+        self.retrieval = Retrieval.from_state(state) if state else None
+
+    @torch.no_grad()
+    def shares(self, latent: Tensor, batch: Tensor) -> Tensor:
+        """Expected share of each gene in a cell's counts `(n, n_genes)`, of standardised latent vectors."""
+        return self.vae.decode_frequencies(self.unstandardize(latent), batch)
+
+    @torch.no_grad()
+    def moved_counts(
+        self,
+        latent: Tensor,
+        batch: Tensor,
+        start_counts: Tensor,
+        start_latent: Tensor,
+        start_batch: Tensor,
+        library_ratio: float = 1.0,
+        residual: Tensor | None = None,
+        again: Tensor | None = None,
+    ) -> Tensor:
+        r"""Sample counts of cells as if the control cells they started from had moved in the latent space.
+
+        The mean of gene `g` is :math:`\ell h_g(z)`, :math:`\ell` the cell's library size. What a control cell shows,
+        given its counts, of what the decoder cannot know is kept (:func:`~scperturbdiff.counts.move_counts`): where the
+        VAE is right, counts have its negative binomial law; where it is not, generated cells keep what it cannot
+        reconstruct of real ones.
+
+        Parameters
+        ----------
+        latent
+            Where the cells go, `(n_cells, n_latent)`, not standardised.
+        batch
+            Batch codes to decode with, `(n_cells,)`.
+        start_counts, start_latent, start_batch
+            Counts `(n_cells, n_genes)`, latent vectors (not standardised) and batch codes of the control cells.
+        library_ratio
+            Expected library sizes relative to those of the control cells.
+        residual
+            Log ratio of expected counts to decoded ones, `(n_genes,)`; cells keep their expected library size.
+        again
+            Cells whose control cell another one has already started from, `(n_cells,)`.
+
+        Returns
+        -------
+        Counts `(n_cells, n_genes)`.
+        """
+        library = start_counts.sum(-1, keepdim=True)
+        target = (library_ratio * library).log()
+        px = self.vae.generative(z=latent, library=target, batch_index=batch[:, None].long())["px"]
+        before = library * self.vae.decode_frequencies(start_latent, start_batch)
+        after = px.mu
+        if residual is not None:
+            after = after * residual.exp()
+            after = after * (px.mu.sum(-1, keepdim=True) / after.sum(-1, keepdim=True).clamp(min=EPS))
+        return move_counts(start_counts, before, after, px.theta.expand_as(before), again)
 
     @torch.no_grad()
     def expression(self, latent: Tensor, target_sum: float = 1e4) -> Tensor:

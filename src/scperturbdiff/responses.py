@@ -1,141 +1,133 @@
-"""What populations did, measured once: shifts, spreads, libraries, residuals of genes, the law of replicates."""
+"""What populations did, measured once: shifts, spreads, library sizes, residuals of genes, the law of replicates."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
-import torch
-from torch import Tensor
-
-from scperturbdiff.data import Ragged
-from scperturbdiff.retrieval import Conditions
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from scperturbdiff.data import PopulationTable
-
-    Rows = NDArray[np.integer]
-
-
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from scipy import sparse
-
-from scperturbdiff.data import iter_rows
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from scperturbdiff.data import PopulationTable, Ragged
-    from scperturbdiff.module import PerturbDiffModule
-
-
-from typing import TYPE_CHECKING
-
-import numpy as np
 from scipy.stats import norm
 
-from scperturbdiff.diffusion import NOISE_GRID
+from scperturbdiff.data import PopulationTable, iter_rows
+from scperturbdiff.retrieval import Conditions, Responses
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
+    from collections.abc import Callable, Sequence
 
-    from scperturbdiff.data import PopulationTable, Ragged
+    from numpy.typing import NDArray
+
+    from scperturbdiff.data import Ragged
 
     Floats = NDArray[np.float64]
 
-
 PSEUDO_CELLS = 5
 """Cells with the controls' spread that are added to each population before spreads are compared."""
+PRIOR_COUNTS = 5.0
+"""Shape and rate of the gamma prior of the ratio of measured to decoded counts of a gene in a population."""
+MANY_REPLICATES, MANY_POPULATIONS = 8, 30
+"""Replicates a condition and populations of such conditions from which the shape of the law is read off."""
+CHUNK = 2048
 
 
-def describe(table: PopulationTable, latent: Tensor) -> tuple[Conditions, NDArray[np.float64], NDArray[np.float64]]:
-    """Conditions of the populations for the anchor, and their responses.
+@dataclass(frozen=True)
+class MeasuredPopulations:
+    """Populations in the latent space, with their responses.
 
-    These are the mean shifts `(n_populations, n_latent)` and the log ratios of spreads `(n_populations,)`.
+    Attributes
+    ----------
+    table
+        The populations.
+    latent
+        Standardised latent vectors of all cells, `(n_cells, n_latent)`.
+    treated_mean, control_mean
+        Means of the treated cells of each population and of the cells of each group of controls.
+    responses
+        What they did.
+    """
+
+    table: PopulationTable
+    latent: NDArray[np.float32]
+    treated_mean: Floats
+    control_mean: Floats
+    responses: Responses
+
+    def take(self, rows: NDArray[np.int64]) -> MeasuredPopulations:
+        """The populations of `rows`, with all controls."""
+        return MeasuredPopulations(
+            self.table.take(rows), self.latent, self.treated_mean[rows], self.control_mean, self.responses.take(rows)
+        )
+
+
+def measure_populations(
+    table: PopulationTable,
+    latent: torch.Tensor,
+    matrix: Any,
+    batch: NDArray[np.integer],
+    decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> MeasuredPopulations:
+    """Measure the responses of populations against their matched controls.
 
     Parameters
     ----------
     table
         Populations.
     latent
-        Standardised latent vectors of all cells.
+        Standardised latent vectors of all cells, `(n_cells, n_latent)`.
+    matrix
+        Counts, `(n_cells, n_genes)`, in memory or backed; read once, in blocks of rows.
+    batch
+        Batch codes, `(n_cells,)`.
+    decode
+        Expected shares of genes `(n, n_genes)` of standardised latent vectors `(n, n_latent)` and batch codes `(n,)`.
     """
     values = latent.detach().cpu().numpy()
-    pool_mean = group_means(values, table.match.pools)
-    treated = group_means(values, table.cells)
-    control = pool_mean[table.match.pool]
-    n_controls = table.match.pools.count[table.match.pool]
-    pool_square, square = _squares(values, table.match.pools, pool_mean), _squares(values, table.cells, treated)
-    within = pool_square.sum() / max(table.match.pools.count.sum(), 1)
+    pools, pool = table.match.pools, table.match.pool
+    control_mean, treated_mean = group_means(values, pools), group_means(values, table.cells)
+    n_controls = pools.count[pool]
+    pool_square, square = _squares(values, pools, control_mean), _squares(values, table.cells, treated_mean)
+    within = pool_square.sum() / max(pools.count.sum(), 1)
     noise = within * (1 / np.maximum(table.cells.count, 1) + 1 / np.maximum(n_controls, 1))
-    before = (pool_square / np.maximum(table.match.pools.count - 1, 1))[table.match.pool]
-    before = np.where(before > 0, before, max(within, 1e-12))  # a pool of one cell has no spread of its own
+    before = (pool_square / np.maximum(pools.count - 1, 1))[pool]
+    before = np.where(before > 0, before, max(within, 1e-12))  # one control cell has no spread of its own
     degrees = np.maximum(table.cells.count - 1, 0)
     after = (square + PSEUDO_CELLS * before) / (degrees + PSEUDO_CELLS)
-    conditions = Conditions(control, table.component, table.dose, table.context, noise)
-    return conditions, treated - control, 0.5 * np.log(after / before)
+    conditions = Conditions(control_mean[pool], table.component, table.dose, table.context, noise)
+    library, residual = _count_responses(table, latent, matrix, batch, decode)
+    shift, spread = treated_mean - control_mean[pool], 0.5 * np.log(after / before)
+    return MeasuredPopulations(
+        table, values, treated_mean, control_mean, Responses(conditions, shift, spread, library, residual)
+    )
 
 
-def group_means(values: NDArray[np.floating], groups: Ragged) -> NDArray[np.float64]:
+def group_means(values: NDArray[np.floating], groups: Ragged) -> Floats:
     """Mean of the rows `values` `(n_cells, d)` of each group, `(n_groups, d)`."""
     sums = np.zeros((len(groups), values.shape[1]))
     np.add.at(sums, np.repeat(np.arange(len(groups)), groups.count), values[groups.rows])
     return sums / np.maximum(groups.count, 1)[:, None]
 
 
-def _squares(values: NDArray[np.floating], groups: Ragged, means: NDArray[np.float64]) -> NDArray[np.float64]:
+def _squares(values: NDArray[np.floating], groups: Ragged, means: Floats) -> Floats:
     """Sum over cells of the squared deviation from the mean of their group, averaged over dimensions, `(n_groups,)`."""
     group = np.repeat(np.arange(len(groups)), groups.count)
     deviation = ((values[groups.rows] - means[group]) ** 2).mean(1)
-    sums: NDArray[np.float64] = np.bincount(group, weights=deviation, minlength=len(groups)).astype(np.float64)
+    sums: Floats = np.bincount(group, weights=deviation, minlength=len(groups)).astype(np.float64)
     return sums
 
 
-PRIOR_COUNTS = 5.0
-"""Shape and rate of the gamma prior of the ratio of measured to decoded counts of a gene in a population."""
-CHUNK = 2048
-
-
-class CountResponse(NamedTuple):
-    """Log ratios of `n` populations to their controls.
-
-    Of mean library sizes `(n,)`, and of measured to decoded counts of each gene `(n, n_genes)`.
-    """
-
-    libraries: NDArray[np.float64]
-    residuals: NDArray[np.float16]
-
-
 @torch.no_grad()
-def count_response(
-    module: PerturbDiffModule,
+def _count_responses(
+    table: PopulationTable,
+    latent: torch.Tensor,
     matrix: Any,
     batch: NDArray[np.integer],
-    latent: torch.Tensor,
-    table: PopulationTable,
-) -> CountResponse:
-    r"""Library sizes and decoder residuals of populations, against those of their controls.
+    decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> tuple[Floats, NDArray[np.float16]]:
+    r"""Log ratios to the controls of library sizes `(n,)` and of measured to decoded counts of genes `(n, n_genes)`.
 
     For a gene of which a population has :math:`o` counts where the decoder expects :math:`e`, the ratio is
     :math:`(o + a) / (e + a)`, its mean under a gamma prior with shape and rate :math:`a` (:data:`PRIOR_COUNTS`).
-
-    Parameters
-    ----------
-    module
-        With the trained VAE, in evaluation mode.
-    matrix
-        Counts, `(n_cells, n_genes)`, in memory or backed.
-    batch
-        Batch codes, `(n_cells,)`.
-    latent
-        Standardised latent vectors, `(n_cells, n_latent)`.
-    table
-        Populations.
     """
     n_pools = len(table.match.pools)
     groups = sparse.vstack([_members(table.match.pools, len(latent)), _members(table.cells, len(latent))], format="csc")
@@ -149,8 +141,7 @@ def count_response(
         there = np.flatnonzero(np.diff(part.indptr))
         if not len(there):
             continue
-        codes = torch.as_tensor(batch[rows], device=latent.device)
-        share = module.vae.decode_frequencies(module.unstandardize(latent[rows]), codes).cpu().numpy()
+        share = decode(latent[rows], torch.as_tensor(batch[rows], device=latent.device)).cpu().numpy()
         part = part[there]
         measured[there] += part @ counts
         decoded[there] += part @ (share * counts.sum(1, keepdims=True))
@@ -161,17 +152,13 @@ def count_response(
     def against_controls(values: NDArray[Any]) -> NDArray[Any]:
         return values[n_pools:] - values[:n_pools][table.match.pool]
 
-    return CountResponse(against_controls(library), against_controls(ratio).astype(np.float16))
+    return against_controls(library), against_controls(ratio).astype(np.float16)
 
 
 def _members(groups: Ragged, n_cells: int) -> sparse.csr_matrix:
     """Which cells each group holds, `(n_groups, n_cells)`."""
     row = np.repeat(np.arange(len(groups)), groups.count)
     return sparse.csr_matrix((np.ones(len(row), np.float32), (row, groups.rows)), (len(groups), n_cells))
-
-
-MANY_REPLICATES, MANY_POPULATIONS = 8, 30
-"""Replicates a condition and populations of such conditions from which the shape of the law is read off."""
 
 
 class ReplicateLaw(NamedTuple):
@@ -186,7 +173,7 @@ class ReplicateLaw(NamedTuple):
     quantiles: Floats
 
 
-def replicate_law(table: PopulationTable, latent: Tensor, max_factors: int) -> ReplicateLaw:
+def replicate_law(populations: MeasuredPopulations, max_factors: int, grid: Sequence[float]) -> ReplicateLaw:
     r"""Estimate how replicates of a condition differ, pooled over conditions.
 
     The outer product of the factors is the covariance of mean shifts between replicates of a condition, pooled over
@@ -200,24 +187,23 @@ def replicate_law(table: PopulationTable, latent: Tensor, max_factors: int) -> R
 
     Parameters
     ----------
-    table
-        Populations.
-    latent
-        Standardised latent vectors of all cells, `(n_cells, n_latent)`.
+    populations
+        Measured populations.
     max_factors
         Number of factors at most; the strongest are kept.
+    grid
+        Values of a standard normal variable at which quantiles are given.
     """
-    values = latent.detach().cpu().numpy()
+    table, values, shift = populations.table, populations.latent, populations.responses.shift
     n_latent = values.shape[1]
-    none = ReplicateLaw(np.zeros((n_latent, 0)), np.zeros((0, len(NOISE_GRID))))
+    none = ReplicateLaw(np.zeros((n_latent, 0)), np.zeros((0, len(grid))))
     condition, size = np.unique(table.condition, return_inverse=True, return_counts=True)[1:]
     freedom, noise_freedom = int((size - 1).sum()), int(table.cells.count.sum()) - len(condition)
     if freedom < 2 or noise_freedom <= n_latent:  # too few populations, or cells in them, to tell one from the other
         return none
     pools = table.match.pools
-    treated_mean, control_mean = group_means(values, table.cells), group_means(values, pools)
-    treated_noise, control_noise = _within(values, table.cells, treated_mean), _within(values, pools, control_mean)
-    shift = treated_mean - control_mean[table.match.pool]
+    treated_noise = _within(values, table.cells, populations.treated_mean)
+    control_noise = _within(values, pools, populations.control_mean)
     mean = np.zeros((len(size), n_latent))
     np.add.at(mean, condition, shift)
     deviation = shift - (mean / size[:, None])[condition]
@@ -239,11 +225,11 @@ def replicate_law(table: PopulationTable, latent: Tensor, max_factors: int) -> R
     spiked = spike(found[keep], n_latent / freedom)
     factors = (root @ directions[:, keep]) * np.sqrt(np.maximum(spiked - 1, 0))
     scores = (whitened @ directions[:, keep])[size[condition] >= MANY_REPLICATES]
-    gaussian = np.tile(NOISE_GRID, (len(keep), 1))
-    return ReplicateLaw(factors, smooth_quantiles(scores) if len(scores) >= MANY_POPULATIONS else gaussian)
+    gaussian = np.tile(grid, (len(keep), 1))
+    return ReplicateLaw(factors, smooth_quantiles(scores, grid) if len(scores) >= MANY_POPULATIONS else gaussian)
 
 
-def smooth_quantiles(scores: Floats) -> Floats:
+def smooth_quantiles(scores: Floats, grid: Sequence[float]) -> Floats:
     """Quantiles `(k, n_grid)` of scores `(n, k)` after smoothing, at mean 0 and variance 1.
 
     Half of Silverman's width, which is for one mode and would blur two.
@@ -251,7 +237,7 @@ def smooth_quantiles(scores: Floats) -> Floats:
     unit = (scores - scores.mean(0)) / np.maximum(scores.std(0), 1e-12)
     blur = 0.53 * len(unit) ** -0.2 * norm.ppf((np.arange(51) + 0.5) / 51)
     smooth = (unit[:, None, :] + blur[:, None]).reshape(-1, unit.shape[1])
-    quantiles: Floats = np.quantile(smooth / smooth.std(0), norm.cdf(NOISE_GRID), axis=0).T
+    quantiles: Floats = np.quantile(smooth / smooth.std(0), norm.cdf(grid), axis=0).T
     return quantiles
 
 

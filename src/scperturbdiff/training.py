@@ -1,74 +1,73 @@
-"""The two stages of training, run through scvi-tools' trainer."""
+"""The two stages of training, each built from the module and the cells; the model runs them."""
 
 from __future__ import annotations
 
-import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scvi.train import TrainRunner
 
-from scperturbdiff.data import Ragged, iter_rows
+from scperturbdiff.data import PopulationTable, Ragged, iter_rows
 from scperturbdiff.diffusion import (
+    NOISE_GRID,
     VALIDATION_METRIC,
+    Components,
     GeneratorTrainingPlan,
     KeepBestGenerator,
     PopulationSampler,
     PopulationTensors,
+    Prior,
     RepeatableEpochs,
     StepsDataModule,
     split_callbacks,
 )
 from scperturbdiff.latent import CellDataModule, LatentTrainingPlan
-from scperturbdiff.responses import count_response, describe, replicate_law
-from scperturbdiff.retrieval import AnchorPrediction
+from scperturbdiff.responses import MeasuredPopulations, measure_populations, replicate_law
+from scperturbdiff.retrieval import Retrieval, Retrieved
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import pandas as pd
+    import lightning.pytorch as pl
     from numpy.typing import NDArray
+    from scvi.data import AnnDataManager
 
-    from scperturbdiff.data import PopulationTable
-    from scperturbdiff.model import PerturbDiff
-
-
-from typing import TYPE_CHECKING
-
-from torch import Tensor
-
-from scperturbdiff.diffusion import Anchor, Components
-from scperturbdiff.retrieval import ResponseAnchor
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from scperturbdiff.data import PopulationTable
+    from scperturbdiff.module import PerturbDiffModule
     from scperturbdiff.retrieval import Novelty
-
-    Rows = NDArray[np.integer]
-
-
-logger = logging.getLogger(__name__)
 
 VAE_MIN_STEPS, VAE_MAX_STEPS, VAE_PASSES = 1250, 5000, 15
 """Steps of the first stage: this many passes over the cells, within these bounds."""
 GENERATOR_EPOCHS, STEPS_PER_EPOCH = 30, 50
-MIN_POPULATIONS_TO_VALIDATE, JUDGES = 4, 8
+MIN_POPULATIONS_TO_VALIDATE, HELD_OUT = 4, 8
 """Populations from which on some are held out, and how many at least: five say too little of a network."""
+MANY_REPLICATES = 4
+"""Populations of a condition from which training shows the response retrieved from all of them, not the others'."""
 
 
 @dataclass(frozen=True)
-class TrainerArguments:
-    """What both stages hand to scvi-tools' trainer."""
+class Stage:
+    """One stage of training, ready for scvi-tools' trainer.
 
-    accelerator: str
-    devices: Any
-    kwargs: dict[str, Any]
+    Attributes
+    ----------
+    plan, data
+        What is trained, and on what.
+    max_epochs
+        Epochs at most.
+    options
+        Arguments of the trainer.
+    checkpoints
+        Lightning's own checkpoints, which scvi-tools' trainer does not take as arguments.
+    """
+
+    plan: pl.LightningModule
+    data: pl.LightningDataModule
+    max_epochs: int
+    options: dict[str, Any] = field(default_factory=dict)
+    checkpoints: Sequence[pl.Callback] = ()
 
 
 def default_vae_epochs(n_cells: int, batch_size: int) -> int:
@@ -104,92 +103,179 @@ def plan_epochs(
     return int(min(vae, bound)), int(min(generator, bound))
 
 
-def _run(
-    model: PerturbDiff,
-    plan: Any,
-    data: Any,
-    max_epochs: int,
-    trainer: TrainerArguments,
-    checkpoints: Sequence[Any] = (),
-    **kwargs: Any,
-) -> dict[str, pd.DataFrame]:
-    """Run one stage and return its history (the runner would drop the keys of a second stage)."""
-    model.history_, model.is_trained_ = {}, False
-    runner = TrainRunner(
-        model,
-        training_plan=plan,
-        data_splitter=data,
-        max_epochs=max_epochs,
-        accelerator=trainer.accelerator,
-        devices=trainer.devices,
-        **{**trainer.kwargs, **kwargs},
-    )
-    runner.trainer.callbacks.extend(checkpoints)
-    runner()
-    return model.history_ or {}
-
-
-def train_vae(
-    model: PerturbDiff,
+def latent_stage(
+    module: PerturbDiffModule,
+    manager: AnnDataManager,
     max_epochs: int,
     batch_size: int,
     train_size: float,
-    trainer: TrainerArguments,
+    trainer: dict[str, Any],
     max_kl_weight: float = 0.05,
     n_epochs_kl_warmup: int | None = None,
     **plan_kwargs: Any,
-) -> dict[str, pd.DataFrame]:
+) -> Stage:
     """Stage 1: train the VAE on all cells; the weight of its KL term rises over the first half of the epochs."""
-    model.module.vae.train()
+    module.vae.train()
     plan = LatentTrainingPlan(
-        model.module.vae,
+        module.vae,
         max_kl_weight=max_kl_weight,
         n_epochs_kl_warmup=n_epochs_kl_warmup or max(1, max_epochs // 2),
         **plan_kwargs,
     )
-    return _run(
-        model,
-        plan,
-        CellDataModule(model.adata_manager, train_size, batch_size),
-        max_epochs,
-        trainer,
-        early_stopping=False,
-        callbacks=split_callbacks(trainer.kwargs.get("callbacks"))[1],
-    )
+    callbacks = split_callbacks(trainer.get("callbacks"))[1]
+    options = {**trainer, "early_stopping": False, "callbacks": callbacks}
+    return Stage(plan, CellDataModule(manager, train_size, batch_size), max_epochs, options)
 
 
 @torch.no_grad()
-def encode_training_cells(model: PerturbDiff, chunk: int = 4096) -> torch.Tensor:
-    """Latent vectors of all cells the model was set up with, `(n_cells, n_latent)`, on the module's device."""
-    model.module.eval()
-    matrix = model.adata_manager.get_from_registry("X")
+def encode_cells(module: PerturbDiffModule, matrix: Any, chunk: int = 4096) -> torch.Tensor:
+    """Latent vectors `(n_cells, n_latent)` of counts `(n_cells, n_genes)`, on the module's device."""
+    module.eval()
     parts = []
     for block in iter_rows(matrix, chunk=chunk):
         dense = block.toarray() if hasattr(block, "toarray") else np.asarray(block)
-        parts.append(model.module.vae.encode(torch.as_tensor(dense, dtype=torch.float32, device=model.module.device)))
+        parts.append(module.vae.encode(torch.as_tensor(dense, dtype=torch.float32, device=module.device)))
     return torch.cat(parts)
 
 
 @dataclass(frozen=True)
-class GeneratorData:
-    """Populations the second stage trains on and is validated on."""
+class PopulationTraining:
+    """What the second stage is trained on.
 
-    table: PopulationTable
+    Attributes
+    ----------
+    module
+        Its latent scale is that of the cells.
+    measured
+        All populations.
+    training, held_out
+        Rows of those to train on, and of those that decide when to stop and whether the network is used.
+    latent
+        Standardised latent vectors of all cells, `(n_cells, n_latent)`.
+    features
+        Feature table of components.
+    seed
+        Of all choices.
+    """
+
+    module: PerturbDiffModule
+    measured: MeasuredPopulations
     training: NDArray[np.int64]
-    validation: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    latent: torch.Tensor
+    features: NDArray[np.float64] | None
+    seed: int
+
+    @classmethod
+    def prepare(
+        cls,
+        module: PerturbDiffModule,
+        manager: AnnDataManager,
+        table: PopulationTable,
+        features: NDArray[np.float64] | None,
+        validation_size: float | None,
+        seed: int,
+    ) -> PopulationTraining:
+        """Fix the latent space, measure the populations in it, hold some of them out."""
+        matrix, batch = (manager.get_from_registry(name) for name in ("X", "batch"))
+        latent = encode_cells(module, matrix)
+        module.set_latent_scale(latent)
+        latent = module.standardize(latent)
+        training, held_out = split_populations(table, validation_size, seed, has_features=features is not None)
+        measured = measure_populations(table, latent, matrix, batch.ravel(), module.shares)
+        return cls(module, measured, training, held_out, latent, features, seed)
+
+    def stage(
+        self,
+        max_epochs: int,
+        early_stopping: bool,
+        trainer: dict[str, Any],
+        steps_per_epoch: int = STEPS_PER_EPOCH,
+        gradient_clip_val: float = 1.0,
+        ckpt_path: str | Path | None = None,
+        **plan_kwargs: Any,
+    ) -> Stage:
+        """Stage 2: retrieve responses, train the generator on populations."""
+        module, training = self.module, self.measured.take(self.training)
+        self._retrieve(training)
+        # the other objectives ask for draws that do not vary
+        varies = plan_kwargs.get("objective", "energy_score") == "energy_score"
+        self._set_replicates(training, module.generator.n_population_noise if varies else 0)
+        sampler, tensors = self._training_set(training)
+        validation = self._validation_set() if len(self.held_out) else None
+        steps = max_epochs * steps_per_epoch
+        plan = GeneratorTrainingPlan(
+            module, self.latent, sampler, tensors, validation, n_steps=steps, seed=self.seed, **plan_kwargs
+        )
+        module.generator.train()
+        checkpoints, others = split_callbacks(trainer.get("callbacks"))
+        table = self.measured.table
+        replicated = len(table) == 0 or bool((count_replicates(table) > 1).any())
+        options: dict[str, Any] = {
+            "early_stopping": early_stopping and validation is not None,
+            "early_stopping_monitor": VALIDATION_METRIC,
+            "early_stopping_patience": 10,
+            "gradient_clip_val": gradient_clip_val,
+            "check_val_every_n_epoch": 1,
+            "ckpt_path": ckpt_path,
+            **trainer,
+            "callbacks": [*others, RepeatableEpochs(self.seed), KeepBestGenerator(replicated)],
+        }
+        return Stage(plan, StepsDataModule(steps_per_epoch, validation is not None), max_epochs, options, checkpoints)
+
+    def finish(self) -> None:
+        """Let retrieval know all populations: those held out to stop in time are evidence all the same."""
+        if len(self.held_out):
+            self._retrieve(self.measured)
+
+    def populations(self) -> Any:
+        """One row per population: labels, numbers of cells and controls, and whether it was held out."""
+        table = self.measured.table
+        return table.report.assign(held_out=np.isin(np.arange(len(table)), self.held_out))
+
+    def _retrieve(self, populations: MeasuredPopulations) -> None:
+        responses = populations.responses
+        self.module.retrieval = Retrieval.fit(responses, self.features, seed=self.seed) if len(responses) else None
+
+    def _set_replicates(self, populations: MeasuredPopulations, max_factors: int) -> None:
+        """Give both networks the law of replicates."""
+        law = replicate_law(populations, max_factors, NOISE_GRID)
+        for network in (self.module.generator, self.module.generator_ema):
+            network.set_replicates(*(torch.as_tensor(x, dtype=torch.float32, device=self.latent.device) for x in law))
+
+    def _training_set(self, training: MeasuredPopulations) -> tuple[PopulationSampler, PopulationTensors]:
+        retrieval, table = self.module.retrieval, training.table
+        retrieved = [] if retrieval is None else rehearsed_responses(retrieval, table)
+        return self._sampler(table), population_tensors(training, retrieved, self.latent.device)
+
+    def _validation_set(self) -> tuple[PopulationSampler, PopulationTensors]:
+        held_out = self.measured.take(self.held_out)
+        if self.module.retrieval is None:
+            raise ValueError("validation_size leaves no population to train on.")
+        retrieved = self.module.retrieval.predict(held_out.responses.conditions)
+        return self._sampler(held_out.table), population_tensors(held_out, [retrieved], self.latent.device)
+
+    def _sampler(self, table: PopulationTable, p_control: float = 0.125) -> PopulationSampler:
+        controls = table.controls if len(table.controls) else Ragged.from_lists([])
+        groups = ((g.rows, g.start, g.count) for g in (table.cells, table.match.pools, controls))
+        cells, pools, unperturbed = groups
+        device = self.latent.device
+        return PopulationSampler(cells, pools, torch.as_tensor(table.match.pool), unperturbed, p_control, device)
 
 
 def split_populations(
     table: PopulationTable, validation_size: float | None, seed: int, has_features: bool = False
-) -> GeneratorData:
-    """Hold out a share of the populations, whole conditions at a time (all batches of a perturbation in a context).
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the populations to train on and of those held out.
+
+    Whole conditions are held out at a time (all batches of a perturbation in a context).
 
     A perturbation that training would then not know at all says nothing about when to stop: that share of its
     populations is held out if there are several, else none.
     """
     n = len(table)
     if validation_size is None:
-        enough = min(max(JUDGES, round(0.1 * n)), n // 3)
+        enough = min(max(HELD_OUT, round(0.1 * n)), n // 3)
         validation_size = enough / n if n >= MIN_POPULATIONS_TO_VALIDATE else 0.0
     if not 0 <= validation_size < 1:
         raise ValueError(f"validation_size={validation_size} must lie in [0, 1): the share of populations held out.")
@@ -207,160 +293,41 @@ def split_populations(
         if held.sum() + len(members) > wanted:
             continue
         held[members] = True
-    return GeneratorData(table, np.flatnonzero(~held), np.flatnonzero(held))
-
-
-def train_generator(
-    model: PerturbDiff,
-    table: PopulationTable,
-    max_epochs: int,
-    validation_size: float | None,
-    early_stopping: bool,
-    seed: int,
-    trainer: TrainerArguments,
-    steps_per_epoch: int = STEPS_PER_EPOCH,
-    gradient_clip_val: float = 1.0,
-    ckpt_path: str | Path | None = None,
-    **plan_kwargs: Any,
-) -> dict[str, pd.DataFrame]:
-    """Stage 2: fix the latent space, retrieve anchors, train the generator on populations."""
-    module = model.module
-    latent = encode_training_cells(model)
-    module.set_latent_scale(latent)
-    latent = module.standardize(latent)
-    features = model.conditions.feature_matrix()
-    data = split_populations(table, validation_size, seed, has_features=features is not None)
-    training = table.take(data.training)
-    fit_anchor(module.anchor, training, latent, features, seed)
-    # the other objectives ask for draws that do not vary
-    varies = plan_kwargs.get("objective", "energy_score") == "energy_score"
-    _start_from_replicates(module, training, latent, module.generator.n_population_noise if varies else 0)
-    sampler, tensors = _training_set(module, training, latent, features)
-    validation = (
-        _validation_set(module, table.take(data.validation), latent, features) if len(data.validation) else None
-    )
-    plan = GeneratorTrainingPlan(
-        module, latent, sampler, tensors, validation, n_steps=max_epochs * steps_per_epoch, seed=seed, **plan_kwargs
-    )
-    module.generator.train()
-    checkpoints, others = split_callbacks(trainer.kwargs.get("callbacks"))
-    replicated = len(table) == 0 or bool((count_replicates(table) > 1).any())
-    callbacks = [*others, RepeatableEpochs(seed), KeepBestGenerator(replicated)]
-    options: dict[str, Any] = {
-        "early_stopping": early_stopping and validation is not None,
-        "early_stopping_monitor": VALIDATION_METRIC,
-        "early_stopping_patience": 10,
-        "callbacks": callbacks,
-        "gradient_clip_val": gradient_clip_val,
-        "check_val_every_n_epoch": 1,
-        "ckpt_path": ckpt_path,
-    }
-    options |= {k: v for k, v in trainer.kwargs.items() if k != "callbacks"}
-    history = _run(
-        model,
-        plan,
-        StepsDataModule(steps_per_epoch, validation is not None),
-        max_epochs,
-        trainer,
-        checkpoints,
-        **options,
-    )
-    model.populations_ = table.report.assign(held_out=np.isin(np.arange(len(table)), data.validation))
-    _keep_evidence(model, data, latent, features, seed)
-    return history
-
-
-def _keep_evidence(
-    model: PerturbDiff, data: GeneratorData, latent: torch.Tensor, features: NDArray[np.float64] | None, seed: int
-) -> None:
-    """Let the anchor know all populations: those held out to stop in time are evidence for predictions all the same."""
-    anchor, table = model.module.anchor, data.table
-    if len(data.validation):
-        fit_anchor(anchor, table, latent, features, seed)
-    if len(table):
-        registry = model.adata_manager.get_from_registry
-        found = count_response(model.module.eval(), registry("X"), registry("batch").ravel(), latent, table)
-        anchor.keep_counts(*found, features, seed=seed)
-
-
-def _start_from_replicates(module: Any, table: PopulationTable, latent: torch.Tensor, max_factors: int) -> None:
-    """Give both networks the law of the replicates of `table`."""
-    law = replicate_law(table, latent, max_factors)
-    for network in (module.generator, module.generator_ema):
-        network.set_replicates(*(torch.as_tensor(x, dtype=torch.float32, device=latent.device) for x in law))
-
-
-def _training_set(
-    module: Any, table: PopulationTable, latent: torch.Tensor, features: NDArray[np.float64] | None
-) -> tuple[PopulationSampler, PopulationTensors]:
-    known = module.anchor.train_conditions
-    anchors = rehearsed_anchors(module.anchor, table, features) if len(table) else []
-    centre = known.control_mean if len(table) else np.zeros((0, latent.shape[1]))
-    tensors = population_tensors(table, anchors, centre, latent.device)
-    return _sampler(table, latent.device), tensors
-
-
-def _validation_set(
-    module: Any, table: PopulationTable, latent: torch.Tensor, features: NDArray[np.float64] | None
-) -> tuple[PopulationSampler, PopulationTensors]:
-    conditions = describe(table, latent)[0]
-    novelty = module.anchor.novelty(conditions)
-    predicted = [
-        module.anchor.predict(conditions.take(slice(i, i + 1)), novelty[i], features) for i in range(len(table))
-    ]
-    joined = AnchorPrediction(*(np.concatenate(parts) for parts in zip(*predicted, strict=True)))
-    tensors = population_tensors(table, [joined], conditions.control_mean, latent.device)
-    return _sampler(table, latent.device), tensors
-
-
-def _sampler(table: PopulationTable, device: torch.device, p_control: float = 0.125) -> PopulationSampler:
-    empty = Ragged.from_lists([])
-    controls = table.controls if len(table.controls) else empty
-    return PopulationSampler(
-        table.cells, table.match.pools, torch.as_tensor(table.match.pool), controls, p_control, device
-    )
-
-
-MANY_REPLICATES = 4
-"""Populations of a condition from which training shows the anchor of all of them instead of the others'."""
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def population_tensors(
-    table: PopulationTable,
-    anchors: list[AnchorPrediction],
-    centre: NDArray[np.floating],
-    device: torch.device,
+    populations: MeasuredPopulations, retrieved: list[Retrieved], device: torch.device
 ) -> PopulationTensors:
-    """Move the conditions of `table` to the device and append the row of control populations.
+    """Conditions of populations on the device, with a last row for control populations.
 
     Parameters
     ----------
-    table
+    populations
         Populations.
-    anchors
-        Retrieved responses for each way of being new; with none, no response.
-    centre
-        Means of the matched controls, `(n_populations, n_latent)`.
+    retrieved
+        Their retrieved responses for each way of being new; with none, no response.
     device
         Where to.
     """
+    table, centre = populations.table, populations.responses.conditions.control_mean
 
-    def put(values: NDArray, last: float, dtype: torch.dtype) -> Tensor:
+    def put(values: NDArray, last: float, dtype: torch.dtype) -> torch.Tensor:
         out = torch.as_tensor(values, dtype=dtype)
         return torch.cat([out, torch.full((1, *out.shape[1:]), last, dtype=dtype)]).to(device)
 
-    if not anchors:
-        anchors = [AnchorPrediction.none(*centre.shape)]
+    if not retrieved:
+        retrieved = [Retrieved.nothing(*centre.shape)]
     shift, variance, spread = (
         torch.stack([put(part, 0.0, torch.float32) for part in parts])
-        for parts in zip(*((a.mean, a.variance, a.spread) for a in anchors), strict=True)
+        for parts in zip(*((r.shift, r.variance, r.spread) for r in retrieved), strict=True)
     )
-    centres = put(centre, 0.0, torch.float32).expand(len(anchors), -1, -1)
+    centres = put(centre, 0.0, torch.float32).expand(len(retrieved), -1, -1)
     return PopulationTensors(
         Components(put(table.component, -1, torch.long), put(table.dose, 0.0, torch.float32)),
         put(table.categories, -1, torch.long),
         put(table.numbers, 0.0, torch.float32),
-        Anchor(shift, variance, spread, centres),
+        Prior(shift, variance, spread, centres),
     )
 
 
@@ -379,27 +346,18 @@ def useful_novelties(table: PopulationTable, has_features: bool) -> list[Novelty
     return out
 
 
-def rehearsed_anchors(
-    anchor: ResponseAnchor, table: PopulationTable, features: NDArray[np.float64] | None
-) -> list[AnchorPrediction]:
-    """Anchors of the training populations for each way of being new that training rehearses.
+def rehearsed_responses(retrieval: Retrieval, table: PopulationTable) -> list[Retrieved]:
+    """Retrieved responses of the training populations for each way of being new that training rehearses.
 
     Where a condition has many replicates, leaving one out tells which one it was: the mean of the others and what is
     left out add up to the same sum. A network that has learned to solve for it invents a replicate when it is shown the
     mean of all, as it is at prediction. From `MANY_REPLICATES` on that mean is what training shows, too.
     """
-    out: list[AnchorPrediction] = []
-    for novelty in useful_novelties(table, features is not None):
-        found = anchor.leave_out(novelty, features)
+    out: list[Retrieved] = []
+    for novelty in useful_novelties(table, retrieval.features is not None):
+        found = retrieval.leave_out(novelty)
         if novelty == "replicate" and (many := count_replicates(table) >= MANY_REPLICATES).any():
-            seen = anchor.leave_out("seen", features)
-            found = AnchorPrediction(
-                np.where(many[:, None], seen.mean, found.mean),
-                np.where(many, seen.variance, found.variance),
-                np.where(many, seen.spread, found.spread),
-                found.library,
-                found.residual,
-            )
+            found.put(np.flatnonzero(many), retrieval.leave_out("seen", np.flatnonzero(many)))
         out.append(found)
     return out
 
@@ -408,14 +366,3 @@ def count_replicates(table: PopulationTable) -> NDArray[np.int64]:
     """Number of populations of each population's condition."""
     replicates: NDArray[np.int64] = np.bincount(table.condition)[table.condition]
     return replicates
-
-
-def fit_anchor(
-    anchor: ResponseAnchor, table: PopulationTable, latent: Tensor, features: NDArray[np.float64] | None, seed: int
-) -> None:
-    """Fit the anchor to the populations of `table`; with none it stays empty."""
-    if len(table) == 0:
-        anchor.set_extra_state({})
-        return
-    conditions, shifts, spreads = describe(table, latent)
-    anchor.fit(conditions, shifts, features, spreads, seed=seed)

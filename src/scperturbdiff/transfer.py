@@ -2,55 +2,37 @@
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi.nn import FCLayers
 
-from scperturbdiff.data import as_anndata, check_genes, preview, stored_batches
+from scperturbdiff.data import stored_batches, stored_space
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from anndata import AnnData
-    from mudata import MuData
     from torch import Tensor, nn
 
-    from scperturbdiff.model import PerturbDiff
     from scperturbdiff.module import PerturbDiffModule
-
-    Model = TypeVar("Model", bound=PerturbDiff)
-
-
-logger = logging.getLogger(__name__)
-
-
-def adapt(cls: type[Model], adata: AnnData | MuData, reference: Model) -> Model:
-    """A model for `adata` with the weights of `reference`; see :meth:`scperturbdiff.PerturbDiff.load_query_data`."""
-    if not reference.is_trained_:
-        raise ValueError("reference_model is not trained.")
-    if cls._get_most_recent_anndata_manager(adata) is None:
-        arguments = dict(reference.registry_["setup_args"])
-        getattr(cls, reference.registry_["setup_method_name"])(adata, **arguments)
-    manager = cls._get_most_recent_anndata_manager(adata, required=True)
-    check_genes(as_anndata(adata, manager.registry), reference.registry_)
-    given = reference.init_params_["non_kwargs"] | reference.init_params_["kwargs"]
-    model = cls(adata, **given)
-    fresh = transfer_weights(model, reference)
-    if fresh:
-        logger.info("Not taken over from the reference: %s.", preview(fresh, 30))
-    model.vae_is_adapted_ = True
-    return model
 
 
 @torch.no_grad()
-def transfer_weights(model: PerturbDiff, reference: PerturbDiff) -> list[str]:
-    """Copy into `model` whatever of `reference` fits; returns the names of what does not."""
-    new, old = model.module, reference.module
-    ours, theirs = model.conditions, reference.conditions
+def transfer_weights(
+    new: PerturbDiffModule, old: PerturbDiffModule, registry: Mapping[str, Any], reference: Mapping[str, Any]
+) -> list[str]:
+    """Copy into `new` whatever of `old` fits; returns the names of what does not.
+
+    Parameters
+    ----------
+    new, old
+        Modules.
+    registry, reference
+        Registries of the models they belong to.
+    """
+    ours, theirs = stored_space(registry), stored_space(reference)
     fresh = [name for name in _copy_state(new.vae, old.vae) if ".fc_layers." not in name]
-    _copy_batches(new.vae, old.vae, stored_batches(model.registry_), stored_batches(reference.registry_))
+    _copy_batches(new.vae, old.vae, stored_batches(registry), stored_batches(reference))
     new.latent_mean.copy_(old.latent_mean)
     new.latent_scale.copy_(old.latent_scale)
     if new.features is not None and old.features is not None and new.features.shape[1] == old.features.shape[1]:

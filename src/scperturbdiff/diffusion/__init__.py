@@ -1,6 +1,6 @@
 """Functional diffusion: forward process, distances, scores, samplers, network, training."""
 
-from scperturbdiff.diffusion._condition import Anchor, Condition, PopulationTensors
+from scperturbdiff.diffusion._condition import Condition, PopulationTensors, Prior
 from scperturbdiff.diffusion._distances import energy_distance, pairwise_distances
 from scperturbdiff.diffusion._generator import NOISE_GRID, Generator
 from scperturbdiff.diffusion._network import EncodedControls, PopulationTransformer
@@ -14,7 +14,7 @@ from scperturbdiff.diffusion._selection import KeepBestGenerator
 from scperturbdiff.diffusion._training import VALIDATION_METRIC, GeneratorTrainingPlan, StepsDataModule
 
 __all__ = [
-    "Anchor",
+    "Prior",
     "Components",
     "Condition",
     "EncodedControls",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Anchor:
+class Prior:
     """Retrieved response of `b` populations, standardised latent space.
 
     Attributes
@@ -39,12 +39,12 @@ class Anchor:
     centre: Tensor
 
     @classmethod
-    def none(cls, n: int, n_latent: int, device: torch.device | str = "cpu") -> Anchor:
+    def none(cls, n: int, n_latent: int, device: torch.device | str = "cpu") -> Prior:
         """No response, for `n` populations."""
         zeros, zero = torch.zeros(n, n_latent, device=device), torch.zeros(n, device=device)
         return cls(zeros, zero, zero, zeros)
 
-    def place(self, start: Tensor) -> Tensor:
+    def move(self, start: Tensor) -> Tensor:
         """Where control cells `(b, n_cells, n_latent)` go: spread about their centre, and shifted."""
         centre, scale = self.centre[:, None], self.spread.exp()[:, None, None]
         return centre + scale * (start - centre) + self.shift[:, None]
@@ -53,9 +53,9 @@ class Anchor:
         """What the network sees of it, `(b, n_latent + 2)`."""
         return torch.cat([self.shift, self.variance[:, None].log1p(), self.spread[:, None]], dim=-1)
 
-    def repeat(self, times: int) -> Anchor:
+    def repeat(self, times: int) -> Prior:
         """Each population `times` times, next to each other."""
-        return Anchor(*(x.repeat_interleave(times, 0) for x in (self.shift, self.variance, self.spread, self.centre)))
+        return Prior(*(x.repeat_interleave(times, 0) for x in (self.shift, self.variance, self.spread, self.centre)))
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Condition:
     """
 
     components: Components
-    anchor: Anchor
+    prior: Prior
     categories: Tensor
     numbers: Tensor
     keep: Tensor
@@ -90,7 +90,7 @@ class Condition:
 
         return Condition(
             Components(again(self.components.index), again(self.components.dose)),
-            self.anchor.repeat(times),
+            self.prior.repeat(times),
             again(self.categories),
             again(self.numbers),
             again(self.keep),
@@ -126,24 +126,24 @@ class PopulationTensors:
     components, categories, numbers
         See :class:`Condition`.
     anchor
-        Retrieved responses for each way of being new, :class:`Anchor` of `(n_novelties, n_populations + 1, ...)`.
+        Retrieved responses for each way of being new, :class:`Prior` of `(n_novelties, n_populations + 1, ...)`.
     """
 
     components: Components
     categories: Tensor
     numbers: Tensor
-    anchor: Anchor
+    prior: Prior
 
     @property
     def n_novelties(self) -> int:
         """Ways of being new there are anchors for."""
-        return len(self.anchor.shift)
+        return len(self.prior.shift)
 
     def condition(self, group: Tensor, novelty: Tensor, keep: Tensor) -> Condition:
         """Conditions of populations `group` (-1: control), retrieved as if new in the way of `novelty`."""
         return Condition(
             self.components.take(group),
-            Anchor(*(x[novelty, group] for x in vars(self.anchor).values())),
+            Prior(*(x[novelty, group] for x in vars(self.prior).values())),
             self.categories[group],
             self.numbers[group],
             keep,

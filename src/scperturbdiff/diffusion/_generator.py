@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from scperturbdiff.diffusion._condition import Anchor, Condition, Randomness
+from scperturbdiff.diffusion._condition import Condition, Prior, Randomness
 from scperturbdiff.diffusion._network import EncodedControls, PopulationTransformer
 from scperturbdiff.diffusion._perturbation import PerturbationEncoder
 from scperturbdiff.diffusion._samplers import guide, sample
@@ -88,7 +88,7 @@ class Generator(nn.Module):
         self.perturbation = PerturbationEncoder(n_names, n_features, width)
         self.categorical = nn.ModuleList(nn.Embedding(n, width) for n in n_categories)
         self.continuous = nn.Linear(n_numbers, width) if n_numbers else None
-        self.anchor = nn.Sequential(nn.Linear(n_latent + 2, width), nn.SiLU(), nn.Linear(width, width))
+        self.prior = nn.Sequential(nn.Linear(n_latent + 2, width), nn.SiLU(), nn.Linear(width, width))
         self.population_noise = nn.Linear(n_population_noise, width)
         self.hidden = nn.Parameter(torch.zeros(width))
         self.register_buffer("replicate_factors", torch.zeros(n_latent, n_population_noise))
@@ -155,7 +155,7 @@ class Generator(nn.Module):
         """Vector of a condition, `(b, width)`."""
         known = condition.keep[:, None]
         out = known * self.perturbation(condition.components, features, has_features) + (1 - known) * self.hidden
-        out = out + self.anchor(condition.anchor.summary())
+        out = out + self.prior(condition.prior.summary())
         for i, table in enumerate(self.categorical):
             code = condition.categories[:, i]
             out = out + table(code.clamp_min(0)) * (code >= 0)[:, None]
@@ -169,7 +169,7 @@ class Generator(nn.Module):
         t: Tensor,
         start: Tensor,
         condition: Tensor,
-        anchor: Anchor,
+        prior: Prior,
         controls: EncodedControls,
         randomness: Randomness,
         mask: Tensor | None = None,
@@ -202,7 +202,7 @@ class Generator(nn.Module):
             correction = correction - _mean_of_cells(correction, mask)
         alpha, variance = self.schedule.alpha(t)[:, None, None], self.schedule.sigma(t)[:, None, None].square()
         apart = (t >= 1)[:, None] * self.replicate_shift(randomness.population)
-        return alpha * z_t + variance * (anchor.place(start) + apart[:, None]) + correction
+        return alpha * z_t + variance * (prior.move(start) + apart[:, None]) + correction
 
     @torch.no_grad()
     def sample(
@@ -248,9 +248,9 @@ class Generator(nn.Module):
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
             randomness = Randomness(population_noise, torch.randn(b, m, self.n_cell_noise, device=z.device))
-            estimate = self(z, t, start, embedded, condition.anchor, controls, randomness)
+            estimate = self(z, t, start, embedded, condition.prior, controls, randomness)
             if unconditional is not None:
-                blind = self(z, t, start, unconditional, condition.anchor, controls, randomness)
+                blind = self(z, t, start, unconditional, condition.prior, controls, randomness)
                 estimate = guide(estimate, blind, guidance)
             if self.moves_mean:
                 return estimate

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from scperturbdiff.data import Ragged
+    from numpy.typing import NDArray
+
+    Groups = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+    """Row numbers by group, and where each group starts and how many rows it has."""
 
 
 # Primes beyond any group size: multiplication by one is a permutation of the rows of a group.
@@ -36,12 +40,10 @@ class GroupIndex:
         Where to keep them.
     """
 
-    def __init__(self, groups: Ragged, device: torch.device | str) -> None:
-        self.rows = torch.as_tensor(groups.rows, device=device)
-        self.start = torch.as_tensor(groups.start, device=device)
-        self.count = torch.as_tensor(groups.count, device=device)
+    def __init__(self, groups: Groups, device: torch.device | str) -> None:
+        self.rows, self.start, self.count = (torch.as_tensor(part, device=device) for part in groups)
         self._primes = torch.tensor(_PRIMES, device=device)
-        self._group = torch.repeat_interleave(torch.arange(len(groups), device=device), self.count)
+        self._group = torch.repeat_interleave(torch.arange(len(self.start), device=device), self.count)
 
     def shuffle(self) -> None:
         """Put the rows of every group in a new random order."""
@@ -106,11 +108,11 @@ class PopulationSampler:
     """
 
     def __init__(
-        self, cells: Ragged, pools: Ragged, pool: Tensor, controls: Ragged, p_control: float, device: torch.device | str
+        self, cells: Groups, pools: Groups, pool: Tensor, controls: Groups, p_control: float, device: torch.device | str
     ) -> None:
         self.cells, self.pools, self.controls = (GroupIndex(g, device) for g in (cells, pools, controls))
         self.pool = pool.to(device)
-        self.n_populations, self.n_controls = len(cells), len(controls)
+        self.n_populations, self.n_controls = len(cells[1]), len(controls[1])
         self.p_control = 1.0 if self.n_populations == 0 else p_control
         self.device = torch.device(device)
 

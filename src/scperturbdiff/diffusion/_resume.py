@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from torch import nn
+
     from scperturbdiff.diffusion._populations import GroupIndex
     from scperturbdiff.diffusion._training import GeneratorTrainingPlan
-    from scperturbdiff.model import PerturbDiff
 
 
 KEY = "scperturbdiff"
@@ -74,15 +75,15 @@ def _groups(plan: pl.LightningModule) -> tuple[GroupIndex, ...]:
     return sampler.cells, sampler.pools, sampler.controls
 
 
-def restore_module(model: PerturbDiff, ckpt_path: str | Path) -> int:
-    """Load the module of a checkpoint into `model`; returns the seed of the interrupted run.
+def restore_module(module: nn.Module, ckpt_path: str | Path) -> int:
+    """Load a checkpoint into `module`; returns the seed of the interrupted run.
 
     Raises
     ------
     ValueError
         If the file is not a checkpoint of the second stage.
     """
-    checkpoint = torch.load(ckpt_path, map_location=model.module.device, weights_only=True)
+    checkpoint = torch.load(ckpt_path, map_location=next(module.parameters()).device, weights_only=True)
     if KEY not in checkpoint:
         raise ValueError(
             f"ckpt_path={str(ckpt_path)!r} is not a checkpoint of the second stage of PerturbDiff. Write one with "
@@ -93,7 +94,7 @@ def restore_module(model: PerturbDiff, ckpt_path: str | Path) -> int:
         for name, value in checkpoint["state_dict"].items()
         if name.startswith("module.")
     }
-    model.module.load_state_dict(state)
+    module.load_state_dict(state)
     return int(checkpoint[KEY]["seed"])
 
 

@@ -142,7 +142,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
         if self.jitter:
             moved = self.jitter * torch.randn(b, clean.shape[-1], device=device)
             clean, start, controls = clean + moved[:, None], start + moved[:, None, None], controls + moved[:, None]
-            condition = replace(condition, anchor=replace(condition.anchor, centre=condition.anchor.centre + moved))
+            condition = replace(condition, prior=replace(condition.prior, centre=condition.prior.centre + moved))
         t = generator.schedule.sample_times((b,), self.p_terminal, device)
         z_t = generator.schedule.add_noise(clean[:, None].expand_as(start), t[:, None], self._noise(start, t))
         embedded = generator.embed(condition, self.module.features, self.module.has_features)
@@ -152,7 +152,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
             t.repeat_interleave(k, 0),
             start.flatten(0, 1),
             embedded.repeat_interleave(k, 0),
-            condition.anchor.repeat(k),
+            condition.prior.repeat(k),
             generator.encode_controls(controls).repeat(k),
             randomness,
             drawn.mask.repeat_interleave(k, 0),

@@ -11,8 +11,7 @@ from scvi.module.base import LossOutput
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from scperturbdiff.counts import move_counts
-from scperturbdiff.latent._likelihood import EPS, negative_binomial_log_prob
+from scperturbdiff.latent._likelihood import negative_binomial_log_prob
 
 
 class LatentVAE(VAE):
@@ -70,53 +69,6 @@ class LatentVAE(VAE):
         outputs = self.generative(z=latent, library=library_size.log()[:, None], batch_index=batch[:, None].long())
         sampled: Tensor = outputs["px"].sample()
         return sampled
-
-    @torch.no_grad()
-    def counterfactual_counts(
-        self,
-        latent: Tensor,
-        batch: Tensor,
-        start_counts: Tensor,
-        start_latent: Tensor,
-        start_batch: Tensor,
-        library_ratio: float = 1.0,
-        residual: Tensor | None = None,
-        again: Tensor | None = None,
-    ) -> Tensor:
-        r"""Sample counts of cells as if the control cells they started from had moved in the latent space.
-
-        The mean of gene `g` is :math:`\ell h_g(z)`, :math:`\ell` the cell's library size. What a control cell shows,
-        given its counts, of what the decoder cannot know is kept (:func:`move_counts`): where the VAE is right, counts
-        have its negative binomial law; where it is not, generated cells keep what it cannot reconstruct of real ones.
-
-        Parameters
-        ----------
-        latent
-            Where the cells go, `(n_cells, n_latent)`, not standardised.
-        batch
-            Batch codes to decode with, `(n_cells,)`.
-        start_counts, start_latent, start_batch
-            Counts `(n_cells, n_genes)`, latent vectors and batch codes of the control cells.
-        library_ratio
-            Expected library sizes relative to those of the control cells.
-        residual
-            Log ratio of expected counts to decoded ones, `(n_genes,)`; cells keep their expected library size.
-        again
-            Cells whose control cell another one has already started from, `(n_cells,)`; see :func:`move_counts`.
-
-        Returns
-        -------
-        Counts `(n_cells, n_genes)`.
-        """
-        library = start_counts.sum(-1, keepdim=True)
-        target = (library_ratio * library).log()
-        px = self.generative(z=latent, library=target, batch_index=batch[:, None].long())["px"]
-        before = library * self.decode_frequencies(start_latent, start_batch)
-        after = px.mu
-        if residual is not None:
-            after = after * residual.exp()
-            after = after * (px.mu.sum(-1, keepdim=True) / after.sum(-1, keepdim=True).clamp(min=EPS))
-        return move_counts(start_counts, before, after, px.theta.expand_as(before), again)
 
     def decode_frequencies(self, latent: Tensor, batch: Tensor) -> Tensor:
         """Expected share of each gene in a cell's counts `(n_cells, n_genes)`; differentiable."""

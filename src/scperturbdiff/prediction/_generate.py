@@ -13,8 +13,8 @@ from scvi.utils import track
 
 from scperturbdiff.counts import positions
 from scperturbdiff.data import DOSE, PERTURBATION, ControlPool, read_genes
-from scperturbdiff.diffusion import Anchor, Components, Condition
-from scperturbdiff.retrieval import AnchorPrediction, Conditions
+from scperturbdiff.diffusion import Components, Condition, Prior
+from scperturbdiff.retrieval import Conditions, Retrieved
 from scperturbdiff.seeds import derive_seed, seeded
 
 if TYPE_CHECKING:
@@ -179,8 +179,9 @@ class PopulationGenerator:
         self.adata, self.genes, self.layer, self.batches = adata, genes, layer, batches
         self.groups = groups
         self._states: dict[int, GroupState] = {}
-        self._raw_features = space.feature_matrix()
-        self._features, self._has_features = module.scale_features(self._raw_features)
+        features = space.feature_matrix()
+        self._features, self._has_features = module.scale_features(features)
+        self._retrieval = None if module.retrieval is None else module.retrieval.with_features(features)
 
     def generate(self, request: PopulationRequest, progress: bool = True) -> Iterator[Piece]:
         """Yield the populations of `request`, each draw on its own, in order."""
@@ -244,21 +245,19 @@ class PopulationGenerator:
         self, conditions: Conditions, codes: NDArray[np.int64], numbers: NDArray[np.float64]
     ) -> tuple[Condition, CountChange, Evidence]:
         """Condition of one population, how its counts change, and what training knows of it."""
-        device, known = self.device, self.module.anchor
-        found = AnchorPrediction.none(*conditions.control_mean.shape)
+        device = self.device
+        found = Retrieved.nothing(*conditions.control_mean.shape)
         evidence = Evidence("control", 0.0) if (conditions.component < 0).all() else Evidence("unknown", np.nan)
-        if known.is_fitted and (conditions.component >= 0).any():
-            novelty = known.novelty(conditions)[0]
-            found = known.predict(conditions, novelty, self._raw_features)
-            prior = known.prior_variance(conditions, novelty, self._raw_features)
-            evidence = Evidence(novelty, float(found.variance[0] / prior[0]))
+        if self._retrieval is not None and (conditions.component >= 0).any():
+            found = self._retrieval.predict(conditions)
+            evidence = Evidence(found.novelty[0], float(found.variance[0] / found.prior_variance[0]))
 
         def put(values: NDArray, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.as_tensor(values, dtype=dtype, device=device)
 
         condition = Condition(
             Components(put(conditions.component, torch.long), put(conditions.dose)),
-            Anchor(put(found.mean), put(found.variance), put(found.spread), put(conditions.control_mean)),
+            Prior(put(found.shift), put(found.variance), put(found.spread), put(conditions.control_mean)),
             put(codes, torch.long),
             put(numbers),
             torch.ones(1, device=device),
@@ -302,7 +301,7 @@ class PopulationGenerator:
                 )[0]
                 latent = self.module.unstandardize(z)
                 codes = torch.full((len(piece),), batch, device=latent.device)
-                sampled = self.module.vae.counterfactual_counts(
+                sampled = self.module.moved_counts(
                     latent,
                     codes,
                     torch.as_tensor(state.pool.counts[chosen[start : start + PIECE]].toarray(), device=latent.device),

@@ -74,19 +74,18 @@ def _nearest(space: ConditionSpace, position: NDArray[np.int64]) -> tuple[NDArra
 
 def _open_variance(module: PerturbDiffModule, space: ConditionSpace, position: NDArray[np.int64]) -> NDArray:
     """Share of the variance of the response that training leaves open, averaged over the training contexts."""
-    anchor = module.anchor
-    if not anchor.is_fitted or anchor.train_conditions is None:
+    if module.retrieval is None:
         return np.full(len(position), np.nan)
-    known = anchor.train_conditions
+    retrieval = module.retrieval.with_features(space.feature_matrix())
+    known = retrieval.responses.conditions
     contexts = known.take(np.unique(known.context, return_index=True)[1])
     n = len(contexts)
-    features = space.feature_matrix()
     out = np.zeros(len(position))
     for i, component in enumerate(position):
         asked = Conditions(
             contexts.control_mean, np.full((n, 1), component), np.zeros((n, 1)), contexts.context, contexts.noise
         )
         novelty: Novelty = "perturbation" if component >= len(space.components) else "pair"
-        variance = anchor.predict(asked, novelty, features).variance
-        out[i] = (variance / anchor.prior_variance(asked, novelty, features)).mean()
+        found = retrieval.predict(asked, novelty)
+        out[i] = (found.variance / found.prior_variance).mean()
     return out

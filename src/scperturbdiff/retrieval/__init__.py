@@ -1,6 +1,8 @@
-"""Retrieval: what a perturbation did elsewhere, and what others did here (kriging over conditions)."""
+"""Retrieval: what a perturbation did elsewhere, and what others did here. Arrays only, no AnnData, no networks."""
 
 from scperturbdiff.retrieval._conditions import Conditions, Novelty
-from scperturbdiff.retrieval._retrieval import AnchorPrediction, ResponseAnchor
+from scperturbdiff.retrieval._responses import Responses, Retrieved
+from scperturbdiff.retrieval._retrieval import Retrieval
+from scperturbdiff.retrieval._settings import RetrievalSettings
 
-__all__ = ["AnchorPrediction", "Conditions", "Novelty", "ResponseAnchor"]
+__all__ = ["Conditions", "Novelty", "Responses", "Retrieval", "RetrievalSettings", "Retrieved"]

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    pass
-
-
 Novelty = Literal["seen", "replicate", "pair", "context", "perturbation"]
 """How a condition is new: not at all; this population; the perturbation in this context; the context; a component."""
-NOVELTIES: tuple[Novelty, ...] = get_args(Novelty)
 Floats = NDArray[np.float64]
 
 
@@ -75,6 +70,22 @@ class Conditions:
         """Number of the (context, perturbation, dose) of each population, `(n,)`."""
         keys = np.column_stack([self.context, np.sort(_tokens(self, self.component.shape[1]), axis=1)])
         return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def novelty_of(asked: Conditions, known: Conditions) -> list[Novelty]:
+    """In which way each of `asked` is new to the `known` conditions."""
+    same_context = asked.context[:, None] == known.context[None, :]
+    measured = (same_context & asked.same_perturbation(known)).any(axis=1)
+    names = np.isin(asked.component, np.append(np.unique(known.component), -1)).all(axis=1)
+    out: list[Novelty] = []
+    for has_names, has_context, is_measured in zip(names, same_context.any(axis=1), measured, strict=True):
+        if not has_names:
+            out.append("perturbation")
+        elif not has_context:
+            out.append("context")
+        else:
+            out.append("seen" if is_measured else "pair")
+    return out
 
 
 def _tokens(conditions: Conditions, width: int) -> Floats:

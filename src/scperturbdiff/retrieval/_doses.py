@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+
+from scperturbdiff.retrieval._settings import RetrievalSettings
 
 if TYPE_CHECKING:
-    from scperturbdiff.retrieval._conditions import Conditions
+    from numpy.typing import NDArray
 
+    from scperturbdiff.retrieval._conditions import Conditions, Floats
 
-Floats = NDArray[np.float64]
-
-MAX_LEVELS = 16
-"""More different doses are grouped by quantiles."""
 FIT_STEPS = 50
-PRIOR_WEIGHT = 0.1
-"""Weight of "all doses act alike", in perturbations of average strength."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,9 @@ class DoseStrength:
         return out
 
     @classmethod
-    def of(cls, conditions: Conditions, shifts: Floats) -> DoseStrength:
+    def of(
+        cls, conditions: Conditions, shifts: Floats, settings: RetrievalSettings = RetrievalSettings()
+    ) -> DoseStrength:
         r"""Estimate it from populations of one component.
 
         Mean squares of shifts, less their sampling noise, are fitted by :math:`A_p B_d`, `p` the perturbation in its
@@ -56,7 +53,7 @@ class DoseStrength:
         dose = conditions.dose[single, column]
         if np.unique(dose).size < 2:
             return cls()
-        doses, level = _levels(dose)
+        doses, level = _levels(dose, settings.max_dose_levels)
         keys = np.column_stack([conditions.context[single], conditions.component[single].max(axis=1)])
         perturbation = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
         power = np.maximum((shifts[single] ** 2).mean(axis=1) - conditions.noise[single], 0)
@@ -68,26 +65,19 @@ class DoseStrength:
         by_dose = np.ones(len(doses))
         for _ in range(FIT_STEPS):
             by_perturbation = total.sum(axis=1) / (count @ by_dose)
-            by_dose = (total.sum(axis=0) + PRIOR_WEIGHT) / (by_perturbation @ count + PRIOR_WEIGHT)
+            by_dose = (total.sum(axis=0) + settings.dose_prior_weight) / (
+                by_perturbation @ count + settings.dose_prior_weight
+            )
         by_dose /= (by_dose * count.sum(axis=0)).sum() / count.sum()
         return cls(doses, np.sqrt(by_dose))
 
-    def state(self) -> dict[str, Any]:
-        """Tensors for saving."""
-        return {"doses": torch.as_tensor(self.doses), "strength": torch.as_tensor(self.strength)}
 
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> DoseStrength:
-        """What :meth:`state` gave."""
-        return cls(**{k: np.asarray(v.cpu()) for k, v in state.items()})
-
-
-def _levels(dose: Floats) -> tuple[Floats, NDArray[np.int64]]:
+def _levels(dose: Floats, max_levels: int) -> tuple[Floats, NDArray[np.int64]]:
     """Doses to estimate the strength at, `(n_levels,)`, and which of them each of `dose` belongs to."""
     values, level = np.unique(dose, return_inverse=True)
     level = level.reshape(-1)
-    if len(values) > MAX_LEVELS:
-        edges = np.unique(np.quantile(dose, np.linspace(0, 1, MAX_LEVELS + 1)[1:-1]))
+    if len(values) > max_levels:
+        edges = np.unique(np.quantile(dose, np.linspace(0, 1, max_levels + 1)[1:-1]))
         level = np.unique(np.searchsorted(edges, dose), return_inverse=True)[1].reshape(-1)
         values = np.bincount(level, dose) / np.bincount(level)
     return values, level.astype(np.int64)

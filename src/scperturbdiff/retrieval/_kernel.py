@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +11,11 @@ from numpy.typing import NDArray
 from scperturbdiff.retrieval._conditions import Conditions, Floats
 from scperturbdiff.retrieval._covariance import additive_covariance, interaction_covariance, squared_distances
 from scperturbdiff.retrieval._doses import DoseStrength
-
-if TYPE_CHECKING:
-    from scperturbdiff.retrieval._similarity import ResponseSimilarity
+from scperturbdiff.retrieval._similarity import ResponseSimilarity
 
 
-class FeatureMoments(NamedTuple):
+@dataclass(frozen=True)
+class FeatureMoments:
     """Mean `(n_features,)` of the features of training components and their mean squared distance from it.
 
     Of training components only, so that a prediction does not depend on what else is asked for.

@@ -1,18 +1,21 @@
-"""Kriging: which training conditions a new one draws on, and with what weights."""
+"""Kriging: which training conditions a new one draws on, with what weights, and the parameters that suit it best."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scperturbdiff.retrieval._kernel import GRID
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from scperturbdiff.retrieval._conditions import Conditions, Floats, Novelty
-    from scperturbdiff.retrieval._kernel import ResponseKernel
+    from scperturbdiff.retrieval._kernel import ResponseKernel, Widths
 
 
 class Neighborhood(NamedTuple):
@@ -52,6 +55,7 @@ def neighborhoods(
     leave: NDArray[np.int64] | None,
     n_neighbors: int,
     chunk: int = 128,
+    among_known: Floats | None = None,
 ) -> Iterator[Neighborhood]:
     """Neighbourhoods of `queries`, `chunk` at a time.
 
@@ -73,9 +77,13 @@ def neighborhoods(
         Training conditions that each uses at most.
     chunk
         New conditions at a time.
+    among_known
+        ``kernel(known, known)``, if at hand.
     """
     k = min(n_neighbors, len(known))
-    shared = kernel(known, known) if k == len(known) else None
+    shared = None
+    if k == len(known):
+        shared = kernel(known, known) if among_known is None else among_known
     diagonal = np.arange(k)
     for start in range(0, len(queries), chunk):
         rows = slice(start, min(start + chunk, len(queries)))
@@ -93,3 +101,73 @@ def neighborhoods(
         # what may not be used gets endless noise, hence no weight
         system[:, diagonal, diagonal] += noise[near] + 1e9 * np.take_along_axis(barred, near, axis=1)
         yield Neighborhood(rows, near, system, np.take_along_axis(covariance, near, axis=1))
+
+
+def choose_widths(
+    conditions: Conditions,
+    shifts: Floats,
+    signal: float,
+    novelty: Novelty,
+    start: Widths,
+    names: list[str],
+    kernel: Callable[[Widths], ResponseKernel],
+) -> Widths:
+    """Coordinate descent over :data:`GRID` on the error for conditions left out in the way of `novelty`.
+
+    Parameters
+    ----------
+    conditions, shifts
+        Training conditions and their mean shifts `(n, n_latent)`, standardised latent space.
+    signal
+        Variance of shifts per dimension, the unit of the kernel.
+    novelty
+        How a condition is new when it is left out.
+    start
+        Where the descent begins.
+    names
+        Parameters to choose.
+    kernel
+        Makes the kernel of given widths.
+    """
+    left_out = conditions.excluded(conditions, novelty) | np.eye(len(conditions), dtype=bool)
+    patterns, pattern = np.unique(left_out, axis=0, return_inverse=True)
+    best, best_error = start, np.inf
+    for _ in range(2):
+        for name in names:
+            for value in GRID[name]:
+                widths = replace(best, **{name: value})
+                if widths == best and np.isfinite(best_error):
+                    continue
+                covariance = kernel(widths)(conditions, conditions)
+                covariance[np.diag_indices(len(conditions))] += widths.nugget + conditions.noise / signal
+                error = left_out_error(covariance, shifts, patterns, pattern.reshape(-1))
+                if error < best_error * (1 - 1e-3):
+                    best, best_error = widths, error
+    return best
+
+
+def left_out_error(
+    covariance: Floats, shifts: Floats, patterns: NDArray[np.bool_], pattern: NDArray[np.int64]
+) -> float:
+    """Mean squared error when each condition is predicted without what it excludes (closed form, one inverse).
+
+    Parameters
+    ----------
+    covariance
+        Of the measured shifts, noise included, `(n, n)`.
+    shifts
+        Measured shifts, `(n, n_latent)`.
+    patterns
+        Sets of conditions to leave out together, `(n_patterns, n)`.
+    pattern
+        Set left out for each condition, itself included, `(n,)`.
+    """
+    precision = np.linalg.inv(covariance)
+    weighted = precision @ shifts
+    error = np.zeros(len(shifts))
+    for number, out in enumerate(patterns):
+        members = np.flatnonzero(out)
+        residual = np.linalg.solve(precision[np.ix_(members, members)], weighted[members])
+        wanted = pattern[members] == number
+        error[members[wanted]] = (residual[wanted] ** 2).mean(1)
+    return float(error.mean())

@@ -10,10 +10,9 @@ table, as a few factors plus what is a perturbation's own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from scperturbdiff.retrieval._covariance import additive_covariance
 
@@ -23,14 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scperturbdiff.retrieval._conditions import Conditions, Floats
+    from scperturbdiff.retrieval._settings import RetrievalSettings
 
 
-N_FACTORS = 16
-EM_STEPS = 20
-EM_COMPONENTS = 256
-MAX_CONTEXTS = 128
-PRIOR_WEIGHT = 2.0
-"""Weight of the contexts' prior covariance, in perturbations."""
 ABSENT = 1e9
 """Noise variance that stands for "not measured"."""
 
@@ -76,26 +70,23 @@ class ResponseSimilarity:
         )
         return products
 
-    def state(self) -> dict[str, Any]:
-        """Tensors for saving."""
-        return {k: torch.as_tensor(getattr(self, k)) for k in self.__dataclass_fields__}
 
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> ResponseSimilarity:
-        """What :meth:`state` gave."""
-        return cls(**{k: np.asarray(v.cpu()) for k, v in state.items()})
-
-
-def can_learn(conditions: Conditions) -> bool:
-    """Whether there are single perturbations in several contexts and several perturbations in one."""
+def can_learn(conditions: Conditions, max_contexts: int) -> bool:
+    """Whether there are single perturbations in several contexts, but not in too many, and several perturbations."""
     single = (conditions.component >= 0).sum(1) == 1
     n_contexts = len(np.unique(conditions.context))
     n_single = len(np.unique(conditions.component[single].max(1))) if single.any() else 0
-    return 2 <= n_contexts <= MAX_CONTEXTS and n_single >= 4
+    return 2 <= n_contexts <= max_contexts and n_single >= 4
 
 
 def learn_similarity(
-    conditions: Conditions, shifts: Floats, prior: Floats, signal: float, n_components: int, seed: int = 0
+    conditions: Conditions,
+    shifts: Floats,
+    prior: Floats,
+    signal: float,
+    n_components: int,
+    settings: RetrievalSettings,
+    seed: int = 0,
 ) -> ResponseSimilarity:
     """Estimate the covariances from populations with a single perturbation.
 
@@ -109,30 +100,34 @@ def learn_similarity(
         Mean square of a shift without its sampling noise.
     n_components
         Rows of the component table.
+    settings
+        Steps, factors, weight of the prior.
     seed
-        Chooses the components that contexts are compared on, where there are more than `EM_COMPONENTS`.
+        Chooses the components that contexts are compared on, where there are more than `settings.em_components`.
     """
     table, noise = _response_table(conditions, shifts / np.sqrt(signal), n_components, signal)
     measured = np.flatnonzero((noise < ABSENT).any(1))
-    chosen = np.random.default_rng(seed).permutation(measured)[:EM_COMPONENTS]
+    chosen = np.random.default_rng(seed).permutation(measured)[: settings.em_components]
     covariance, scale = prior, np.ones(n_components)
-    for step in range(EM_STEPS + 1):
-        rows = chosen if step < EM_STEPS else np.arange(n_components)
+    for step in range(settings.em_steps + 1):
+        rows = chosen if step < settings.em_steps else np.arange(n_components)
         filled, left = _complete(table[rows], noise[rows], covariance, scale[rows])
         # what each component's responses are, in units of the contexts' covariance: weak ones, strong ones
         moment = np.einsum("pcd,ped->pce", filled, filled) / table.shape[2] + left
         inverse = np.linalg.inv(covariance + 1e-6 * np.eye(len(covariance)))
         scale[rows] = np.maximum(np.einsum("ce,pce->p", inverse, moment) / len(covariance), 1e-3)
-        if step < EM_STEPS:
+        if step < settings.em_steps:
             scale /= scale[chosen].mean()
             weighted = (moment / scale[chosen, None, None]).sum(0)
-            covariance = (weighted + PRIOR_WEIGHT * prior) / (len(chosen) + PRIOR_WEIGHT)
+            covariance = (weighted + settings.context_prior_weight * prior) / (
+                len(chosen) + settings.context_prior_weight
+            )
     n_contexts = len(covariance)
     root = np.linalg.cholesky(covariance + 1e-6 * np.eye(n_contexts))
     white = np.linalg.solve(root, filled).reshape(len(table), -1) / np.sqrt(n_contexts * table.shape[2])
     own = np.einsum("ce,pce->p", np.linalg.inv(root @ root.T), left) / n_contexts
     u, s, _ = np.linalg.svd(white, full_matrices=False)
-    factors = u[:, :N_FACTORS] * s[:N_FACTORS]
+    factors = u[:, : settings.n_factors] * s[: settings.n_factors]
     own = own + np.maximum((white**2).sum(1) - (factors**2).sum(1), 0)
     return ResponseSimilarity(np.unique(conditions.context), covariance, factors, own)
 

@@ -1,0 +1,55 @@
+"""The constants of retrieval, in one place and saved with the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RetrievalSettings:
+    """How responses are retrieved.
+
+    Attributes
+    ----------
+    n_neighbors
+        Training conditions that a prediction uses at most.
+    n_left_out
+        Training conditions that are left out in turn, at most, when parameters are chosen.
+    length_bounds
+        Least and largest factor on the length of a shift predicted for a new context.
+    residual_nugget
+        Added to the variance of a residual of one gene, which is known less well than the shift is, in units of the
+        signal.
+    library_variation
+        Coefficient of variation of library sizes between cells of a population, about.
+    n_folds
+        Folds in which pairs are left out to decide how far learned similarities are used.
+    n_factors
+        Factors of the learned similarity of perturbations.
+    em_steps
+        Steps of expectation-maximisation.
+    em_components
+        Perturbations that contexts are compared on, at most.
+    max_contexts
+        Similarities are not learned from more contexts than this.
+    context_prior_weight
+        Weight of the prior covariance of contexts, in perturbations.
+    max_dose_levels
+        More different doses are grouped by quantiles.
+    dose_prior_weight
+        Weight of "all doses act alike", in perturbations of average strength.
+    """
+
+    n_neighbors: int = 192
+    n_left_out: int = 256
+    length_bounds: tuple[float, float] = (0.5, 1.5)
+    residual_nugget: float = 0.3
+    library_variation: float = 0.3
+    n_folds: int = 5
+    n_factors: int = 16
+    em_steps: int = 20
+    em_components: int = 256
+    max_contexts: int = 128
+    context_prior_weight: float = 2.0
+    max_dose_levels: int = 16
+    dose_prior_weight: float = 0.1
