@@ -1,13 +1,49 @@
-"""Predict how populations of single cells respond to a perturbation."""
+"""Predict how populations of single cells respond to a perturbation.
 
-from importlib.metadata import version
+Names are imported when they are first used: `import scperturbdiff` alone, and the command's `--help`, take no time.
+"""
 
-from scperturbdiff import datasets
-from scperturbdiff.evaluation import baselines, evaluate, metrics, pl, splits, summarize_evaluation
-from scperturbdiff.model import PerturbDiff
-from scperturbdiff.prediction._summary import summarize_populations
+from __future__ import annotations
 
-__version__ = version("scperturbdiff")
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scperturbdiff import datasets
+    from scperturbdiff.evaluation import baselines, evaluate, metrics, pl, splits, summarize_evaluation
+    from scperturbdiff.model import PerturbDiff
+    from scperturbdiff.prediction._summary import summarize_populations
+
+    __version__: str
+else:
+    # name -> the module of this package that it is, or is found in
+    _HOMES = {
+        "PerturbDiff": "model",
+        "baselines": "evaluation",
+        "datasets": "datasets",
+        "evaluate": "evaluation",
+        "metrics": "evaluation",
+        "pl": "evaluation",
+        "splits": "evaluation",
+        "summarize_evaluation": "evaluation",
+        "summarize_populations": "prediction._summary",
+    }
+
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module, metadata
+
+        if name == "__version__":
+            value = metadata.version("scperturbdiff")
+        elif name in _HOMES:
+            home = import_module(f"scperturbdiff.{_HOMES[name]}")
+            value = home if _HOMES[name] == name else getattr(home, name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted([*__all__, "__version__"])
+
 
 __all__ = [
     "PerturbDiff",

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from importlib.metadata import version
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
-from scperturbdiff import PerturbDiff
+from scperturbdiff import PerturbDiff, splits
 from scperturbdiff.cli import main
 from scperturbdiff.datasets import simulate
-from scperturbdiff.evaluation.splits._hold_out import hold_out_pairs
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+SCRIPT = str(Path(sys.executable).with_name("scperturbdiff"))
 KEYS = ["--perturbation-key", "perturbation", "--control", "control", "--context-key", "cell_type"]
 
 
@@ -33,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adata = simulate(n_contexts=2, n_perturbations=3, n_genes=60, n_cells_per_population=8, n_batches=2, seed=5)
     del adata.uns["truth"]
     held_out = [("P02", "C2"), ("P03", "C1")]
-    split = hold_out_pairs(
+    split = splits.hold_out_pairs(
         adata, perturbation_key="perturbation", control="control", context_keys=["cell_type"], pairs=held_out
     )
     adata[split.train].write_h5ad(folder / "train.h5ad")
@@ -236,9 +234,10 @@ def test_wrong_arguments_are_explained(words: list[str], capsys: pytest.CaptureF
     assert "usage: scperturbdiff" in capsys.readouterr().err
 
 
-def test_the_command_is_installed() -> None:
-    said = subprocess.run(
-        [sys.executable, "-m", "scperturbdiff.cli", "--help"], capture_output=True, text=True, check=True
-    )
-    for command in ("demo", "train", "predict", "evaluate"):
-        assert command in said.stdout
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "scperturbdiff"], [SCRIPT]], ids=["module", "script"])
+def test_the_command_is_installed(command: list[str]) -> None:
+    said = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    for name in ("demo", "train", "predict", "evaluate"):
+        assert name in said.stdout
+    said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout == f"scperturbdiff {version('scperturbdiff')}\n"
