@@ -94,8 +94,6 @@ class PerturbDiff(BaseModelClass):
         Width, depth and dropout of the VAE's encoder and decoder.
     width, n_layers, n_heads, dropout
         Size of the set transformer.
-    rho
-        Share of the diffusion noise common to all cells of a population, in [0, 1).
     vae_kwargs
         Further arguments of :class:`scvi.module.VAE`.
     generator_kwargs
@@ -130,7 +128,6 @@ class PerturbDiff(BaseModelClass):
         n_layers: int = 2,
         n_heads: int = 4,
         dropout: float = 0.0,
-        rho: float = 0.0,
         vae_kwargs: Mapping[str, Any] | None = None,
         generator_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
@@ -147,7 +144,6 @@ class PerturbDiff(BaseModelClass):
             n_hidden=n_hidden,
             n_vae_layers=n_vae_layers,
             vae_dropout=vae_dropout,
-            rho=rho,
             vae_kwargs=vae_kwargs,
             generator_kwargs={
                 "width": width,
@@ -165,7 +161,7 @@ class PerturbDiff(BaseModelClass):
         )
         self.init_params_ = self._get_init_params(locals())
 
-    # ---- set-up --------------------------------------------------------------------------------------------------------
+    # ---- set-up ------------------------------------------------------------------------------------------------------
 
     @classmethod
     @setup_anndata_dsp.dedent
@@ -294,7 +290,7 @@ class PerturbDiff(BaseModelClass):
         """The conditions the model knows: keys, components, contexts, doses, covariates, features."""
         return stored_space(self.registry_)
 
-    # ---- training ------------------------------------------------------------------------------------------------------
+    # ---- training ----------------------------------------------------------------------------------------------------
 
     def train(
         self,
@@ -466,7 +462,7 @@ class PerturbDiff(BaseModelClass):
         runner()
         return self.history_ or {}
 
-    # ---- prediction ----------------------------------------------------------------------------------------------------
+    # ---- prediction --------------------------------------------------------------------------------------------------
 
     def predict(
         self,
@@ -611,7 +607,7 @@ class PerturbDiff(BaseModelClass):
             progress=progress,
         )
 
-    # ---- what the model knows ------------------------------------------------------------------------------------------
+    # ---- what the model knows ----------------------------------------------------------------------------------------
 
     def get_latent_representation(
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None, *, layer: str | None = None
@@ -683,7 +679,7 @@ class PerturbDiff(BaseModelClass):
         self._check_trained("perturbation_novelty")
         return perturbation_novelty(self.module, self._space(perturbation_embeddings), names)
 
-    # ---- helpers -------------------------------------------------------------------------------------------------------
+    # ---- helpers -----------------------------------------------------------------------------------------------------
 
     def _prepare(
         self,

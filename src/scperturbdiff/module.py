@@ -10,7 +10,7 @@ from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor
 
 from scperturbdiff.counts import EPS, move_counts
-from scperturbdiff.diffusion import Generator, NoiseSchedule
+from scperturbdiff.diffusion import Generator
 from scperturbdiff.latent import LatentVAE
 from scperturbdiff.retrieval import Retrieval
 
@@ -39,8 +39,6 @@ class PerturbDiffModule(BaseModuleClass):
         Feature table of components, `(n_components, n_features)`, NaN rows where unknown.
     n_categories, n_numbers
         Categories of each categorical covariate; number of continuous ones.
-    rho
-        See :class:`scperturbdiff.diffusion.NoiseSchedule`.
     generator_kwargs
         Passed to :class:`Generator`.
     """
@@ -58,7 +56,6 @@ class PerturbDiffModule(BaseModuleClass):
         n_hidden: int = 256,
         n_vae_layers: int = 1,
         vae_dropout: float = 0.1,
-        rho: float = 0.0,
         vae_kwargs: Mapping[str, Any] | None = None,
         generator_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
@@ -80,7 +77,6 @@ class PerturbDiffModule(BaseModuleClass):
             0 if features is None else features.shape[1],
             n_categories,
             n_numbers,
-            schedule=NoiseSchedule(rho),
             **(generator_kwargs or {}),
         )
         self.generator_ema = copy.deepcopy(self.generator).requires_grad_(False)

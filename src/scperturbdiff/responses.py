@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.stats import norm
 
 from scperturbdiff.data import PopulationTable, iter_rows
 from scperturbdiff.retrieval import Conditions, Responses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -26,8 +25,6 @@ PSEUDO_CELLS = 5
 """Cells with the controls' spread that are added to each population before spreads are compared."""
 PRIOR_COUNTS = 5.0
 """Shape and rate of the gamma prior of the ratio of measured to decoded counts of a gene in a population."""
-MANY_REPLICATES, MANY_POPULATIONS = 8, 30
-"""Replicates a condition and populations of such conditions from which the shape of the law is read off."""
 CHUNK = 2048
 
 
@@ -161,29 +158,14 @@ def _members(groups: Ragged, n_cells: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((np.ones(len(row), np.float32), (row, groups.rows)), (len(groups), n_cells))
 
 
-class ReplicateLaw(NamedTuple):
-    """Directions along which the populations of a condition lie apart, and how they are distributed along each.
+def replicate_factors(populations: MeasuredPopulations, max_factors: int) -> Floats:
+    """Directions along which replicates of a condition differ, `(n_latent, n_factors)`, pooled over conditions.
 
-    `factors` `(n_latent, n_factors)` are as long as the standard deviation along them; `quantiles`
-    `(n_factors, n_grid)` are those of a variable of mean 0 and variance 1 where a standard normal one has the values of
-    :data:`~scperturbdiff.module.generator.NOISE_GRID`.
-    """
-
-    factors: Floats
-    quantiles: Floats
-
-
-def replicate_law(populations: MeasuredPopulations, max_factors: int, grid: Sequence[float]) -> ReplicateLaw:
-    r"""Estimate how replicates of a condition differ, pooled over conditions.
-
-    The outer product of the factors is the covariance of mean shifts between replicates of a condition, pooled over
-    conditions, less what the sampling of cells explains. Deviations from the mean of a condition are whitened by the
+    Each is as long as the standard deviation along it. The outer product of the factors is the covariance of mean
+    shifts between replicates of a condition, pooled over conditions, less what the sampling of cells explains. Deviations from the mean of a condition are whitened by the
     covariance of sampling noise. Eigenvalues of their covariance beyond the largest that noise has
     (:func:`largest_noise_eigenvalue`) are factors, and their inflation by noise is taken back (Baik & Silverstein
     2006). Replicates that differ by chance alone have none.
-
-    Along a factor, populations of conditions with many replicates (:data:`MANY_REPLICATES`) tell the shape of the law
-    if there are enough (:data:`MANY_POPULATIONS`): their smoothed distribution. Else it is Gaussian.
 
     Parameters
     ----------
@@ -191,12 +173,10 @@ def replicate_law(populations: MeasuredPopulations, max_factors: int, grid: Sequ
         Measured populations.
     max_factors
         Number of factors at most; the strongest are kept.
-    grid
-        Values of a standard normal variable at which quantiles are given.
     """
     table, values, shift = populations.table, populations.latent, populations.responses.shift
     n_latent = values.shape[1]
-    none = ReplicateLaw(np.zeros((n_latent, 0)), np.zeros((0, len(grid))))
+    none = np.zeros((n_latent, 0))
     condition, size = np.unique(table.condition, return_inverse=True, return_counts=True)[1:]
     freedom, noise_freedom = int((size - 1).sum()), int(table.cells.count.sum()) - len(condition)
     if freedom < 2 or noise_freedom <= n_latent:  # too few populations, or cells in them, to tell one from the other
@@ -223,22 +203,8 @@ def replicate_law(populations: MeasuredPopulations, max_factors: int, grid: Sequ
     if not len(keep):
         return none
     spiked = spike(found[keep], n_latent / freedom)
-    factors = (root @ directions[:, keep]) * np.sqrt(np.maximum(spiked - 1, 0))
-    scores = (whitened @ directions[:, keep])[size[condition] >= MANY_REPLICATES]
-    gaussian = np.tile(grid, (len(keep), 1))
-    return ReplicateLaw(factors, smooth_quantiles(scores, grid) if len(scores) >= MANY_POPULATIONS else gaussian)
-
-
-def smooth_quantiles(scores: Floats, grid: Sequence[float]) -> Floats:
-    """Quantiles `(k, n_grid)` of scores `(n, k)` after smoothing, at mean 0 and variance 1.
-
-    Half of Silverman's width, which is for one mode and would blur two.
-    """
-    unit = (scores - scores.mean(0)) / np.maximum(scores.std(0), 1e-12)
-    blur = 0.53 * len(unit) ** -0.2 * norm.ppf((np.arange(51) + 0.5) / 51)
-    smooth = (unit[:, None, :] + blur[:, None]).reshape(-1, unit.shape[1])
-    quantiles: Floats = np.quantile(smooth / smooth.std(0), norm.cdf(grid), axis=0).T
-    return quantiles
+    factors: Floats = (root @ directions[:, keep]) * np.sqrt(np.maximum(spiked - 1, 0))
+    return factors
 
 
 def largest_noise_eigenvalue(n_dimensions: int, freedom: int, noise_freedom: int, quantile: float = 2.02) -> float:

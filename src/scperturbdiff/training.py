@@ -11,11 +11,10 @@ import torch
 
 from scperturbdiff.data import PopulationTable, Ragged, iter_rows
 from scperturbdiff.diffusion import (
-    NOISE_GRID,
-    VALIDATION_METRIC,
+    SELECTION_METRIC,
     Components,
     GeneratorTrainingPlan,
-    KeepBestGenerator,
+    NetworkSelection,
     PopulationSampler,
     PopulationTensors,
     Prior,
@@ -24,7 +23,7 @@ from scperturbdiff.diffusion import (
     split_callbacks,
 )
 from scperturbdiff.latent import CellDataModule, LatentTrainingPlan
-from scperturbdiff.responses import MeasuredPopulations, measure_populations, replicate_law
+from scperturbdiff.responses import MeasuredPopulations, measure_populations, replicate_factors
 from scperturbdiff.retrieval import Retrieval, Retrieved
 
 if TYPE_CHECKING:
@@ -203,23 +202,25 @@ class PopulationTraining:
         self._set_replicates(training, module.generator.n_population_noise if varies else 0)
         sampler, tensors = self._training_set(training)
         validation = self._validation_set() if len(self.held_out) else None
+        table = self.measured.table
+        selection = NetworkSelection(replicated=len(table) == 0 or bool((count_replicates(table) > 1).any()))
         steps = max_epochs * steps_per_epoch
         plan = GeneratorTrainingPlan(
-            module, self.latent, sampler, tensors, validation, n_steps=steps, seed=self.seed, **plan_kwargs
+            module, self.latent, sampler, tensors, validation, selection, n_steps=steps, seed=self.seed, **plan_kwargs
         )
+        for generator in (module.generator, module.generator_ema):
+            generator.network_weight.fill_(1)
         module.generator.train()
         checkpoints, others = split_callbacks(trainer.get("callbacks"))
-        table = self.measured.table
-        replicated = len(table) == 0 or bool((count_replicates(table) > 1).any())
         options: dict[str, Any] = {
             "early_stopping": early_stopping and validation is not None,
-            "early_stopping_monitor": VALIDATION_METRIC,
+            "early_stopping_monitor": SELECTION_METRIC,
             "early_stopping_patience": 10,
             "gradient_clip_val": gradient_clip_val,
             "check_val_every_n_epoch": 1,
             "ckpt_path": ckpt_path,
             **trainer,
-            "callbacks": [*others, RepeatableEpochs(self.seed), KeepBestGenerator(replicated)],
+            "callbacks": [*others, RepeatableEpochs(self.seed), selection],
         }
         return Stage(plan, StepsDataModule(steps_per_epoch, validation is not None), max_epochs, options, checkpoints)
 
@@ -239,9 +240,10 @@ class PopulationTraining:
 
     def _set_replicates(self, populations: MeasuredPopulations, max_factors: int) -> None:
         """Give both networks the law of replicates."""
-        law = replicate_law(populations, max_factors, NOISE_GRID)
-        for network in (self.module.generator, self.module.generator_ema):
-            network.set_replicates(*(torch.as_tensor(x, dtype=torch.float32, device=self.latent.device) for x in law))
+        found = replicate_factors(populations, max_factors)
+        factors = torch.as_tensor(found, dtype=torch.float32, device=self.latent.device)
+        for generator in (self.module.generator, self.module.generator_ema):
+            generator.set_replicates(factors)
 
     def _training_set(self, training: MeasuredPopulations) -> tuple[PopulationSampler, PopulationTensors]:
         retrieval, table = self.module.retrieval, training.table

@@ -2,7 +2,7 @@
 
 from scperturbdiff.diffusion._condition import Condition, PopulationTensors, Prior
 from scperturbdiff.diffusion._distances import energy_distance, pairwise_distances
-from scperturbdiff.diffusion._generator import NOISE_GRID, Generator
+from scperturbdiff.diffusion._generator import Generator
 from scperturbdiff.diffusion._network import EncodedControls, PopulationTransformer
 from scperturbdiff.diffusion._perturbation import Components, PerturbationEncoder
 from scperturbdiff.diffusion._populations import PopulationSampler
@@ -10,8 +10,13 @@ from scperturbdiff.diffusion._resume import RepeatableEpochs, restore_module, sp
 from scperturbdiff.diffusion._samplers import Sampler, guide, sample
 from scperturbdiff.diffusion._schedule import NoiseSchedule
 from scperturbdiff.diffusion._scores import functional_energy_score, mean_squared_error, squared_mmd
-from scperturbdiff.diffusion._selection import KeepBestGenerator
-from scperturbdiff.diffusion._training import VALIDATION_METRIC, GeneratorTrainingPlan, StepsDataModule
+from scperturbdiff.diffusion._selection import NetworkSelection, SelectionResult
+from scperturbdiff.diffusion._training import (
+    SELECTION_METRIC,
+    VALIDATION_METRIC,
+    GeneratorTrainingPlan,
+    StepsDataModule,
+)
 
 __all__ = [
     "Prior",
@@ -20,8 +25,9 @@ __all__ = [
     "EncodedControls",
     "Generator",
     "GeneratorTrainingPlan",
-    "KeepBestGenerator",
-    "NOISE_GRID",
+    "NetworkSelection",
+    "SelectionResult",
+    "SELECTION_METRIC",
     "NoiseSchedule",
     "PerturbationEncoder",
     "PopulationSampler",

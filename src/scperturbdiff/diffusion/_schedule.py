@@ -15,19 +15,7 @@ class NoiseSchedule:
 
     `z_t = alpha(t) z + sigma(t) xi` with `alpha = cos(pi t / 2)` and `sigma = sin(pi t / 2)`, so `t = 0` is data and
     `t = 1` is pure noise, exactly: sampling may start from noise without a gap to the training distribution.
-
-    Parameters
-    ----------
-    rho
-        Share of the noise variance that all cells of a population have in common. With noise per cell only
-        (`rho = 0`, as in the paper) the noise that the population's embedding receives vanishes as 1 / m.
     """
-
-    rho: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.rho < 1.0:
-            raise ValueError(f"rho={self.rho} must lie in [0, 1).")
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal level at times `t` in [0, 1]."""
@@ -39,12 +27,8 @@ class NoiseSchedule:
         return torch.sin(t * (math.pi / 2))
 
     def noise_like(self, z: Tensor) -> Tensor:
-        """Standard normal noise for populations `z` of shape `(..., n_cells, n_latent)`, a share `rho` of it common."""
-        noise = torch.randn_like(z)
-        if self.rho == 0:
-            return noise
-        shared = torch.randn_like(z[..., :1, :])
-        return math.sqrt(1 - self.rho) * noise + math.sqrt(self.rho) * shared
+        """Standard normal noise for populations `z` of shape `(..., n_cells, n_latent)`, independent for each cell."""
+        return torch.randn_like(z)
 
     def add_noise(self, z: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """Noised populations; `z` is `(..., n_cells, n_latent)`, `t` broadcasts to `(...)`: one time a population."""

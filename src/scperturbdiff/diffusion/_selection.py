@@ -1,107 +1,156 @@
-"""Callbacks of the second stage."""
+"""Held-out selection: which weights of the network are kept, and whether it is used at all."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from scipy.stats import t as student_t
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from scperturbdiff.diffusion._training import GeneratorTrainingPlan
+    from scperturbdiff.diffusion._generator import Generator
+
+    Scores = tuple[Tensor, Tensor]
+    """Functional energy scores `(n_populations,)` and energy distances `(n_populations, n_draws)`."""
 
 
-MARGIN = 0.05
-"""Share of the anchor's score that a network must take off: the best of many epochs is better by chance."""
+@dataclass(frozen=True)
+class SelectionResult:
+    """What held-out populations said of the network.
+
+    Attributes
+    ----------
+    weight
+        Weight with which the network is used, 0 or 1.
+    reason
+        Why, in a sentence.
+    n_held_out
+        Populations that were scored.
+    criterion
+        What was compared: ``"functional energy score"`` or ``"energy distance"``.
+    change
+        Mean relative change of the criterion by the network, negative where it helps; NaN if it was not scored.
+    without_network, with_network
+        Mean energy distance of generated to held-out populations, decoded log-normalised expression; NaN if not scored.
+    """
+
+    weight: float
+    reason: str
+    n_held_out: int = 0
+    criterion: str = ""
+    change: float = math.nan
+    without_network: float = math.nan
+    with_network: float = math.nan
 
 
-class KeepBestGenerator(pl.Callback):
-    """Keeps the averaged weights that scored best on held-out populations, and puts them back when training ends.
+class NetworkSelection(pl.Callback):
+    """Keeps the averaged weights that scored best on held-out populations, and uses the network only if it helps.
 
     Validation scores the averaged weights, so the weights a model is left with are weights that were scored.
     (Lightning's own weight averaging together with scvi-tools' checkpoints stores the raw weights instead.)
 
-    A silent network predicts the anchor, and is the one to beat: weights are kept only if they are better on average
+    Without the network populations are what retrieval says; the network is used only if it is better on average
     over held-out populations by more than chance explains (one-sided t-test, 95 %). Else the best of many candidates
-    would be better by chance alone where few or small populations are held out.
+    would be better by chance alone where few or small populations are held out. The same number, the mean relative
+    change that the network brings, decides which weights are kept and when training stops early.
 
-    Where conditions were measured in several replicates (`replicated`) better means a lower functional energy score of
-    draws that are no further from the held-out populations. The score alone also falls when draws scatter over what the
-    anchor does not know. Where each condition was measured once nothing shows how replicates vary: better then means a
-    lower energy distance of the draws. Either must be lower by more than :data:`MARGIN`. Both are shares of the
-    anchor's, so that all held-out populations count and not the most distant ones only.
+    Where conditions were measured in several replicates it is the change of the functional energy score, unless draws
+    come further from the held-out populations: the score alone also falls when draws scatter over what is not known.
+    Where each condition was measured once nothing shows how replicates vary, and it is the change of the energy
+    distance of draws. Either must fall by more than `margin`. Both are relative, so that all held-out populations count
+    and not the most distant ones only.
 
     Parameters
     ----------
     replicated
         Whether any training condition has several populations.
+    margin
+        Relative change that the network must bring at least: the best of many epochs is better by chance.
     """
 
-    _KEPT = ("silent_scores", "best")
+    _SAVED = ("without", "best", "start")
 
-    def __init__(self, replicated: bool = True) -> None:
-        self.replicated = replicated
-        self.silent_scores: tuple[Tensor, Tensor] | None = None
-        self.best: tuple[Tensor, dict[str, Tensor]] | None = None
+    def __init__(self, replicated: bool = True, margin: float = 0.05) -> None:
+        self.replicated, self.margin = replicated, margin
+        self.without: Scores | None = None
+        self.best: tuple[Tensor, Scores, dict[str, Tensor]] | None = None
+        self.start: dict[str, Tensor] = {}
+        self.result = SelectionResult(1.0, "No population was held out: the network is used untested.")
 
     def state_dict(self) -> dict[str, Any]:
         """State for resuming."""
-        return {name: getattr(self, name) for name in self._KEPT}
+        return {name: getattr(self, name) for name in self._SAVED}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume."""
-        for name in self._KEPT:
+        for name in self._SAVED:
             setattr(self, name, state_dict[name])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Score the silent network and the weights training starts from."""
-        plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
-        if plan.validation is None or self.silent_scores is not None:
+        """Score populations without the network, and the weights training starts from."""
+        plan: Any = pl_module
+        if plan.validation is None or self.without is not None:
             return
-        generator = plan.module.generator_ema
-        weights = _copy(generator)
-        generator.silence()
-        self.silent_scores = plan.validation_scores()
-        generator.load_state_dict(weights)
-        if not generator.is_silent:
-            self._consider(plan.validation_scores(), plan)
+        generator: Generator = plan.module.generator_ema
+        self.start = _copy(generator)
+        generator.network_weight.fill_(0)
+        self.without = plan.validation_scores()
+        generator.network_weight.fill_(1)
+        if any(bool(p.any()) for p in generator.transformer.out.parameters()):
+            self.consider(plan.validation_scores(), generator)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep a copy of the averaged weights if they are the best so far."""
-        plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
+        plan: Any = pl_module
         if plan.last_scores is not None and not trainer.sanity_checking:
-            self._consider(plan.last_scores, plan)
+            self.consider(plan.last_scores, plan.module.generator_ema)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the best weights back, or silence the network if they are no better than that."""
-        plan: GeneratorTrainingPlan = pl_module  # type: ignore[assignment]
-        if self.silent_scores is None:
+        """Put the best weights back; without evidence for them, those training started from, at weight 0."""
+        if self.without is None:
             return
-        if self.best is not None and is_negative(self.best[0] + MARGIN):
-            plan.module.generator_ema.load_state_dict(self.best[1])
+        plan: Any = pl_module
+        generator: Generator = plan.module.generator_ema
+        self.result = self._decide(len(self.without[0]))
+        generator.load_state_dict(self.start if self.best is None or not self.result.weight else self.best[2])
+        generator.network_weight.fill_(self.result.weight)
+
+    def consider(self, found: Scores, generator: Generator) -> None:
+        """Keep the averaged weights, beside what they changed, if that is the best so far."""
+        change = self.change(found)
+        if change.isfinite().all() and (self.best is None or change.mean() < self.best[0].mean()):
+            self.best = change, found, _copy(generator)
+
+    def change(self, found: Scores) -> Tensor:
+        """Relative change of the criterion by the network, of each held-out population `(n,)`; negative is better."""
+        if self.without is None:
+            raise RuntimeError("Populations were not scored without the network yet.")
+        (scores, distances), (scores_without, distances_without) = found, self.without
+        of_distance = relative_difference(distances.mean(1), distances_without.mean(1))
+        if not self.replicated or of_distance.mean() > 0:
+            return of_distance
+        return relative_difference(scores, scores_without)
+
+    def _decide(self, n: int) -> SelectionResult:
+        criterion = "functional energy score" if self.replicated else "energy distance"
+        if self.without is None or self.best is None:
+            return SelectionResult(0.0, "Training brought no finite weights.", n, criterion)
+        change, (_, distances), _ = self.best
+        mean = float(change.mean())
+        text = f"{criterion} of {n} held-out populations {mean:+.1%}"
+        if is_negative(change + self.margin):
+            weight, reason = 1.0, f"The network helps: {text}."
         else:
-            plan.module.generator_ema.silence()
-
-    def _consider(self, found: tuple[Tensor, Tensor], plan: GeneratorTrainingPlan) -> None:
-        """Keep the averaged weights, beside what they gained, if they gained most so far."""
-        gains = self._gains(found)
-        if gains is not None and (self.best is None or gains.mean() < self.best[0].mean()):
-            self.best = gains, _copy(plan.module.generator_ema)
-
-    def _gains(self, found: tuple[Tensor, Tensor]) -> Tensor | None:
-        """What is judged less the same of the silent network, `(n,)`; `None` if draws are further away than its."""
-        assert self.silent_scores is not None
-        (scores, distances), (silent_scores, silent_distances) = found, self.silent_scores
-        nearer = relative_difference(distances.mean(1), silent_distances.mean(1))
-        if not self.replicated:
-            return nearer
-        return relative_difference(scores, silent_scores) if nearer.mean() <= 0 else None
+            weight, reason = 0.0, f"The network is not used: {text}, not better by {self.margin:.0%} beyond chance."
+        without, distance = float(self.without[1].mean()), float(distances.mean())
+        return SelectionResult(weight, reason, n, criterion, mean, without, distance)
 
 
-def _copy(generator: nn.Module) -> dict[str, Tensor]:
+def _copy(generator: Generator) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in generator.state_dict().items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from scperturbdiff.diffusion._distances import energy_distance
 from scperturbdiff.diffusion._scores import functional_energy_score, mean_squared_error, squared_mmd
-from scperturbdiff.seeds import seeded
+from scperturbdiff.seeds import derive_seed, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from scperturbdiff.diffusion._condition import PopulationTensors
     from scperturbdiff.diffusion._populations import PopulationSampler
     from scperturbdiff.diffusion._scores import Objective
+    from scperturbdiff.diffusion._selection import NetworkSelection
     from scperturbdiff.module import PerturbDiffModule
 
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 OBJECTIVES: tuple[str, ...] = ("energy_score", "mmd", "mmd+mse", "mse")
 VALIDATION_METRIC = "energy_score_validation"
 """Mean functional energy score of populations generated for held-out conditions, decoded log-normalised expression."""
+SELECTION_METRIC = "network_change_validation"
+"""Mean relative change by the network, see :class:`NetworkSelection`: decides when training stops and what is kept."""
 VALIDATION_CELLS, VALIDATION_DRAWS = 128, 4
 VALIDATION_CHUNK, VALIDATION_POPULATIONS = 8, 128
 """Held-out populations scored at a time: distances between all their cells and draws are in memory at once."""
@@ -52,6 +54,8 @@ class GeneratorTrainingPlan(pl.LightningModule):
         Their conditions.
     validation
         Sampler and conditions of held-out populations.
+    selection
+        Decides what is kept; a callback of the trainer, too.
     objective
         ``"energy_score"`` (functional energy score), ``"mmd"``, ``"mmd+mse"`` (the paper's), ``"mse"``.
     n_populations, n_cells, n_draws
@@ -70,10 +74,6 @@ class GeneratorTrainingPlan(pl.LightningModule):
         Weight of the squared error in ``"mmd+mse"``.
     seed
         Of the validation draws.
-    jitter
-        Standard deviation, in the standardised latent space, of a random vector by which a population is moved together
-        with its controls. Controls of a batch differ by chance from those of another; a network that can tell batches
-        apart by that learns the response of each by heart instead of their law.
     compile
         Compile the network with :func:`torch.compile`: `True`, or the name of a backend. It takes about a minute before
         the first step and a C++ compiler on a CPU.
@@ -86,6 +86,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
         sampler: PopulationSampler,
         tensors: PopulationTensors,
         validation: tuple[PopulationSampler, PopulationTensors] | None = None,
+        selection: NetworkSelection | None = None,
         *,
         objective: Objective = "energy_score",
         n_populations: int = 16,
@@ -100,7 +101,6 @@ class GeneratorTrainingPlan(pl.LightningModule):
         p_drop_condition: float = 0.1,
         mse_weight: float = 1.0,
         seed: int = 0,
-        jitter: float = 0.0,
         compile: bool | str = False,
     ) -> None:
         super().__init__()
@@ -110,11 +110,10 @@ class GeneratorTrainingPlan(pl.LightningModule):
             raise ValueError(f"n_draws={n_draws}: the energy score compares draws and needs at least 2.")
         self.module = module
         self.register_buffer("latent", latent, persistent=False)
-        self.sampler, self.tensors, self.validation = sampler, tensors, validation
+        self.sampler, self.tensors, self.validation, self.selection = sampler, tensors, validation, selection
         self.objective, self.seed = objective, seed
         self.n_populations, self.n_cells, self.n_draws = n_populations, n_cells, n_draws
         self.n_steps, self.lr, self.weight_decay, self.warmup_steps = n_steps, lr, weight_decay, warmup_steps
-        self.jitter = jitter
         self.ema_decay, self.mse_weight = ema_decay, mse_weight
         self.p_terminal, self.p_drop_condition = p_terminal, p_drop_condition
         # a function, not a module: names of weights in checkpoints stay as they are
@@ -139,10 +138,6 @@ class GeneratorTrainingPlan(pl.LightningModule):
         novelty = torch.randint(self.tensors.n_novelties, (b,), device=device)
         keep = (torch.rand(b, device=device) >= self.p_drop_condition).float()
         condition = self.tensors.condition(drawn.group, novelty, keep)
-        if self.jitter:
-            moved = self.jitter * torch.randn(b, clean.shape[-1], device=device)
-            clean, start, controls = clean + moved[:, None], start + moved[:, None, None], controls + moved[:, None]
-            condition = replace(condition, prior=replace(condition.prior, centre=condition.prior.centre + moved))
         t = generator.schedule.sample_times((b,), self.p_terminal, device)
         z_t = generator.schedule.add_noise(clean[:, None].expand_as(start), t[:, None], self._noise(start, t))
         embedded = generator.embed(condition, self.module.features, self.module.has_features)
@@ -188,6 +183,8 @@ class GeneratorTrainingPlan(pl.LightningModule):
         n = self.validation[0].n_populations if self.validation is not None else 1
         self.log(VALIDATION_METRIC, score, on_epoch=True, batch_size=n, prog_bar=True)
         self.log("energy_distance_validation", distance, on_epoch=True, batch_size=n)
+        if self.selection is not None and not self.trainer.sanity_checking:
+            self.log(SELECTION_METRIC, self.selection.change((scores, distances)).mean(), on_epoch=True, batch_size=n)
 
     @torch.no_grad()
     def validation_scores(self) -> tuple[Tensor, Tensor]:
@@ -203,7 +200,11 @@ class GeneratorTrainingPlan(pl.LightningModule):
         generator.eval()
         with seeded(self.seed, self.device):
             groups = torch.randperm(self.validation[0].n_populations, device=self.device)[:VALIDATION_POPULATIONS]
-            parts = [self._score_populations(group) for group in groups.split(VALIDATION_CHUNK)]
+        parts = []
+        for number, group in enumerate(groups.split(VALIDATION_CHUNK)):
+            # the same cells whether or not the network draws random numbers of its own
+            with seeded(derive_seed(self.seed, "validation", number), self.device):
+                parts.append(self._score_populations(group))
         generator.train(was_training)
         scores, distances = (torch.cat(values) for values in zip(*parts, strict=True))
         return scores, distances
