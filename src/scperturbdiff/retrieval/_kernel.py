@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scperturbdiff.retrieval._conditions import Conditions, Floats
-from scperturbdiff.retrieval._covariance import additive_covariance, interaction_covariance, squared_distances
+from scperturbdiff.retrieval._covariance import additive_covariance, squared_distances
 from scperturbdiff.retrieval._doses import DoseStrength
 from scperturbdiff.retrieval._similarity import ResponseSimilarity
 
@@ -61,9 +61,6 @@ class Widths:
         Variance between populations that nothing explains, relative to the signal.
     response_share
         Share of the covariance that is learned from the responses themselves.
-    interaction
-        Variance of what pairs do beyond the sum of their components. Pairs of components that respond alike when alone
-        interact alike.
     """
 
     context_scale: float = 0.5
@@ -76,7 +73,6 @@ class Widths:
     dose_strength: float = 1.0
     nugget: float = 0.05
     response_share: float = 0.0
-    interaction: float = 0.0
 
 
 GRID: dict[str, tuple[float, ...]] = {
@@ -89,7 +85,6 @@ GRID: dict[str, tuple[float, ...]] = {
     "dose_scale": (1.0, 2.0, 3.0, 5.0, 8.0),
     "dose_strength": (0.0, 0.5, 1.0),
     "nugget": (0.01, 0.05, 0.2, 0.5, 1.0),
-    "interaction": (0.0, 0.1, 0.3, 1.0),
 }
 """Values tried for each parameter of the kernel."""
 RESPONSE_SHARES = (0.5, 0.8, 1.0)
@@ -111,8 +106,6 @@ class ResponseKernel:
         Of the features of training components.
     learned
         Similarities learned from responses, for ``widths.response_share``.
-    alike
-        How alike components respond when alone, `(n_components, n_components)`, for ``widths.interaction``.
     strength
         How strongly doses act.
     """
@@ -122,7 +115,6 @@ class ResponseKernel:
     features: Floats | None = None
     moments: FeatureMoments | None = None
     learned: ResponseSimilarity | None = None
-    alike: Floats | None = None
     strength: DoseStrength = field(default_factory=DoseStrength)
 
     def __call__(self, a: Conditions, b: Conditions) -> Floats:
@@ -130,8 +122,6 @@ class ResponseKernel:
         share, common = self.widths.response_share, self.widths.common_share
         shared = self._doses(_mean_dose(a), _mean_dose(b))
         perturbations = common * shared + (1 - common) * additive_covariance(a, b, self._components, self._doses)
-        if self.widths.interaction and self.alike is not None:
-            perturbations = perturbations + self.widths.interaction * interaction_covariance(a, b, self.alike) * shared
         out = (1 - share) * self.contexts(a.control_mean, b.control_mean) * perturbations
         return out + share * self.learned(a, b, self._doses) if share and self.learned is not None else out
 

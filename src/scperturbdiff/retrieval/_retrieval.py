@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scperturbdiff.retrieval._conditions import Conditions, Novelty, n_components, novelty_of
-from scperturbdiff.retrieval._covariance import response_alike, squared_distances
+from scperturbdiff.retrieval._covariance import squared_distances
 from scperturbdiff.retrieval._doses import DoseStrength
 from scperturbdiff.retrieval._kernel import GRID, RESPONSE_SHARES, FeatureMoments, ResponseKernel, Widths
 from scperturbdiff.retrieval._kriging import choose_widths, neighborhoods
@@ -103,16 +103,12 @@ class Retrieval:
         Of the features of training components.
     strength
         How strongly doses act.
-    alike
-        How alike components respond when alone.
     widths
         Parameters of the kernel for each way of being new.
     similarity
         What responses themselves say about similarity; `None` where too little is measured.
     lengths
         Of predictions for contexts that were left out.
-    library_slopes
-        How far retrieved library size ratios are used, for each way of being new.
     """
 
     responses: Responses
@@ -122,11 +118,9 @@ class Retrieval:
     signal: float = 1.0
     moments: FeatureMoments | None = None
     strength: DoseStrength = field(default_factory=DoseStrength)
-    alike: Floats | None = None
     widths: Mapping[str, Widths] = field(default_factory=dict)
     similarity: LearnedSimilarity | None = None
     lengths: Lengths | None = None
-    library_slopes: Mapping[str, float] = field(default_factory=dict)
 
     # ---- fitting ------------------------------------------------------------------------------------------------
 
@@ -163,12 +157,11 @@ class Retrieval:
             signal=max(float((shift**2).mean() - conditions.noise.mean()), 1e-3),
             moments=None if features is None else FeatureMoments.of(features, conditions),
             strength=DoseStrength.of(conditions, shift, settings),
-            alike=response_alike(conditions, shift),
         )
         tried = np.sort(np.random.default_rng(seed).permutation(len(responses))[: settings.n_left_out])
         found = replace(found, widths=found._choose_widths(tried))
         found = found._learn_similarity(means, tried, seed)
-        return replace(found, lengths=found._measure_lengths(tried), library_slopes=found._measure_slopes(tried))
+        return replace(found, lengths=found._measure_lengths(tried))
 
     def _choose_widths(self, tried: NDArray[np.int64]) -> dict[str, Widths]:
         conditions = self.responses.conditions
@@ -177,12 +170,10 @@ class Retrieval:
         names = [n for n in names if has_doses or not n.startswith("dose")]
         start = Widths(feature_share=0.0 if self.features is None else 0.5)
         part, targets = conditions.take(tried), self.responses.shift[tried]
-        widths = {}
-        for novelty in LEFT_OUT:
-            # what a new component does alone, hence what it is like, is not known
-            unfit = self.alike is None or novelty == "perturbation"
-            tunable = [n for n in names if not (unfit and n == "interaction")]
-            widths[novelty] = choose_widths(part, targets, self.signal, novelty, start, tunable, self._kernel)
+        widths = {
+            novelty: choose_widths(part, targets, self.signal, novelty, start, names, self._kernel)
+            for novelty in LEFT_OUT
+        }
         return {**widths, "seen": widths["replicate"]}
 
     def _learn_similarity(self, means: Floats, tried: NDArray[np.int64], seed: int) -> Retrieval:
@@ -222,21 +213,6 @@ class Retrieval:
     def _measure_lengths(self, tried: NDArray[np.int64]) -> Lengths:
         left_out = self.leave_out("context", tried).shift
         return Lengths(tried, (left_out * self.responses.shift[tried]).sum(1), (left_out**2).sum(1))
-
-    def _measure_slopes(self, tried: NDArray[np.int64]) -> dict[str, float]:
-        """Slope between 0 and 1 with which retrieved library ratios predict those of conditions left out.
-
-        Library sizes differ by sequencing depth, too, which does not carry over. 1 without evidence.
-        """
-        weight, library = 1 / self.responses.conditions.noise[tried], self.responses.library[tried]
-        doubt = self.settings.library_variation**2 * len(tried)
-        slopes = {}
-        for novelty in LEFT_OUT:
-            found = self.leave_out(novelty, tried).library
-            # their own sampling noise decides how much evidence there must be
-            slope = ((weight * found * library).sum() + doubt) / ((weight * found**2).sum() + doubt)
-            slopes[novelty] = float(np.clip(slope, 0, 1))
-        return slopes
 
     # ---- predicting ---------------------------------------------------------------------------------------------
 
@@ -288,9 +264,7 @@ class Retrieval:
         return self.responses.shift.shape[1]
 
     def _kernel(self, widths: Widths, similarity: ResponseSimilarity | None = None) -> ResponseKernel:
-        return ResponseKernel(
-            widths, self.median_distance, self.features, self.moments, similarity, self.alike, self.strength
-        )
+        return ResponseKernel(widths, self.median_distance, self.features, self.moments, similarity, self.strength)
 
     @cached_property
     def _systems(self) -> dict[Novelty, tuple[ResponseKernel, Floats | None]]:
@@ -326,8 +300,7 @@ class Retrieval:
             length = self._length(novelty, around.over_all(np.abs(weights), len(known)))
             out.shift[rows] = length[:, None] * np.einsum("qk,qkd->qd", weights, measured.shift[near])
             out.spread[rows] = (weights * measured.spread[near]).sum(1)
-            slope = self.library_slopes.get(novelty, 1.0)  # all of it where the condition itself was measured
-            out.library[rows] = slope * (weights * measured.library[near]).sum(1)
+            out.library[rows] = (weights * measured.library[near]).sum(1)
             if n_genes:
                 smoother = around.weights(self.settings.residual_nugget)
                 out.residual[rows] = [

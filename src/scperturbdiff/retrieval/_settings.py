@@ -20,8 +20,6 @@ class RetrievalSettings:
     residual_nugget
         Added to the variance of a residual of one gene, which is known less well than the shift is, in units of the
         signal.
-    library_variation
-        Coefficient of variation of library sizes between cells of a population, about.
     n_folds
         Folds in which pairs are left out to decide how far learned similarities are used.
     n_factors
@@ -44,7 +42,6 @@ class RetrievalSettings:
     n_left_out: int = 256
     length_bounds: tuple[float, float] = (0.5, 1.5)
     residual_nugget: float = 0.3
-    library_variation: float = 0.3
     n_folds: int = 5
     n_factors: int = 16
     em_steps: int = 20
