@@ -41,6 +41,7 @@ from scperturbdiff.prediction import (
     prepare,
     response_table,
 )
+from scperturbdiff.report import TrainingReport
 from scperturbdiff.seeds import resolve_seed, seeded
 from scperturbdiff.training import PopulationTraining, Stage, latent_stage, plan_epochs
 from scperturbdiff.transfer import transfer_weights
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from scperturbdiff.data import ConditionSpace
     from scperturbdiff.diffusion import Sampler
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("scvi.scperturbdiff")  # follows scvi.settings.verbosity
 
 DESCRIBED = (
     "perturbation_key",
@@ -96,8 +97,10 @@ class PerturbDiff(BaseModelClass):
         Size of the set transformer.
     vae_kwargs
         Further arguments of :class:`scvi.module.VAE`.
+    retrieval_kwargs
+        Fields of :class:`scperturbdiff.retrieval.RetrievalSettings`.
     generator_kwargs
-        Further arguments of :class:`scperturbdiff.module.Generator`.
+        Further arguments of :class:`scperturbdiff.diffusion.Generator`.
 
     Examples
     --------
@@ -129,6 +132,7 @@ class PerturbDiff(BaseModelClass):
         n_heads: int = 4,
         dropout: float = 0.0,
         vae_kwargs: Mapping[str, Any] | None = None,
+        retrieval_kwargs: Mapping[str, Any] | None = None,
         generator_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(adata, registry)
@@ -145,6 +149,7 @@ class PerturbDiff(BaseModelClass):
             n_vae_layers=n_vae_layers,
             vae_dropout=vae_dropout,
             vae_kwargs=vae_kwargs,
+            retrieval_kwargs=retrieval_kwargs,
             generator_kwargs={
                 "width": width,
                 "n_layers": n_layers,
@@ -154,12 +159,19 @@ class PerturbDiff(BaseModelClass):
             },
         )
         self.populations_: pd.DataFrame | None = None
+        self.report_: TrainingReport | None = None
         self.vae_is_adapted_ = False
         self._model_summary_string = (
             f"PerturbDiff with {len(space.components)} perturbation components, "
             f"{len(space.contexts)} treated contexts, n_latent: {n_latent}, width: {width}, n_layers: {n_layers}"
         )
         self.init_params_ = self._get_init_params(locals())
+
+    @property
+    def summary_string(self) -> str:
+        """What ``print(model)`` shows: sizes, and what training found."""
+        found = "" if self.report_ is None else f"\n{self.report_}"
+        return f"{super().summary_string}{found}"
 
     # ---- set-up ------------------------------------------------------------------------------------------------------
 
@@ -387,11 +399,10 @@ class PerturbDiff(BaseModelClass):
                     self.module, self.adata_manager, table, features, validation_size, seed
                 )
                 plan = plan_kwargs or {}
-                history |= self._run(
-                    training.stage(generator_epochs, early_stopping, trainer, ckpt_path=ckpt_path, **plan)
-                )
-                training.finish()
-                self.populations_ = training.populations()
+                stage = training.stage(generator_epochs, early_stopping, trainer, ckpt_path=ckpt_path, **plan)
+                history |= self._run(stage)
+                self.report_, self.populations_ = training.finish(stage), training.populations()
+                logger.info(str(self.report_))
         self.history_, self.is_trained_ = history, True
         self.module.eval()
 
@@ -470,7 +481,7 @@ class PerturbDiff(BaseModelClass):
         perturbations: Sequence[str] | pd.DataFrame | None = None,
         *,
         n_cells: int | None = None,
-        n_populations: int = 1,
+        n_populations: int | None = None,
         n_steps: int | None = None,
         sampler: Sampler = "renoise",
         guidance: float = 1.0,
@@ -498,10 +509,11 @@ class PerturbDiff(BaseModelClass):
             Cells per context and perturbation; batches share them in proportion to their controls. Default: as many as
             there are controls. Fewer start from controls whose mean expression is that of all.
         n_populations
-            Independent draws of each population, numbered in ``obs["population"]``.
+            Independent draws of each population, numbered in ``obs["population"]``: each is one population as a
+            replicate might be. `None`: the best single guess, the mixture over such draws.
         n_steps
-            Network evaluations a population. Default 1. A network that training found no better than the retrieved
-            response alone is silent and evaluated once; ``uns["scperturbdiff"]["n_steps"]`` says how many there were.
+            Network evaluations a population. Default 1. A network of weight 0 (see ``model.report_``) is not evaluated;
+            ``uns["scperturbdiff"]["n_steps"]`` says how many evaluations there were.
         sampler
             ``"renoise"``, ``"ddim"`` or ``"dpm++"``; matters for more than one step. See
             :func:`scperturbdiff.diffusion.sample`.
@@ -556,7 +568,7 @@ class PerturbDiff(BaseModelClass):
         *,
         real: AnnData | None = None,
         n_cells: int | None = None,
-        n_populations: int = 1,
+        n_populations: int | None = None,
         pseudocount: float = 0.1,
         perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | None = None,
         layer: str | None = None,

@@ -1,4 +1,4 @@
-"""The joint module: latent VAE, generator with its moving average, anchor, and the scale of the latent space."""
+"""The module: what a saved model holds, that is VAE, scale of its latent space, retrieval, generator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from scperturbdiff.counts import EPS, move_counts
 from scperturbdiff.diffusion import Generator
 from scperturbdiff.latent import LatentVAE
-from scperturbdiff.retrieval import Retrieval
+from scperturbdiff.retrieval import Retrieval, RetrievalSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class PerturbDiffModule(BaseModuleClass):
     """Everything a saved model needs to generate cells.
 
-    Its own forward pass is the VAE's, so that scvi-tools' training plan trains the first stage; the second stage trains
-    :attr:`generator` and keeps :attr:`generator_ema`, which is what predicts.
+    The first stage trains :attr:`vae` itself. The second fits :attr:`retrieval` and trains :attr:`generator`, whose
+    moving average :attr:`generator_ema` is what predicts. The forward pass that scvi-tools asks of every module is the
+    VAE's.
 
     Parameters
     ----------
@@ -39,8 +40,10 @@ class PerturbDiffModule(BaseModuleClass):
         Feature table of components, `(n_components, n_features)`, NaN rows where unknown.
     n_categories, n_numbers
         Categories of each categorical covariate; number of continuous ones.
+    retrieval_kwargs
+        Fields of :class:`~scperturbdiff.retrieval.RetrievalSettings`.
     generator_kwargs
-        Passed to :class:`Generator`.
+        Passed to :class:`~scperturbdiff.diffusion.Generator`.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class PerturbDiffModule(BaseModuleClass):
         n_vae_layers: int = 1,
         vae_dropout: float = 0.1,
         vae_kwargs: Mapping[str, Any] | None = None,
+        retrieval_kwargs: Mapping[str, Any] | None = None,
         generator_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -81,6 +85,7 @@ class PerturbDiffModule(BaseModuleClass):
         )
         self.generator_ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.retrieval: Retrieval | None = None
+        self.retrieval_settings = RetrievalSettings(**(retrieval_kwargs or {}))
         self.register_buffer("latent_mean", torch.zeros(n_latent))
         self.register_buffer("latent_scale", torch.ones(n_latent))
         self.register_buffer("feature_scale", torch.ones(()))
@@ -194,7 +199,7 @@ class PerturbDiffModule(BaseModuleClass):
         trained: list[Tensor] = list(self.generator.parameters())
         torch._foreach_lerp_(averaged, trained, 1 - decay)
 
-    # ---- BaseModuleClass: the forward pass of the first stage ---------------------------------------------------
+    # ---- what scvi-tools asks of every module: the forward pass of the VAE ----------------------------------------
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: Any) -> dict[str, Any]:
         return self.vae._get_inference_input(tensors, **kwargs)

@@ -21,11 +21,23 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-PSEUDO_CELLS = 5
-"""Cells with the controls' spread that are added to each population before spreads are compared."""
-PRIOR_COUNTS = 5.0
-"""Shape and rate of the gamma prior of the ratio of measured to decoded counts of a gene in a population."""
 CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class ResponseSettings:
+    """How responses are measured.
+
+    Attributes
+    ----------
+    pseudo_cells
+        Cells with the controls' spread that are added to each population before spreads are compared.
+    prior_counts
+        Shape and rate of the gamma prior of the ratio of measured to decoded counts of a gene in a population.
+    """
+
+    pseudo_cells: float = 5.0
+    prior_counts: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ def measure_populations(
     matrix: Any,
     batch: NDArray[np.integer],
     decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    settings: ResponseSettings = ResponseSettings(),
 ) -> MeasuredPopulations:
     """Measure the responses of populations against their matched controls.
 
@@ -78,6 +91,8 @@ def measure_populations(
         Batch codes, `(n_cells,)`.
     decode
         Expected shares of genes `(n, n_genes)` of standardised latent vectors `(n, n_latent)` and batch codes `(n,)`.
+    settings
+        Constants.
     """
     values = latent.detach().cpu().numpy()
     pools, pool = table.match.pools, table.match.pool
@@ -89,9 +104,9 @@ def measure_populations(
     before = (pool_square / np.maximum(pools.count - 1, 1))[pool]
     before = np.where(before > 0, before, max(within, 1e-12))  # one control cell has no spread of its own
     degrees = np.maximum(table.cells.count - 1, 0)
-    after = (square + PSEUDO_CELLS * before) / (degrees + PSEUDO_CELLS)
+    after = (square + settings.pseudo_cells * before) / (degrees + settings.pseudo_cells)
     conditions = Conditions(control_mean[pool], table.component, table.dose, table.context, noise)
-    library, residual = _count_responses(table, latent, matrix, batch, decode)
+    library, residual = _count_responses(table, latent, matrix, batch, decode, settings.prior_counts)
     shift, spread = treated_mean - control_mean[pool], 0.5 * np.log(after / before)
     return MeasuredPopulations(
         table, values, treated_mean, control_mean, Responses(conditions, shift, spread, library, residual)
@@ -120,11 +135,12 @@ def _count_responses(
     matrix: Any,
     batch: NDArray[np.integer],
     decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    prior_counts: float,
 ) -> tuple[Floats, NDArray[np.float16]]:
     r"""Log ratios to the controls of library sizes `(n,)` and of measured to decoded counts of genes `(n, n_genes)`.
 
     For a gene of which a population has :math:`o` counts where the decoder expects :math:`e`, the ratio is
-    :math:`(o + a) / (e + a)`, its mean under a gamma prior with shape and rate :math:`a` (:data:`PRIOR_COUNTS`).
+    :math:`(o + a) / (e + a)`, its mean under a gamma prior with shape and rate :math:`a` (`prior_counts`).
     """
     n_pools = len(table.match.pools)
     groups = sparse.vstack([_members(table.match.pools, len(latent)), _members(table.cells, len(latent))], format="csc")
@@ -142,7 +158,7 @@ def _count_responses(
         part = part[there]
         measured[there] += part @ counts
         decoded[there] += part @ (share * counts.sum(1, keepdims=True))
-    ratio = np.log((measured + PRIOR_COUNTS) / (decoded + PRIOR_COUNTS))
+    ratio = np.log((measured + prior_counts) / (decoded + prior_counts))
     size = np.concatenate([table.match.pools.count, table.cells.count])
     library = np.log(np.maximum(measured.sum(1, dtype=np.float64), 1) / np.maximum(size, 1))
 
@@ -162,8 +178,8 @@ def replicate_factors(populations: MeasuredPopulations, max_factors: int) -> Flo
     """Directions along which replicates of a condition differ, `(n_latent, n_factors)`, pooled over conditions.
 
     Each is as long as the standard deviation along it. The outer product of the factors is the covariance of mean
-    shifts between replicates of a condition, pooled over conditions, less what the sampling of cells explains. Deviations from the mean of a condition are whitened by the
-    covariance of sampling noise. Eigenvalues of their covariance beyond the largest that noise has
+    shifts between replicates of a condition, pooled over conditions, less what the sampling of cells explains.
+    Deviations from the mean of a condition are whitened by the covariance of sampling noise. Eigenvalues of their covariance beyond the largest that noise has
     (:func:`largest_noise_eigenvalue`) are factors, and their inflation by noise is taken back (Baik & Silverstein
     2006). Replicates that differ by chance alone have none.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from scperturbdiff.data import PopulationTable, Ragged, iter_rows
+from scperturbdiff.data import PopulationTable, iter_rows
 from scperturbdiff.diffusion import (
     SELECTION_METRIC,
     Components,
@@ -23,7 +24,8 @@ from scperturbdiff.diffusion import (
     split_callbacks,
 )
 from scperturbdiff.latent import CellDataModule, LatentTrainingPlan
-from scperturbdiff.responses import MeasuredPopulations, measure_populations, replicate_factors
+from scperturbdiff.report import FEW_CELLS, TrainingReport
+from scperturbdiff.responses import MeasuredPopulations, ResponseSettings, measure_populations, replicate_factors
 from scperturbdiff.retrieval import Retrieval, Retrieved
 
 if TYPE_CHECKING:
@@ -31,19 +33,43 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import lightning.pytorch as pl
+    import pandas as pd
     from numpy.typing import NDArray
     from scvi.data import AnnDataManager
 
     from scperturbdiff.module import PerturbDiffModule
     from scperturbdiff.retrieval import Novelty
 
-VAE_MIN_STEPS, VAE_MAX_STEPS, VAE_PASSES = 1250, 5000, 15
-"""Steps of the first stage: this many passes over the cells, within these bounds."""
-GENERATOR_EPOCHS, STEPS_PER_EPOCH = 30, 50
-MIN_POPULATIONS_TO_VALIDATE, HELD_OUT = 4, 8
-"""Populations from which on some are held out, and how many at least: five say too little of a network."""
-MANY_REPLICATES = 4
-"""Populations of a condition from which training shows the response retrieved from all of them, not the others'."""
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long the stages are trained and what is held out.
+
+    Attributes
+    ----------
+    latent_passes, latent_min_steps, latent_max_steps
+        Steps of the first stage: so many passes over the cells, within these bounds.
+    network_epochs, steps_per_epoch
+        Length of the second stage.
+    min_populations
+        Populations from which on some are held out.
+    held_out
+        How many at least: five say too little of a network.
+    many_replicates
+        Populations of a condition from which training shows the response retrieved from all of them, not the others'.
+    """
+
+    latent_passes: int = 15
+    latent_min_steps: int = 1250
+    latent_max_steps: int = 5000
+    network_epochs: int = 30
+    steps_per_epoch: int = 50
+    min_populations: int = 4
+    held_out: int = 8
+    many_replicates: int = 4
+
+
+SETTINGS = TrainingSettings()
 
 
 @dataclass(frozen=True)
@@ -60,6 +86,8 @@ class Stage:
         Arguments of the trainer.
     checkpoints
         Lightning's own checkpoints, which scvi-tools' trainer does not take as arguments.
+    selection
+        What decides whether the network is used, in the second stage.
     """
 
     plan: pl.LightningModule
@@ -67,12 +95,13 @@ class Stage:
     max_epochs: int
     options: dict[str, Any] = field(default_factory=dict)
     checkpoints: Sequence[pl.Callback] = ()
+    selection: NetworkSelection | None = None
 
 
 def default_vae_epochs(n_cells: int, batch_size: int) -> int:
     """Epochs that make a sensible number of steps for this many cells."""
     per_epoch = max(1, n_cells // batch_size)
-    steps = min(max(VAE_PASSES * per_epoch, VAE_MIN_STEPS), VAE_MAX_STEPS)
+    steps = min(max(SETTINGS.latent_passes * per_epoch, SETTINGS.latent_min_steps), SETTINGS.latent_max_steps)
     return max(1, round(steps / per_epoch))
 
 
@@ -97,7 +126,7 @@ def plan_epochs(
         vae = 0 if trained else default_vae_epochs(n_cells, batch_size)
         vae = math.ceil(vae / 5) if adapted else vae
     if generator is None:
-        generator = GENERATOR_EPOCHS
+        generator = SETTINGS.network_epochs
     bound = math.inf if max_epochs is None else max_epochs
     return int(min(vae, bound)), int(min(generator, bound))
 
@@ -110,17 +139,14 @@ def latent_stage(
     train_size: float,
     trainer: dict[str, Any],
     max_kl_weight: float = 0.05,
-    n_epochs_kl_warmup: int | None = None,
     **plan_kwargs: Any,
 ) -> Stage:
-    """Stage 1: train the VAE on all cells; the weight of its KL term rises over the first half of the epochs."""
+    """Stage 1: train the VAE on all cells; by default the weight of its KL term rises over half of the epochs."""
     module.vae.train()
-    plan = LatentTrainingPlan(
-        module.vae,
-        max_kl_weight=max_kl_weight,
-        n_epochs_kl_warmup=n_epochs_kl_warmup or max(1, max_epochs // 2),
-        **plan_kwargs,
-    )
+    if plan_kwargs.get("n_steps_kl_warmup") is not None:  # scvi-tools would prefer its default of 400 epochs
+        plan_kwargs.setdefault("n_epochs_kl_warmup", None)
+    plan_kwargs.setdefault("n_epochs_kl_warmup", max(1, max_epochs // 2))
+    plan = LatentTrainingPlan(module.vae, max_kl_weight=max_kl_weight, **plan_kwargs)
     callbacks = split_callbacks(trainer.get("callbacks"))[1]
     options = {**trainer, "early_stopping": False, "callbacks": callbacks}
     return Stage(plan, CellDataModule(manager, train_size, batch_size), max_epochs, options)
@@ -189,7 +215,7 @@ class PopulationTraining:
         max_epochs: int,
         early_stopping: bool,
         trainer: dict[str, Any],
-        steps_per_epoch: int = STEPS_PER_EPOCH,
+        steps_per_epoch: int = SETTINGS.steps_per_epoch,
         gradient_clip_val: float = 1.0,
         ckpt_path: str | Path | None = None,
         **plan_kwargs: Any,
@@ -197,17 +223,16 @@ class PopulationTraining:
         """Stage 2: retrieve responses, train the generator on populations."""
         module, training = self.module, self.measured.take(self.training)
         self._retrieve(training)
-        # the other objectives ask for draws that do not vary
-        varies = plan_kwargs.get("objective", "energy_score") == "energy_score"
-        self._set_replicates(training, module.generator.n_population_noise if varies else 0)
+        self._set_replicates(training, self._n_factors(plan_kwargs.get("objective", "energy_score")))
         sampler, tensors = self._training_set(training)
-        validation = self._validation_set() if len(self.held_out) else None
+        validation, novelty = self._validation_set() if len(self.held_out) else (None, None)
         table = self.measured.table
         selection = NetworkSelection(replicated=len(table) == 0 or bool((count_replicates(table) > 1).any()))
         steps = max_epochs * steps_per_epoch
         plan = GeneratorTrainingPlan(
             module, self.latent, sampler, tensors, validation, selection, n_steps=steps, seed=self.seed, **plan_kwargs
         )
+        plan.held_out_novelty = None if novelty is None else [str(way) for way in novelty]
         for generator in (module.generator, module.generator_ema):
             generator.network_weight.fill_(1)
         module.generator.train()
@@ -222,25 +247,65 @@ class PopulationTraining:
             **trainer,
             "callbacks": [*others, RepeatableEpochs(self.seed), selection],
         }
-        return Stage(plan, StepsDataModule(steps_per_epoch, validation is not None), max_epochs, options, checkpoints)
+        data = StepsDataModule(steps_per_epoch, validation is not None)
+        return Stage(plan, data, max_epochs, options, checkpoints, selection)
 
-    def finish(self) -> None:
-        """Let retrieval know all populations: those held out to stop in time are evidence all the same."""
+    def finish(self, stage: Stage) -> TrainingReport:
+        """Let retrieval and the law of replicates know all populations, and report.
+
+        Populations that were held out to judge the network are evidence for predictions all the same.
+        """
+        plan, selection = stage.plan, stage.selection
+        if not isinstance(plan, GeneratorTrainingPlan) or selection is None:
+            raise TypeError("finish needs the second stage.")
+        novelty = [] if plan.held_out_novelty is None else plan.held_out_novelty
         if len(self.held_out):
             self._retrieve(self.measured)
+            self._set_replicates(self.measured, self._n_factors(plan.objective))
+        table, retrieval, result = self.measured.table, self.module.retrieval, selection.result
+        self.module.generator_ema.network_weight.fill_(result.weight)
+        factors = self.module.generator_ema.replicate_factors
+        return TrainingReport(
+            n_populations=len(table),
+            n_conditions=len(np.unique(table.condition)),
+            n_contexts=len(np.unique(table.context)),
+            n_replicated=int((np.bincount(table.condition) > 1).sum()) if len(table) else 0,
+            replicate_directions=int(factors.any(0).sum()),
+            retrieval={} if retrieval is None else {str(way): share for way, share in retrieval.explained.items()},
+            held_out=dict(Counter(novelty)),
+            network_weight=result.weight,
+            network_reason=result.reason,
+            network={k: v for k, v in asdict(result).items() if k not in ("weight", "reason")},
+            little_evidence=tuple(table.little_evidence(FEW_CELLS)),
+            notes=() if retrieval is None else retrieval.notes,
+            settings={
+                "training": asdict(SETTINGS),
+                "responses": asdict(ResponseSettings()),
+                "retrieval": asdict(self.module.retrieval_settings),
+                "diffusion": plan.settings(),
+            },
+        )
 
-    def populations(self) -> Any:
+    def populations(self) -> pd.DataFrame:
         """One row per population: labels, numbers of cells and controls, and whether it was held out."""
         table = self.measured.table
         return table.report.assign(held_out=np.isin(np.arange(len(table)), self.held_out))
 
+    @staticmethod
+    def _n_factors(objective: str) -> int | None:
+        """Directions in which draws may vary, at most: objectives other than the energy score ask for none."""
+        return None if objective == "energy_score" else 0
+
     def _retrieve(self, populations: MeasuredPopulations) -> None:
         responses = populations.responses
-        self.module.retrieval = Retrieval.fit(responses, self.features, seed=self.seed) if len(responses) else None
+        self.module.retrieval = None
+        if len(responses):
+            self.module.retrieval = Retrieval.fit(responses, self.features, self.module.retrieval_settings, self.seed)
 
-    def _set_replicates(self, populations: MeasuredPopulations, max_factors: int) -> None:
-        """Give both networks the law of replicates."""
-        found = replicate_factors(populations, max_factors)
+    def _set_replicates(self, populations: MeasuredPopulations, n_factors: int | None) -> None:
+        """Give both generators the law of replicates."""
+        most = self.module.generator.n_population_noise if n_factors is None else n_factors
+        found = replicate_factors(populations, most)
         factors = torch.as_tensor(found, dtype=torch.float32, device=self.latent.device)
         for generator in (self.module.generator, self.module.generator_ema):
             generator.set_replicates(factors)
@@ -250,19 +315,24 @@ class PopulationTraining:
         retrieved = [] if retrieval is None else rehearsed_responses(retrieval, table)
         return self._sampler(table), population_tensors(training, retrieved, self.latent.device)
 
-    def _validation_set(self) -> tuple[PopulationSampler, PopulationTensors]:
+    def _validation_set(self) -> tuple[tuple[PopulationSampler, PopulationTensors], list[Novelty]]:
         held_out = self.measured.take(self.held_out)
         if self.module.retrieval is None:
-            raise ValueError("validation_size leaves no population to train on.")
+            raise ValueError(
+                f"All {len(self.held_out)} populations would be held out and none trained on: lower validation_size."
+            )
         retrieved = self.module.retrieval.predict(held_out.responses.conditions)
-        return self._sampler(held_out.table), population_tensors(held_out, [retrieved], self.latent.device)
+        tensors = population_tensors(held_out, [retrieved], self.latent.device)
+        return (self._sampler(held_out.table), tensors), retrieved.novelty
 
-    def _sampler(self, table: PopulationTable, p_control: float = 0.125) -> PopulationSampler:
-        controls = table.controls if len(table.controls) else Ragged.from_lists([])
-        groups = ((g.rows, g.start, g.count) for g in (table.cells, table.match.pools, controls))
-        cells, pools, unperturbed = groups
-        device = self.latent.device
-        return PopulationSampler(cells, pools, torch.as_tensor(table.match.pool), unperturbed, p_control, device)
+    def _sampler(self, table: PopulationTable) -> PopulationSampler:
+        perturbed = len(table) > 0
+        if perturbed:
+            cells, controls, group = table.cells, table.match.pools, table.match.pool
+        else:  # control populations, to be pretrained on
+            cells, controls, group = table.controls, table.controls, np.arange(len(table.controls))
+        (cells_of, controls_of) = ((g.rows, g.start, g.count) for g in (cells, controls))
+        return PopulationSampler(cells_of, controls_of, torch.as_tensor(group), self.latent.device, perturbed=perturbed)
 
 
 def split_populations(
@@ -277,8 +347,8 @@ def split_populations(
     """
     n = len(table)
     if validation_size is None:
-        enough = min(max(HELD_OUT, round(0.1 * n)), n // 3)
-        validation_size = enough / n if n >= MIN_POPULATIONS_TO_VALIDATE else 0.0
+        enough = min(max(SETTINGS.held_out, round(0.1 * n)), n // 3)
+        validation_size = enough / n if n >= SETTINGS.min_populations else 0.0
     if not 0 <= validation_size < 1:
         raise ValueError(f"validation_size={validation_size} must lie in [0, 1): the share of populations held out.")
     wanted = round(n * validation_size)
@@ -353,12 +423,12 @@ def rehearsed_responses(retrieval: Retrieval, table: PopulationTable) -> list[Re
 
     Where a condition has many replicates, leaving one out tells which one it was: the mean of the others and what is
     left out add up to the same sum. A network that has learned to solve for it invents a replicate when it is shown the
-    mean of all, as it is at prediction. From `MANY_REPLICATES` on that mean is what training shows, too.
+    mean of all, as it is at prediction. From `many_replicates` on that mean is what training shows, too.
     """
     out: list[Retrieved] = []
     for novelty in useful_novelties(table, retrieval.features is not None):
         found = retrieval.leave_out(novelty)
-        if novelty == "replicate" and (many := count_replicates(table) >= MANY_REPLICATES).any():
+        if novelty == "replicate" and (many := count_replicates(table) >= SETTINGS.many_replicates).any():
             found.put(np.flatnonzero(many), retrieval.leave_out("seen", np.flatnonzero(many)))
         out.append(found)
     return out

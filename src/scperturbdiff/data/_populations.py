@@ -170,6 +170,11 @@ class PopulationTable:
         keys = np.concatenate([self.component, self.dose, self.context[:, None]], axis=1)
         return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
 
+    def little_evidence(self, few: int) -> list[str]:
+        """Names of the populations with less than `few` cells, or without controls that match on every key."""
+        thin = np.flatnonzero((self.cells.count < few) | ~self.match.exact)
+        return [" / ".join(filter(None, map(str, row))) for row in self.labels.iloc[thin].itertuples(index=False)]
+
     @property
     def report(self) -> pd.DataFrame:
         """One row per population: labels, numbers of cells and of controls, and whether controls match exactly."""

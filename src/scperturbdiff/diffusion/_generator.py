@@ -28,8 +28,8 @@ class Generator(nn.Module):
 
     The first two terms are the posterior mean when a treated cell is its control cell, moved as retrieval says, plus
     unit Gaussian noise; the network :math:`f_\theta` adds what that leaves out, with the weight :math:`w` in [0, 1]
-    that held-out populations support. At pure noise, where nothing tells yet which population is drawn, :math:`a` also has a
-    random offset :math:`L \varepsilon`, one for each population: `L` holds the directions along which replicates of a
+    that held-out populations support. At pure noise, where nothing tells yet which population is drawn, :math:`a` also
+    has a random offset :math:`L \varepsilon`, one for each population: `L` holds the directions along which replicates of a
     condition differ (``replicate_factors``), :math:`\varepsilon` is the population's noise, which the network sees. "No
     effect" is the zero of the network, an unseen context carries its own state and the shape of its populations, and
     which control a cell starts from is part of the noise: no treated cell is ever paired with a control.
@@ -137,6 +137,7 @@ class Generator(nn.Module):
         controls: EncodedControls,
         randomness: Randomness,
         mask: Tensor | None = None,
+        offset: Tensor | None = None,
     ) -> Tensor:
         """Estimate clean populations `(b, n_cells, n_latent)`.
 
@@ -158,14 +159,18 @@ class Generator(nn.Module):
             Extra noise.
         mask
             Which cells there are, `(b, n_cells)`.
+        offset
+            Offset at pure noise, `(b, 1 or n_cells, n_latent)`. `None`: that of the population's noise.
         """
         cells = torch.cat([z_t, start, randomness.cell], dim=-1)
         visible = randomness.population * self.replicate_factors.any(0)
         correction = self.transformer(cells, t, condition + self.population_noise(visible), controls, mask)
         correction = correction - _mean_of_cells(correction, mask)
         alpha, variance = self.schedule.alpha(t)[:, None, None], self.schedule.sigma(t)[:, None, None].square()
-        offset = (t >= 1)[:, None] * self.replicate_offset(randomness.population)
-        return alpha * z_t + variance * (prior.move(start) + offset[:, None]) + self.network_weight * correction
+        if offset is None:
+            offset = self.replicate_offset(randomness.population)[:, None]
+        moved = prior.move(start) + (t >= 1)[:, None, None] * offset
+        return alpha * z_t + variance * moved + self.network_weight * correction
 
     @torch.no_grad()
     def sample(
@@ -180,6 +185,7 @@ class Generator(nn.Module):
         n_steps: int = 1,
         sampler: Sampler = "renoise",
         guidance: float = 1.0,
+        mixture: bool = False,
     ) -> Tensor:
         """Draw populations `(b, n_cells, n_latent)`.
 
@@ -203,25 +209,32 @@ class Generator(nn.Module):
             See :func:`scperturbdiff.diffusion.sample` and :meth:`n_evaluations`.
         guidance
             Weight of classifier-free guidance; 1 is off.
+        mixture
+            Give each cell the offset of a replicate of its own: the mixture over draws, which is the best single guess
+            under the energy distance.
         """
         b, m, _ = start.shape
         if population_noise is None:
             population_noise = torch.randn(b, self.n_population_noise, device=start.device)
-        population_noise = population_noise * condition.components.mask.any(-1, keepdim=True)
-        offset = self.replicate_offset(population_noise)
+        treated = condition.components.mask.any(-1, keepdim=True)
+        population_noise = population_noise * treated
+        offset = self.replicate_offset(population_noise)[:, None]
+        if mixture:
+            noise = torch.randn(b, m, self.n_population_noise, device=start.device)
+            offset = self.replicate_offset(noise * treated[:, None])
         if not self.n_evaluations(n_steps):
-            return condition.prior.move(start) + offset[:, None]
+            return condition.prior.move(start) + offset
         embedded = self.embed(condition, features, has_features)
         unconditional = self.embed(condition.hidden(), features, has_features) if guidance != 1.0 else None
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
             randomness = Randomness(population_noise, torch.randn(b, m, self.n_cell_noise, device=z.device))
-            estimate = self(z, t, start, embedded, condition.prior, controls, randomness)
+            estimate = self(z, t, start, embedded, condition.prior, controls, randomness, offset=offset)
             if unconditional is not None:
-                blind = self(z, t, start, unconditional, condition.prior, controls, randomness)
+                blind = self(z, t, start, unconditional, condition.prior, controls, randomness, offset=offset)
                 estimate = guide(estimate, blind, guidance)
             # where a draw lies was decided at pure noise, and the network does not bring it back
-            return estimate + ((t < 1) * self.schedule.sigma(t).square())[:, None, None] * offset[:, None]
+            return estimate + ((t < 1) * self.schedule.sigma(t).square())[:, None, None] * offset
 
         return sample(denoise, self.schedule.noise_like(start), self.schedule, n_steps, sampler)
 

@@ -94,51 +94,41 @@ class PopulationSampler:
     Parameters
     ----------
     cells
-        Rows of the treated cells of each population.
-    pools
-        Rows of the control cells of each pool.
-    pool
-        Pool of each population, `(n_populations,)`.
+        Rows of the cells of each population.
     controls
-        Rows of control populations, which are trained on as populations without a perturbation.
-    p_control
-        Share of control populations among those drawn.
+        Rows of the control cells of each group of controls.
+    control_group
+        Group of controls of each population, `(n_populations,)`.
     device
         Where to draw.
+    perturbed
+        Whether the populations have conditions of their own; else they are control populations, numbered -1.
     """
 
     def __init__(
-        self, cells: Groups, pools: Groups, pool: Tensor, controls: Groups, p_control: float, device: torch.device | str
+        self,
+        cells: Groups,
+        controls: Groups,
+        control_group: Tensor,
+        device: torch.device | str,
+        *,
+        perturbed: bool = True,
     ) -> None:
-        self.cells, self.pools, self.controls = (GroupIndex(g, device) for g in (cells, pools, controls))
-        self.pool = pool.to(device)
-        self.n_populations, self.n_controls = len(cells[1]), len(controls[1])
-        self.p_control = 1.0 if self.n_populations == 0 else p_control
+        self.cells, self.controls = (GroupIndex(groups, device) for groups in (cells, controls))
+        self.control_group, self.perturbed = control_group.to(device), perturbed
+        self.n_populations = len(cells[1])
         self.device = torch.device(device)
 
     def shuffle(self) -> None:
         """Reorder the rows within all groups; once an epoch is enough."""
-        for index in (self.cells, self.pools, self.controls):
-            index.shuffle()
+        self.cells.shuffle()
+        self.controls.shuffle()
 
     def draw(self, n_populations: int, n_cells: int, n_draws: int) -> PopulationBatch:
-        """Draw `n_populations` of up to `n_cells` cells; control populations come last."""
-        n_control = round(n_populations * self.p_control)
-        parts = []
-        if n_populations > n_control:
-            group = torch.randint(self.n_populations, (n_populations - n_control,), device=self.device)
-            parts.append(self._draw(self.cells, group, self.pools, self.pool[group], group, n_cells, n_draws))
-        if n_control:
-            group = torch.randint(self.n_controls, (n_control,), device=self.device)
-            none = torch.full_like(group, -1)
-            parts.append(self._draw(self.controls, group, self.controls, group, none, n_cells, n_draws))
-        return PopulationBatch(*(torch.cat(field) for field in zip(*parts, strict=True)))
-
-    @staticmethod
-    def _draw(
-        cells: GroupIndex, group: Tensor, pools: GroupIndex, pool: Tensor, name: Tensor, n_cells: int, n_draws: int
-    ) -> tuple[Tensor, ...]:
-        rows, mask = cells.draw(group, n_cells)
-        drawn, _ = pools.draw(pool, n_cells * n_draws)
+        """Draw `n_populations` of up to `n_cells` cells."""
+        population = torch.randint(self.n_populations, (n_populations,), device=self.device)
+        rows, mask = self.cells.draw(population, n_cells)
+        drawn, _ = self.controls.draw(self.control_group[population], n_cells * n_draws)
         starts = drawn.unflatten(-1, (n_draws, n_cells))
-        return name, rows, mask, starts, starts[:, 0]
+        number = population if self.perturbed else torch.full_like(population, -1)
+        return PopulationBatch(number, rows, mask, starts, starts[:, 0])

@@ -72,7 +72,7 @@ class RepeatableEpochs(pl.Callback):
 def _groups(plan: pl.LightningModule) -> tuple[GroupIndex, ...]:
     training: GeneratorTrainingPlan = plan  # type: ignore[assignment]
     sampler = training.sampler
-    return sampler.cells, sampler.pools, sampler.controls
+    return sampler.cells, sampler.controls
 
 
 def restore_module(module: nn.Module, ckpt_path: str | Path) -> int:

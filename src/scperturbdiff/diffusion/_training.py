@@ -122,8 +122,17 @@ class GeneratorTrainingPlan(pl.LightningModule):
             self._denoise = torch.compile(self._denoise, backend="inductor" if compile is True else compile)
 
         self.last_scores: tuple[Tensor, Tensor] | None = None
+        self.held_out_novelty: list[str] | None = None
 
     latent: Tensor
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values of the arguments that decide what is trained, for the report."""
+        names = (
+            "objective", "n_populations", "n_cells", "n_draws", "n_steps", "lr", "weight_decay", "warmup_steps",
+            "ema_decay", "p_terminal", "p_drop_condition", "mse_weight", "seed",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
 
     def on_train_epoch_start(self) -> None:
         """Put cells in a new order."""
@@ -215,7 +224,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
         sampler, tensors = self.validation
         generator, k = self.module.generator_ema, VALIDATION_DRAWS
         cells, mask = sampler.cells.draw(group, min(int(sampler.cells.count.max()), VALIDATION_CELLS))
-        starts, _ = sampler.pools.draw(sampler.pool[group], k * cells.shape[1])
+        starts, _ = sampler.controls.draw(sampler.control_group[group], k * cells.shape[1])
         start = self.latent[starts].unflatten(1, (k, -1))
         condition = tensors.condition(group, torch.zeros_like(group), torch.ones(len(group), device=self.device))
         drawn = generator.sample(

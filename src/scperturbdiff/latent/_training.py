@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from scvi.train import TrainingPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor
+    from torch.optim import Optimizer
+
     from scperturbdiff.latent._vae import LatentVAE
 
 
@@ -39,14 +43,21 @@ class LatentTrainingPlan(TrainingPlan):
         super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, **kwargs)
         self.dispersion_lr_factor = dispersion_lr_factor
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Adam with two rates."""
-        dispersion = [p for name, p in self.module.named_parameters() if name == "px_r"]
-        others = [p for name, p in self.module.named_parameters() if name != "px_r" and p.requires_grad]
-        groups = [
-            {"params": others, "weight_decay": self.weight_decay},
-            {"params": dispersion, "weight_decay": 0.0, "lr": self.lr * self.dispersion_lr_factor},
-        ]
-        fused = all(p.device.type in ("cpu", "cuda") for p in others)
-        groups = [group for group in groups if group["params"]]
-        return {"optimizer": torch.optim.Adam(groups, lr=self.lr, eps=self.eps, fused=fused)}
+    def get_optimizer_creator(self) -> Callable[[Iterable[Tensor]], Optimizer]:
+        """scvi-tools' optimizer with a group of its own for the dispersions."""
+        make = super().get_optimizer_creator()
+        dispersions = {id(p) for name, p in self.module.named_parameters() if name.endswith("px_r")}
+
+        def create(parameters: Iterable[Tensor]) -> Optimizer:
+            everything = list(parameters)
+            optimizer: Optimizer = make([p for p in everything if id(p) not in dispersions])
+            own = [p for p in everything if id(p) in dispersions]
+            if own:
+                rate = self.lr * self.dispersion_lr_factor
+                optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
+            if self.optimizer_name in ("Adam", "AdamW") and all(p.device.type in ("cpu", "cuda") for p in everything):
+                for group in optimizer.param_groups:
+                    group["fused"] = True  # one call instead of ten for each tensor
+            return optimizer
+
+        return create

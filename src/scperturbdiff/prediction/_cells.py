@@ -140,7 +140,7 @@ def prepare(
         )
     check_unique_names(adata)
     gene_positions(adata.var_names, genes)
-    if settings.n_populations < 1:
+    if settings.n_populations is not None and settings.n_populations < 1:
         raise ValueError(f"n_populations={settings.n_populations} must be at least 1.")
     cells_wanted(n_cells, 1)  # raises before anything is read, also where the table has numbers of its own
     wanted = read_wanted(space, perturbations)

@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from scperturbdiff.prediction._request import ControlGroups, PopulationRequest
 
 
-PIECE = 256
-"""Cells that attend to each other; larger populations are drawn in pieces with the same population noise."""
-CONTEXT_CELLS = 256
-"""Control cells shown to the network, at most."""
 ENCODE_CHUNK = 2048
 
 
@@ -64,13 +60,27 @@ class GroupState:
 
 @dataclass(frozen=True)
 class Settings:
-    """How populations are drawn; see :meth:`scperturbdiff.PerturbDiff.predict`."""
+    """How populations are drawn; see :meth:`scperturbdiff.PerturbDiff.predict`.
+
+    Attributes
+    ----------
+    seed, n_steps, sampler, guidance
+        Arguments of :meth:`~scperturbdiff.PerturbDiff.predict`.
+    n_populations
+        Independent draws; `None`: the best single guess.
+    piece
+        Cells that attend to each other at most; larger populations are drawn in pieces with the same population noise.
+    shown_controls
+        Control cells shown to the network, at most.
+    """
 
     seed: int
-    n_populations: int = 1
+    n_populations: int | None = None
     n_steps: int = 1
     sampler: Sampler = "renoise"
     guidance: float = 1.0
+    piece: int = 256
+    shown_controls: int = 256
 
 
 @dataclass(frozen=True)
@@ -197,12 +207,16 @@ class PopulationGenerator:
             )
             condition, change, self.evidence[i] = self._condition(asked, codes[i : i + 1], numbers[i : i + 1])
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
-            for draw in range(self.settings.n_populations):
+            for draw in range(self.settings.n_populations or 1):
                 seed = derive_seed(self.settings.seed, *names, draw)
                 yield self._draw(request, i, state, condition, change, batch[i], draw, seed)
 
     def _batch_codes(self, request: PopulationRequest) -> NDArray[np.int64]:
         if self.space.batch_key is None:
+            if self.transform_batch is not None:
+                raise ValueError(
+                    f"transform_batch={self.transform_batch!r}, but the model was set up without batch_key."
+                )
             return np.zeros(len(request), np.int64)
         if self.transform_batch is not None:
             if self.transform_batch not in self.batches:
@@ -230,12 +244,12 @@ class PopulationGenerator:
             own = self.groups.labels.iloc[group].get(self.space.batch_key) if self.space.batch_key else self.batches[0]
             batch = self.batches.index(str(own)) if str(own) in self.batches else -1
             shown = latent
-            if len(rows) > CONTEXT_CELLS:
+            if len(rows) > self.settings.shown_controls:
                 names = self.groups.labels.iloc[group].astype(str)
                 order = np.random.default_rng(derive_seed(self.settings.seed, "controls", *names)).permutation(
                     len(rows)
                 )
-                shown = latent[torch.as_tensor(order[:CONTEXT_CELLS], device=latent.device)]
+                shown = latent[torch.as_tensor(order[: self.settings.shown_controls], device=latent.device)]
             self._states[group] = GroupState(
                 rows, latent, ControlPool(counts), batch, self.module.generator_ema.encode_controls(shown[None])
             )
@@ -276,18 +290,21 @@ class PopulationGenerator:
         draw: int,
         seed: int,
     ) -> Piece:
+        generator, settings = self.module.generator_ema, self.settings
         rng, n_cells = np.random.default_rng(seed), request.n_cells[i]
-        # the first population is the best guess of one; further ones vary as replicates do
-        chosen = state.pool.resample(n_cells, rng) if draw else state.pool.choose(n_cells, rng)
+        # the best single guess starts from every control equally often; draws vary as replicates and their controls do
+        guess = settings.n_populations is None
+        chosen = state.pool.choose(n_cells, rng) if guess else state.pool.resample(n_cells, rng)
         at = torch.as_tensor(chosen, device=state.latent.device)
         again = torch.ones_like(at, dtype=torch.bool)
         again[np.unique(chosen, return_index=True)[1]] = False
-        generator, settings = self.module.generator_ema, self.settings
         latents, counts = [], []
         with seeded(seed, state.latent.device):
             shared = torch.randn(1, generator.n_population_noise, device=state.latent.device)
-            for start in range(0, len(chosen), PIECE):
-                piece = at[start : start + PIECE]
+            # pieces of equal size: a last piece of a few cells would be a population of its own to the network
+            for piece_of in np.array_split(np.arange(len(chosen)), -(-len(chosen) // settings.piece)):
+                part = slice(int(piece_of[0]), int(piece_of[-1]) + 1)
+                piece = at[part]
                 z = generator.sample(
                     state.latent[piece][None],
                     condition,
@@ -298,18 +315,19 @@ class PopulationGenerator:
                     n_steps=settings.n_steps,
                     sampler=settings.sampler,
                     guidance=settings.guidance,
+                    mixture=guess,
                 )[0]
                 latent = self.module.unstandardize(z)
                 codes = torch.full((len(piece),), batch, device=latent.device)
                 sampled = self.module.moved_counts(
                     latent,
                     codes,
-                    torch.as_tensor(state.pool.counts[chosen[start : start + PIECE]].toarray(), device=latent.device),
+                    torch.as_tensor(state.pool.counts[chosen[part]].toarray(), device=latent.device),
                     self.module.unstandardize(state.latent[piece]),
                     torch.full_like(codes, batch if state.batch < 0 else state.batch),
                     change.library_ratio,
                     change.residual,
-                    again[start : start + PIECE],
+                    again[part],
                 )
                 latents.append(latent.cpu().numpy())
                 counts.append(as_csr(sampled))

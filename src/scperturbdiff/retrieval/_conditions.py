@@ -78,7 +78,9 @@ def novelty_of(asked: Conditions, known: Conditions) -> list[Novelty]:
     measured = (same_context & asked.same_perturbation(known)).any(axis=1)
     names = np.isin(asked.component, np.append(np.unique(known.component), -1)).all(axis=1)
     out: list[Novelty] = []
-    for has_names, has_context, is_measured in zip(names, same_context.any(axis=1), measured, strict=True):
+    for has_names, has_context, is_measured in zip(
+        np.atleast_1d(names), same_context.any(axis=1), measured, strict=True
+    ):
         if not has_names:
             out.append("perturbation")
         elif not has_context:

@@ -42,8 +42,8 @@ class Responses:
 
     def take(self, rows: NDArray[np.int64]) -> Responses:
         """The populations of `rows`."""
-        parts = (self.shift, self.spread, self.library, self.residual)
-        return Responses(self.conditions.take(rows), *(part[rows] for part in parts))
+        conditions, residual = self.conditions.take(rows), self.residual[rows]
+        return Responses(conditions, self.shift[rows], self.spread[rows], self.library[rows], residual)
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Retrieved:
     @classmethod
     def nothing(cls, n: int, n_latent: int, n_genes: int = 0, novelty: Novelty = "seen") -> Retrieved:
         """No response of `n` conditions."""
-        shapes = ((n, n_latent), n, n, (n, n_genes), n, n)
-        return cls(*(np.zeros(shape) for shape in shapes), [novelty] * n)
+        shift, residual = np.zeros((n, n_latent)), np.zeros((n, n_genes))
+        return cls(shift, np.zeros(n), np.zeros(n), residual, np.zeros(n), np.zeros(n), [novelty] * n)
 
     def put(self, rows: NDArray[np.int64] | slice, part: Retrieved) -> None:
         """Fill in `rows` from `part`."""

@@ -109,6 +109,9 @@ class Retrieval:
         What responses themselves say about similarity; `None` where too little is measured.
     lengths
         Of predictions for contexts that were left out.
+    explained
+        Share of the shifts that is predicted for conditions left out in each way of being new, sampling noise taken off
+        both; NaN where nothing can be left out.
     """
 
     responses: Responses
@@ -118,9 +121,10 @@ class Retrieval:
     signal: float = 1.0
     moments: FeatureMoments | None = None
     strength: DoseStrength = field(default_factory=DoseStrength)
-    widths: Mapping[str, Widths] = field(default_factory=dict)
+    widths: Mapping[Novelty, Widths] = field(default_factory=dict)
     similarity: LearnedSimilarity | None = None
     lengths: Lengths | None = None
+    explained: Mapping[Novelty, float] = field(default_factory=dict)
 
     # ---- fitting ------------------------------------------------------------------------------------------------
 
@@ -161,9 +165,10 @@ class Retrieval:
         tried = np.sort(np.random.default_rng(seed).permutation(len(responses))[: settings.n_left_out])
         found = replace(found, widths=found._choose_widths(tried))
         found = found._learn_similarity(means, tried, seed)
-        return replace(found, lengths=found._measure_lengths(tried))
+        found = replace(found, lengths=found._measure_lengths(tried))
+        return replace(found, explained={novelty: found._explain(novelty, tried) for novelty in LEFT_OUT})
 
-    def _choose_widths(self, tried: NDArray[np.int64]) -> dict[str, Widths]:
+    def _choose_widths(self, tried: NDArray[np.int64]) -> dict[Novelty, Widths]:
         conditions = self.responses.conditions
         has_doses = np.unique(conditions.dose[conditions.component >= 0]).size > 1
         names = [n for n in GRID if self.features is not None or not n.startswith("feature")]
@@ -213,6 +218,38 @@ class Retrieval:
     def _measure_lengths(self, tried: NDArray[np.int64]) -> Lengths:
         left_out = self.leave_out("context", tried).shift
         return Lengths(tried, (left_out * self.responses.shift[tried]).sum(1), (left_out**2).sum(1))
+
+    def _explain(self, novelty: Novelty, rows: NDArray[np.int64]) -> float:
+        known = self.responses.conditions
+        left = ~known.take(rows).excluded(known, novelty)
+        left[np.arange(len(rows)), rows] = False
+        if novelty == "replicate":  # another population of the same condition must be there
+            left &= known.pair_codes()[rows][:, None] == known.pair_codes()[None, :]
+        if novelty == "perturbation" and self.features is None:
+            left[:] = False
+        rows = rows[left.any(axis=1)]
+        shift, noise = self.responses.shift[rows], known.noise[rows].sum() * self._n_latent
+        size = (shift**2).sum() - noise
+        if size <= 0:
+            return float("nan")
+        error = ((self.leave_out(novelty, rows).shift - shift) ** 2).sum() - noise
+        return float(1 - max(error, 0) / size)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done or left out because of the data, in sentences."""
+        n_contexts = len(np.unique(self.responses.conditions.context))
+        if n_contexts > self.settings.max_contexts:
+            return (
+                f"Similarities were not learned from responses: {n_contexts} contexts, more than "
+                f"{self.settings.max_contexts}.",
+            )
+        if self.similarity is None:
+            return ("Similarities were not learned from responses: too few conditions.",)
+        share = self.widths["pair"].response_share
+        if not share:
+            return ("Similarities learned from responses did not help for pairs that were left out, and are not used.",)
+        return (f"For new pairs {share:.0%} of the similarity is learned from responses.",)
 
     # ---- predicting ---------------------------------------------------------------------------------------------
 
@@ -337,10 +374,8 @@ class Retrieval:
         ValueError
             If the state has another version.
         """
-        if state.get("version") != VERSION:
-            raise ValueError(
-                f"The saved retrieval has format {state.get('version')!r}; this version of scperturbdiff reads {VERSION}."
-            )
+        if (version := state.get("version")) != VERSION:
+            raise ValueError(f"The saved retrieval has format {version!r}; this version reads {VERSION}.")
         found: Retrieval = from_state(state["retrieval"], _KINDS)
         return found
 
