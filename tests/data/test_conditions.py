@@ -12,7 +12,7 @@ import pytest
 from scipy import sparse
 
 from scperturbdiff.data import DOSE, PERTURBATION, ConditionSpace, FeatureTable
-from scperturbdiff.data._labels import scale_dose, split_dose
+from scperturbdiff.data._labels import Labels, dose_text, read_doses, scale_dose
 from scperturbdiff.data._setup import learn_conditions
 from scperturbdiff.prediction._request import read_controls
 
@@ -82,6 +82,42 @@ def test_names_that_are_numbers() -> None:
     space = learn(adata, control=0)
     assert read(space, adata) == ["0", "7", "10", "7"]
     assert space.components == ("10", "7")
+
+
+ODD = ["Na+/K+ ATPase inhibitor", "(+)-JQ1", "IL-2", "Ca2+ ionophore", "CD8+", "a.b|c"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_without_a_separator_no_name_is_cut(name: str) -> None:
+    adata = cells([name, "control", "X"])
+    space = learn(adata, separator=None)
+    assert read(space, adata) == [name, "control", "X"] and space.components == tuple(sorted(["X", name]))
+
+
+@pytest.mark.parametrize("separator", ["+", "-", ".", "|", None])
+@pytest.mark.parametrize("name", ODD)
+def test_lists_are_never_cut(name: str, separator: str | None) -> None:
+    adata = cells([[name, "X"], [name], ["X"], ["control", name], "control"], dose=[[2, 1], 1, 1, [0, 1], 0])
+    for space in (learn(adata, separator=separator), learn(adata, separator=separator, dose_key="dose")):
+        assert space.components == tuple(sorted(["X", name]))
+        names = read(space, adata)
+        assert names[1] == names[3] and len(set(names)) == 4
+        # the name of a combination, given back as a request, is that combination
+        assert read(space, cells(names, dose=[1, 1, 1, 1, 0])) == names
+        index, dose = space.encode_perturbations(space.read_labels(adata.obs))
+        both = [space.components.index(name), space.components.index("X")]
+        assert dict(zip(index[0], dose[0] > 0, strict=True)) == dict(
+            zip(both, [space.dose_key is not None, False], strict=True)
+        )
+        assert index[1:3].tolist() == [[both[0], -1], [both[1], -1]]
+
+
+def test_names_of_components_are_told_apart() -> None:
+    """A list of one name with a separator in it is not the combination that the same text would be."""
+    reader = Labels("perturbation", "control")
+    assert reader.name(["A", "B"]) == "A+B" and reader.name(["A+B"]) == '["A+B"]'
+    assert reader.components('["A+B"]') == ("A+B",) and reader.components("A+B") == ("A", "B")
+    assert Labels("p", "A+B").name(["B", "A"]) == '["A", "B"]'  # the control has that name
 
 
 def test_control_may_hold_the_separator() -> None:
@@ -202,8 +238,50 @@ def test_bad_doses_are_named(label: str, dose: Any, message: str) -> None:
 
 
 def test_doses_may_be_lists() -> None:
-    assert split_dose([1, 2], 2, "+") == (1.0, 2.0)
-    assert split_dose(np.float32(2), 3, "+") == (2.0, 2.0, 2.0)
+    assert read_doses([1, 2], "+") == (1.0, 2.0) and read_doses(np.float32(0.1), "+") == (0.1,)
+    adata = cells(["A+B", "A", "control"], dose=[[2, 1], np.array([3.0]), 0])
+    assert read(learn(adata, dose_key="dose"), adata, DOSE) == ["2+1", "3", ""]
+
+
+def test_the_control_in_a_combination_may_have_a_dose() -> None:
+    """As in the files of GEARS: `A+ctrl` with the dose `1+1`."""
+    adata = cells(["A+control", "control+A", "A+control", "B+A", "control"], dose=["1+0", "1+2", 3, "1+4", "0"])
+    space = learn(adata, dose_key="dose")
+    assert read(space, adata) == ["A", "A", "A", "A+B", "control"]
+    assert read(space, adata, DOSE) == ["1", "2", "3", "4+1", ""]
+
+
+@pytest.mark.parametrize("separator", ["+", "-", ".", "e", None])
+@pytest.mark.parametrize("dose", [1e12, 1e-6, 0.1, 3, 1.5e-9, "1e+12", "1e-6", "0.1"])
+def test_any_dose_with_any_separator(dose: Any, separator: str | None) -> None:
+    joined = "A+B" if separator is None else f"A{separator}B"
+    labels = [["A", "B"], "A", joined, "control"] if separator else [["A", "B"], "A", "B", "control"]
+    adata = cells(labels, dose=pd.Series([dose, dose, dose, 0], dtype=object).tolist())
+    space = learn(adata, dose_key="dose", separator=separator)
+    value = float(str(dose))
+    assert space.dose_range == {"A": (value, value), "B": (value, value)} and space.dose_reference == value
+    np.testing.assert_array_equal(space.encode_perturbations(space.read_labels(adata.obs))[1], 0)
+    text = read(space, adata, DOSE)[0]
+    assert space.outside_dose_range(read(space, adata)[0], text) == []
+    # the text of the table of populations, given back as a request, is the same doses
+    again = cells([["A", "B"], "control"], dose=[text, 0])
+    assert read(space, again, DOSE)[0] == text
+
+
+def test_doses_of_components_are_numbers_however_they_are_joined() -> None:
+    assert read_doses("1e+12+2", "+") == (1e12, 2.0) and read_doses("1e-6-2e-6", "-") == (1e-6, 2e-6)
+    assert read_doses("0.1.2", ".") == (0.1, 2.0) and read_doses("0.5+2", "|") == (0.5, 2.0)
+    assert read_doses("1e+3", "+") == (1000.0,) and read_doses("1 | 2", "|") == (1.0, 2.0)
+    assert dose_text((0.5, 2.0)) == "0.5+2" and dose_text((1e12, 1e-6)) == "1e12+1e-06"
+    for bad in ("1+", "+1+2", "1++2", "1-2", "a+b"):
+        with pytest.raises(ValueError, match="could not convert"):
+            read_doses(bad, "+")
+
+
+def test_doses_of_single_precision_are_those_of_double() -> None:
+    adata = cells(["A", "A", "control"], dose=[0.1, 0.3, 0])
+    adata.obs["dose"] = adata.obs["dose"].astype(np.float32)
+    assert read(learn(adata, dose_key="dose"), adata, DOSE) == ["0.1", "0.3", ""]
 
 
 # ---- covariates and contexts ---------------------------------------------------------------------------------------

@@ -17,8 +17,23 @@ from scperturbdiff.data._counts import (
 )
 from scperturbdiff.data._features import FeatureTable, explain_unknown
 from scperturbdiff.data._groups import Ragged, group_rows
-from scperturbdiff.data._labels import DOSE, PERTURBATION, canonical_label, split_label
-from scperturbdiff.data._messages import check_obs_key, closest, preview
+from scperturbdiff.data._labels import (
+    DOSE,
+    PERTURBATION,
+    Labels,
+    canonical_label,
+    check_not_missing,
+    context_name,
+    dose_text,
+    match_doses,
+    parse_doses,
+    read_contexts,
+    read_doses,
+    read_text,
+    split_label,
+    value_text,
+)
+from scperturbdiff.data._messages import check_obs_key, closest, did_you_mean, preview
 from scperturbdiff.data._mudata import as_anndata, rna_view
 from scperturbdiff.data._output import CONTROL_CELL, COUNTS, POPULATION, UNS, assemble_cells
 from scperturbdiff.data._populations import PopulationTable, build_populations, match_controls
@@ -41,6 +56,7 @@ __all__ = [
     "ControlPool",
     "DOSE",
     "FeatureTable",
+    "Labels",
     "N_CELLS",
     "PERTURBATION",
     "POPULATION",
@@ -50,15 +66,19 @@ __all__ = [
     "as_anndata",
     "assemble_cells",
     "build_populations",
-    "canonical_label",
     "cells_wanted",
+    "canonical_label",
     "check_counts",
     "check_genes",
     "check_layer",
     "check_not_empty",
+    "check_not_missing",
     "check_obs_key",
     "check_unique_names",
     "closest",
+    "context_name",
+    "did_you_mean",
+    "dose_text",
     "explain_unknown",
     "gene_positions",
     "get_matrix",
@@ -66,15 +86,21 @@ __all__ = [
     "iter_rows",
     "log_normalize",
     "match_controls",
+    "match_doses",
     "matrix_name",
+    "parse_doses",
     "preview",
+    "read_contexts",
+    "read_doses",
     "read_genes",
     "read_numbers",
     "read_space",
+    "read_text",
     "rna_view",
     "split_label",
     "stored_batches",
     "stored_genes",
     "stored_layer",
     "stored_space",
+    "value_text",
 ]

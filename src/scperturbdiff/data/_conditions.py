@@ -9,19 +9,11 @@ import numpy as np
 import pandas as pd
 
 from scperturbdiff.data._features import FeatureTable, explain_unknown
-from scperturbdiff.data._labels import (
-    DOSE,
-    PERTURBATION,
-    canonical_label,
-    hashable,
-    scale_dose,
-    split_dose,
-    split_label,
-)
+from scperturbdiff.data._labels import DOSE, PERTURBATION, Labels, parse_doses, scale_dose
 from scperturbdiff.data._messages import preview
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -54,7 +46,7 @@ class ConditionSpace:
 
     perturbation_key: str | None
     control: str | None
-    separator: str = "+"
+    separator: str | None = "+"
     context_keys: tuple[str, ...] = ()
     batch_key: str | None = None
     dose_key: str | None = None
@@ -68,6 +60,11 @@ class ConditionSpace:
     dose_range: Mapping[str, tuple[float, float]] | None = None
     categories: Mapping[str, tuple[str, ...]] | None = None
     scales: Mapping[str, tuple[float, float]] | None = None
+
+    @property
+    def labels(self) -> Labels:
+        """How perturbations and doses are read."""
+        return Labels(str(self.perturbation_key), self.control, self.separator, self.dose_key)
 
     @property
     def obs_keys(self) -> tuple[str, ...]:
@@ -102,84 +99,19 @@ class ConditionSpace:
 
         Returns
         -------
-        A table indexed like `obs` with :data:`PERTURBATION` (components sorted; the control label for controls),
-        :data:`DOSE` (text, one number a component; empty without a dose) and the columns :attr:`obs_keys`.
+        A table indexed like `obs` with the columns :attr:`obs_keys` and those of :meth:`Labels.read`.
         """
         table = obs[list(self.obs_keys)].copy()
         if self.perturbation_key is None:
             table[PERTURBATION], table[DOSE] = "", ""
             return table
-        raw = obs[self.perturbation_key]
-        if raw.isna().any():
-            raise ValueError(f"obs[{self.perturbation_key!r}] is missing (NaN) for {int(raw.isna().sum())} cells.")
-        codes, labels = pd.factorize(hashable(raw))
-        self._check_labels(labels)
-        parts = [self.components_of(label) for label in labels]
-        if self.dose_key is None:
-            names = np.array([self._join(p) for p in parts], dtype=object)
-            table[PERTURBATION], table[DOSE] = names[codes], ""
-            return table
-        pairs = pd.MultiIndex.from_arrays([codes, obs[self.dose_key].astype(object)])
-        pair_codes, unique = pd.factorize(pairs)
-        read = [self._read_dose(parts[code], dose) for code, dose in unique]
-        table[PERTURBATION] = np.array([name for name, _ in read], dtype=object)[pair_codes]
-        table[DOSE] = np.array([dose for _, dose in read], dtype=object)[pair_codes]
+        read = self.labels.read(obs)
+        table[PERTURBATION], table[DOSE] = read[PERTURBATION], read[DOSE]
         return table
-
-    def _check_labels(self, labels: Iterable[Any]) -> None:
-        """Raise where a label has an empty or repeated component, which reading would drop or count twice."""
-        for label in labels:
-            raw = label.split(self.separator) if isinstance(label, str) else label
-            parts = [str(part).strip() for part in raw]
-            given = [part for part in parts if part != self.control]
-            if label != self.control and ("" in parts or len(set(given)) < len(given)):
-                what = "an empty" if "" in parts else "a repeated"
-                raise ValueError(
-                    f"obs[{self.perturbation_key!r}]={label!r} has {what} component. Allowed: {self.control!r} for "
-                    f"controls, a name, or different names joined by {self.separator!r}."
-                )
-
-    def components_of(self, label: object) -> tuple[str, ...]:
-        """Components without the control; empty for controls."""
-        if label == self.control:
-            return ()
-        return tuple(part for part in split_label(label, self.separator) if part != self.control)
-
-    def _join(self, components: Sequence[str]) -> str:
-        return canonical_label(components, self.separator) if components else str(self.control)
-
-    def _read_dose(self, components: Sequence[str], dose: object) -> tuple[str, str]:
-        """Canonical label and dose text; components at dose 0 are not there."""
-        try:
-            doses = split_dose(dose, len(components), self.separator)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"obs[{self.dose_key!r}]: cannot read {dose!r} for {self._join(components)!r}: {error}"
-            ) from None
-        if not components:
-            if any(d != 0 and not np.isnan(d) for d in doses):
-                raise ValueError(
-                    f"obs[{self.dose_key!r}]={dose!r} for control cells ({self.control!r}): controls must have "
-                    "dose 0 or none."
-                )
-            return str(self.control), ""
-        if not np.isfinite(doses).all() or min(doses) < 0:
-            raise ValueError(
-                f"obs[{self.dose_key!r}]={dose!r} for {self._join(components)!r}: doses must be finite and not "
-                "negative."
-            )
-        present = sorted((c, d) for c, d in zip(components, doses, strict=True) if d > 0)
-        return self._join([c for c, _ in present]), self.separator.join(f"{d:.12g}" for _, d in present)
 
     def is_control(self, labels: pd.DataFrame) -> NDArray[np.bool_]:
         """Which rows of :meth:`read_labels` are controls."""
-        if self.perturbation_key is None:
-            return np.ones(len(labels), bool)
-        return (labels[PERTURBATION] == str(self.control)).to_numpy()
-
-    def control_cells(self, obs: pd.DataFrame) -> NDArray[np.bool_]:
-        """Which cells are controls, read as at setup: also those of a list, and treated ones at dose 0."""
-        return self.is_control(self.read_labels(obs))
+        return np.ones(len(labels), bool) if self.perturbation_key is None else self.labels.is_control(labels)
 
     # ---- arrays for the network -------------------------------------------------------------------------------
 
@@ -192,7 +124,7 @@ class ConditionSpace:
             If a component has neither a learned name nor features.
         """
         known = {name: i for i, name in enumerate(self.all_components)}
-        split = [self.components_of(label) for label in table[PERTURBATION]]
+        split = [self.labels.components(label) for label in table[PERTURBATION]]
         unknown = sorted({part for parts in split for part in parts if part not in known})
         if unknown:
             raise KeyError(explain_unknown(unknown, self.components, self.features is not None))
@@ -201,9 +133,7 @@ class ConditionSpace:
         for row, (parts, text) in enumerate(zip(split, table[DOSE], strict=True)):
             index[row, : len(parts)] = [known[part] for part in parts]
             if text:
-                dose[row, : len(parts)] = scale_dose(
-                    np.array(split_dose(text, len(parts), self.separator)), self.dose_reference
-                )
+                dose[row, : len(parts)] = scale_dose(np.array(parse_doses(text)), self.dose_reference)
         return index, dose
 
     def encode_covariates(self, table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -250,12 +180,11 @@ class ConditionSpace:
 
     def outside_dose_range(self, label: str, dose: str) -> list[str]:
         """Components of a request whose dose lies outside what training measured."""
-        parts = self.components_of(label)
         if not dose or self.dose_range is None:
             return []
-        doses = split_dose(dose, len(parts), self.separator)
-        ranges = self.dose_range
-        return [p for p, d in zip(parts, doses, strict=True) if p in ranges and not ranges[p][0] <= d <= ranges[p][1]]
+        parts, ranges = self.labels.components(label), self.dose_range
+        each = zip(parts, parse_doses(dose), strict=True)
+        return [p for p, d in each if p in ranges and not ranges[p][0] <= d <= ranges[p][1]]
 
 
 def read_numbers(column: pd.Series, key: str, unit: str) -> NDArray[np.float64]:

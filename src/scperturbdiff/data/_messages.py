@@ -23,11 +23,16 @@ def preview(values: Iterable[object], limit: int = 10) -> str:
     return ", ".join(listed[:limit]) + more
 
 
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """The hint of an error at the names of `known` that look most like `name`; empty where none does."""
+    near = closest(name, known)
+    return f" Did you mean {preview(near)}?" if near else ""
+
+
 def check_obs_key(adata: AnnData, key: str, argument: str) -> None:
     """Raise a `KeyError` that names `key` and the columns there are, unless `adata.obs` has it."""
     if key not in adata.obs:
-        near = closest(key, adata.obs.columns)
-        hint = f" Did you mean {preview(near)}?" if near else ""
         raise KeyError(
-            f"{argument}={key!r} is not a column of adata.obs.{hint} Columns: {preview(adata.obs.columns, 30)}."
+            f"{argument}={key!r} is not a column of adata.obs.{did_you_mean(key, adata.obs.columns)} "
+            f"Columns: {preview(adata.obs.columns, 30)}."
         )

@@ -8,24 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scperturbdiff.data._conditions import ConditionSpace, read_numbers
+from scperturbdiff.data._counts import check_layer, check_unique_names
 from scperturbdiff.data._features import FeatureTable
-from scperturbdiff.data._labels import DOSE, PERTURBATION, hashable, split_dose
-from scperturbdiff.data._messages import check_obs_key, closest, preview
+from scperturbdiff.data._labels import DOSE, PERTURBATION, check_not_missing, parse_doses
+from scperturbdiff.data._messages import check_obs_key, preview
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
-    from anndata import AnnData
-
-
-from typing import TYPE_CHECKING
-
-from scperturbdiff.data._counts import check_layer, check_unique_names
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from anndata import AnnData
 
 
@@ -41,7 +32,7 @@ def learn_conditions(
     continuous_covariate_keys: Sequence[str] | None,
     perturbation_embeddings: Any,
     control_match_keys: Sequence[str] | None,
-    separator: str,
+    separator: str | None,
 ) -> ConditionSpace:
     """Check the annotation of `adata` and read the space of conditions from it.
 
@@ -66,9 +57,10 @@ def learn_conditions(
         for key in keys:
             if key is not None:
                 check_obs_key(adata, key, argument)
-    _check_control(adata, perturbation_key, control, dose_key)
-    if not separator:
-        raise ValueError("separator must not be empty.")
+    if perturbation_key is None and dose_key is not None:
+        raise ValueError(f"dose_key={dose_key!r} needs a perturbation_key.")
+    if perturbation_key is not None and control is None:
+        raise ValueError("control=... is needed: the value of the perturbation column that marks control cells.")
     match = tuple(control_match_keys) if control_match_keys is not None else None
     space = ConditionSpace(
         perturbation_key,
@@ -90,33 +82,11 @@ def learn_conditions(
             f"control_match_keys has {preview(stray)}, on which the cells of a population may differ. Allowed: "
             f"contexts, covariates and batch ({preview(space.obs_keys)})."
         )
-    _check_missing(adata.obs, space.obs_keys)
+    for key in space.obs_keys:
+        check_not_missing(adata.obs[key], key)
+    if perturbation_key is not None:
+        space.labels.check_control(adata.obs)
     return _learn_perturbations(space, space.read_labels(adata.obs))
-
-
-def _check_control(adata: AnnData, perturbation_key: str | None, control: str | None, dose_key: str | None) -> None:
-    if perturbation_key is None:
-        if dose_key is not None:
-            raise ValueError(f"dose_key={dose_key!r} needs a perturbation_key.")
-        return
-    if control is None:
-        raise ValueError("control=... is needed: the value of the perturbation column that marks control cells.")
-    labels = hashable(adata.obs[perturbation_key]).unique().tolist()
-    if not any(label in (str(control), (str(control),)) for label in labels):
-        labels = [str(label) for label in labels]
-        near = closest(control, labels)
-        hint = f" Did you mean {preview(near)}?" if near else ""
-        raise ValueError(
-            f"control={control!r} is not a value of obs[{perturbation_key!r}].{hint} "
-            f"Values: {preview(sorted(labels), 30)}."
-        )
-
-
-def _check_missing(obs: pd.DataFrame, keys: Iterable[str]) -> None:
-    for key in keys:
-        n = int(obs[key].isna().sum())
-        if n:
-            raise ValueError(f"obs[{key!r}] is missing (NaN) for {n} cells. Fill it in or remove those cells.")
 
 
 def _scale(column: pd.Series, key: str) -> tuple[float, float]:
@@ -132,10 +102,10 @@ def _learn_perturbations(space: ConditionSpace, labels: pd.DataFrame) -> Conditi
     positive: list[float] = []
     names: set[str] = set()
     for label, text in zip(treated[PERTURBATION], treated[DOSE], strict=True):
-        parts = space.components_of(label)
+        parts = space.labels.components(label)
         names.update(parts)
         if text:
-            doses = split_dose(text, len(parts), space.separator)
+            doses = parse_doses(text)
             positive.extend(doses)
             for part, dose in zip(parts, doses, strict=True):
                 low, high = ranges.get(part, (dose, dose))
@@ -193,7 +163,7 @@ def read_space(adata: AnnData, layer: str | None, source: Mapping[str, Any] | No
     source
         Registry of a saved model, if one is loaded.
     **keys
-        See :func:`scperturbdiff.data.learn.learn_conditions`.
+        See :func:`scperturbdiff.data._setup.learn_conditions`.
     """
     check_unique_names(adata)
     check_layer(adata, layer)

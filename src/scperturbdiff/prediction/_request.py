@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-_LABEL, _DOSE_TEXT, _ROW = "__label", "__dose_given", "__row"
+_LABEL, _DOSE_TEXT = "__label", "__dose_given"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def read_controls(space: ConditionSpace, adata: AnnData, overridden: Sequence[st
         check_obs_key(adata, key, "predict needs the same columns as setup_anndata:")
     rows = np.arange(adata.n_obs)
     if space.perturbation_key is not None and space.perturbation_key in adata.obs:
-        rows = np.flatnonzero(_bare(space, adata.obs).control_cells(adata.obs))
+        rows = np.flatnonzero(space.labels.control_cells(adata.obs))
         if rows.size == 0:
             values = adata.obs[space.perturbation_key].astype(str).unique()
             raise ValueError(
@@ -150,15 +150,12 @@ def read_wanted(space: ConditionSpace, perturbations: Any) -> pd.DataFrame:
             f"The model was set up with dose_key={space.dose_key!r}: give a dose for each perturbation, "
             f"e.g. pd.DataFrame({{{name!r}: [...], {space.dose_key!r}: [...]}})."
         )
-    labels = pd.DataFrame({space.perturbation_key: wanted[name].astype(object)})
-    if space.dose_key is not None:
-        labels[space.dose_key] = wanted[space.dose_key].astype(object)
-    canonical = _bare(space, labels).read_labels(labels)
+    written = wanted.rename(columns={name: str(space.perturbation_key)}).astype({str(space.perturbation_key): object})
+    canonical = space.labels.read(written)
     wanted[PERTURBATION], wanted[DOSE] = canonical[PERTURBATION], canonical[DOSE]
-    wanted[_LABEL] = [
-        space.separator.join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in wanted[name]
-    ]
-    wanted[_DOSE_TEXT] = _one_type(wanted[space.dose_key]) if space.dose_key is not None else ""
+    is_list = wanted[name].map(lambda label: isinstance(label, list | tuple | set | np.ndarray))
+    wanted[_LABEL] = wanted[name].astype(str).where(~is_list, canonical[PERTURBATION])
+    wanted[_DOSE_TEXT] = _one_type(wanted[space.dose_key], canonical[DOSE]) if space.dose_key is not None else ""
     space.encode_perturbations(wanted)  # unknown components raise before anything is computed
     for key in space.continuous_keys:
         if key in wanted:
@@ -166,16 +163,12 @@ def read_wanted(space: ConditionSpace, perturbations: Any) -> pd.DataFrame:
     return wanted
 
 
-def _bare(space: ConditionSpace, table: pd.DataFrame) -> ConditionSpace:
-    """What of the space says how to read labels, and doses where `table` has them."""
-    dose = space.dose_key if space.dose_key in table else None
-    return ConditionSpace(space.perturbation_key, space.control, space.separator, dose_key=dose)
-
-
-def _one_type(doses: pd.Series) -> pd.Series:
+def _one_type(doses: pd.Series, read: pd.Series) -> pd.Series:
     """Doses as numbers where all are, else as text: a column of both cannot be written to a file."""
-    text = doses.map(lambda dose: isinstance(dose, str | list | tuple | np.ndarray))
-    return doses.astype(str) if text.any() else doses.astype(float)
+    is_list = doses.map(lambda dose: isinstance(dose, list | tuple | np.ndarray))
+    if not is_list.any() and not doses.map(lambda dose: isinstance(dose, str)).any():
+        return doses.astype(float)
+    return doses.astype(str).where(~is_list, read)
 
 
 def plan_request(
