@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -182,6 +183,54 @@ def test_space_survives_the_registry() -> None:
     again = ConditionSpace(**(stored | {"features": FeatureTable(**stored["features"])}))
     assert again.all_components == space.all_components == ("A", "B", "C")
     assert again.dose_range == space.dose_range and again.contexts == ("B", "T")
+
+
+# ---- what setup says of combinations -------------------------------------------------------------------------------
+
+
+def said(caplog: pytest.LogCaptureFixture, labels: list[Any], **kwargs: Any) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="scperturbdiff"):
+        learn(cells(labels), **kwargs)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_setup_says_how_many_labels_are_combinations(caplog: pytest.LogCaptureFixture) -> None:
+    told = said(caplog, ["A+B", "A", "B", "control", "A+control", "A+B"])
+    assert told == ["1 of 4 labels of obs['perturbation'] were read as combinations, joined by '+'."]
+    assert said(caplog, ["A", "B", "control"]) == []
+    assert said(caplog, ["A+B", "A", "control"], separator=None) == []
+
+
+def test_setup_warns_of_components_that_never_occur_alone(caplog: pytest.LogCaptureFixture) -> None:
+    told = said(caplog, ["IL-2+IL-15", "IL-2", "TNF+IL-2", "control"])
+    assert "2 components occur only in combinations: 'IL-15', 'TNF'" in told[1] and "separator=None" in told[1]
+    assert said(caplog, [["A", "B"], "A", "control"])[1:] == ["1 components occur only in combinations: 'B'."]
+
+
+@pytest.mark.parametrize("label", ["Na+/K+ ATPase inhibitor", "(+)-JQ1", "Ca2+ ionophore", "A+ B"])
+def test_setup_warns_of_labels_that_look_cut(caplog: pytest.LogCaptureFixture, label: str) -> None:
+    parts = [part.strip() for part in label.split("+")]
+    told = said(caplog, [label, *parts, "control"])
+    assert len(told) == 2 and f"1 labels look cut at '+': {label!r}" in told[1] and "separator=None" in told[1]
+
+
+def test_setup_does_not_warn_of_ordinary_combinations(caplog: pytest.LogCaptureFixture) -> None:
+    labels = [
+        "A+B",
+        "A + B",
+        "IL-2+TNF",
+        "CD4 (low)+A",
+        "A",
+        "B",
+        "IL-2",
+        "TNF",
+        "CD4 (low)",
+        "5-FU+A",
+        "5-FU",
+        "control",
+    ]
+    assert len(said(caplog, labels)) == 1
 
 
 # ---- doses ---------------------------------------------------------------------------------------------------------

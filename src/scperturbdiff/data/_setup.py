@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import numpy as np
 from scperturbdiff.data._conditions import ConditionSpace, read_numbers
 from scperturbdiff.data._counts import check_layer, check_unique_names
 from scperturbdiff.data._features import FeatureTable
-from scperturbdiff.data._labels import DOSE, PERTURBATION, check_not_missing, parse_doses
+from scperturbdiff.data._labels import DOSE, PERTURBATION, Labels, check_not_missing, parse_doses
 from scperturbdiff.data._messages import check_obs_key, preview
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from anndata import AnnData
+
+
+logger = logging.getLogger(__name__)
 
 
 def learn_conditions(
@@ -86,12 +91,44 @@ def learn_conditions(
         check_not_missing(adata.obs[key], key)
     if perturbation_key is not None:
         space.labels.check_control(adata.obs)
+        _tell_of_combinations(space.labels, adata.obs)
     return _learn_perturbations(space, space.read_labels(adata.obs))
 
 
 def _scale(column: pd.Series, key: str) -> tuple[float, float]:
     values = read_numbers(column, key, "cells")
     return float(values.mean()), float(values.std()) or 1.0
+
+
+def _tell_of_combinations(labels: Labels, obs: pd.DataFrame) -> None:
+    """Log how many labels are combinations, and what looks as if a name had been taken for one."""
+    found = {label: labels.components(label) for label in labels.parse(obs[labels.key])[1]}
+    combined = {label: parts for label, parts in found.items() if len(parts) > 1}
+    if not combined:
+        return
+    joined, remedy = "lists of names", ""
+    if labels.separator and any(isinstance(label, str) for label in combined):
+        joined = f"joined by {labels.separator!r}"
+        remedy = f" Where names hold {labels.separator!r}, pass separator=None, another one, or lists of names."
+    n = sum(parts != () for parts in found.values())
+    logger.info("%d of %d labels of obs[%r] were read as combinations, %s.", len(combined), n, labels.key, joined)
+    alone = {parts[0] for parts in found.values() if len(parts) == 1}
+    if never := sorted({part for parts in combined.values() for part in parts} - alone):
+        logger.warning("%d components occur only in combinations: %s.%s", len(never), preview(never), remedy)
+    if cut := [label for label in combined if isinstance(label, str) and _looks_cut(label, str(labels.separator))]:
+        logger.warning("%d labels look cut at %r: %s.%s", len(cut), labels.separator, preview(cut), remedy)
+
+
+def _looks_cut(label: str, separator: str) -> bool:
+    """Whether parts have open brackets, begin or end with punctuation, or have a space at one side of the separator."""
+    parts = label.split(separator)
+    if any(left.endswith(" ") != right.startswith(" ") for left, right in zip(parts, parts[1:], strict=False)):
+        return True
+    odd = re.compile(r"^[^\w(\[]|[^\w)\]]$")
+    return any(
+        odd.search(part) or any(part.count(a) != part.count(b) for a, b in ("()", "[]"))
+        for part in map(str.strip, parts)
+    )
 
 
 def _learn_perturbations(space: ConditionSpace, labels: pd.DataFrame) -> ConditionSpace:
