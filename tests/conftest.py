@@ -8,21 +8,21 @@ from pathlib import Path
 
 # before matplotlib is imported anywhere: tests run without a display
 os.environ.setdefault("MPLBACKEND", "Agg")
-# numba's OpenMP layer would set torch's number of threads, too
-os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+# Before numpy is imported: tensors and matrices of tests are small, more threads only wait for each other. numba's
+# OpenMP layer would set torch's number of threads, too.
+for library in ("NUMBA", "OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 import pytest
 import scvi
 import torch
 
 DATA_VARIABLE = "SCPERTURBDIFF_DATA"
-DATA_BESIDE_PROJECT = Path(__file__).resolve().parents[2] / "shared" / "data"
-N_THREADS = 1  # tensors of tests are small: more threads wait for each other
 SEED = 0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(N_THREADS)
+    torch.set_num_threads(1)
     scvi.settings.verbosity = logging.ERROR
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -45,13 +45,11 @@ def logging_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder of real data sets; skips where there is none, fails where the variable points to nothing."""
+    """The folder of real data sets; skips where the variable is not set, fails where it points to nothing."""
     named = os.environ.get(DATA_VARIABLE)
-    if named:
-        folder = Path(named).expanduser()
-        if not folder.is_dir():
-            pytest.fail(f"{DATA_VARIABLE}={named!r} is not a folder. Unset it to skip the tests on real data.")
-        return folder
-    if not DATA_BESIDE_PROJECT.is_dir():
-        pytest.skip(f"no real data: {DATA_VARIABLE} is not set and there is no ../shared/data beside the project")
-    return DATA_BESIDE_PROJECT
+    if not named:
+        pytest.skip(f"no real data: {DATA_VARIABLE} is not set to a folder")
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        pytest.fail(f"{DATA_VARIABLE}={named!r} is not a folder. Unset it to skip the tests on real data.")
+    return folder
