@@ -185,6 +185,70 @@ def test_reversed_combination_in_training_is_a_leak(screen):
     assert splits.leak_report(split, adata).loc["held_out_label_trained", "leak"]
 
 
+def relabelled(screen, rename):
+    adata = screen.copy()
+    adata.obs["perturbation"] = pd.Series([rename(str(p)) for p in adata.obs["perturbation"]], dtype=object).to_numpy()
+    return adata
+
+
+def beside_control(name):
+    """As GEARS writes single perturbations."""
+    return name if name == "control" or "+" in name else f"{name}+control"
+
+
+def test_single_perturbations_beside_the_control_are_single(screen):
+    adata = relabelled(screen, beside_control)
+    for plain, other in zip(everything(screen), everything(adata), strict=True):
+        for mask in ("train", "test", "controls"):
+            np.testing.assert_array_equal(getattr(plain, mask), getattr(other, mask))
+        assert plain.labels == other.labels
+        pd.testing.assert_frame_equal(plain.held_out, other.held_out)
+
+
+def test_a_leak_under_another_spelling_is_found(screen):
+    split = splits.hold_out_perturbations(screen, **KEYS, **CONTEXT, perturbations=["P01"])
+    cell = np.flatnonzero(split.test & (screen.obs["perturbation"] == "P01").to_numpy())[0]
+    train, test = split.train.copy(), split.test.copy()
+    train[cell], test[cell] = True, False
+    adata = relabelled(screen, str)
+    adata.obs.iloc[cell, adata.obs.columns.get_loc("perturbation")] = "control+P01"
+    report = splits.leak_report(replace(split, train=train, test=test), adata)
+    assert report.loc["held_out_condition_trained", "leak"] and report.loc["held_out_label_trained", "leak"]
+
+
+def test_lists_and_odd_names(screen):
+    odd = {"P01": "Na+/K+ inhibitor", "P02": "(+)-JQ1"}
+
+    def as_list(name):
+        return [odd.get(part, part) for part in name.split("+")]
+
+    listed = relabelled(screen, as_list)
+    label = next(name for name in screen.uns["truth"]["labels"].tolist() if "+" in name and "P01" in name)
+    plain = splits.hold_out_combinations(screen, **KEYS, combinations=[label])
+    other = splits.hold_out_combinations(listed, **KEYS, combinations=[as_list(label)])
+    np.testing.assert_array_equal(plain.test, other.test)
+    assert not splits.leak_report(other, listed)["leak"].any()
+    split = splits.hold_out_perturbations(listed, **KEYS, perturbations=["(+)-JQ1"])
+    expected = splits.hold_out_perturbations(screen, **KEYS, perturbations=["P02"])
+    np.testing.assert_array_equal(split.test, expected.test)
+    assert not splits.leak_report(split, listed)["leak"].any()
+    single = screen[~screen.obs["perturbation"].astype(str).str.contains("+", regex=False)]
+    texts = relabelled(single, lambda name: odd.get(name, name))
+    split = splits.hold_out_perturbations(texts, **KEYS, perturbations=["(+)-JQ1"], separator=None)
+    assert set(texts.obs["perturbation"][split.test]) == {"(+)-JQ1"}
+    with pytest.raises(ValueError, match="no combination"):
+        splits.hold_out_combinations(texts, **KEYS, separator=None)
+
+
+def test_labels_with_an_empty_or_repeated_component_are_refused(screen):
+    for label, what in (("P01+", "an empty"), ("P01+P01", "a repeated")):
+        adata = relabelled(screen, lambda name, label=label: label if name == "P01" else name)
+        with pytest.raises(
+            ValueError, match=rf"obs\['perturbation'\]='{label.replace('+', '.')}' has {what} component"
+        ):
+            splits.hold_out_perturbations(adata, **KEYS)
+
+
 @pytest.mark.parametrize("as_dense", [False, True])
 def test_copied_cells_are_found(screen, as_dense):
     split = splits.hold_out_pairs(screen, **KEYS, **CONTEXT)
@@ -221,7 +285,7 @@ def test_report_of_contexts_without_controls(screen):
 def test_wrong_input(screen):
     with pytest.raises(KeyError, match="perturbatoin.*Did you mean 'perturbation'"):
         splits.hold_out_perturbations(screen, perturbation_key="perturbatoin", control="control")
-    with pytest.raises(ValueError, match="control='ctrl' does not occur.*'control'"):
+    with pytest.raises(ValueError, match="control='ctrl' is not a value of.*Did you mean 'control'"):
         splits.hold_out_perturbations(screen, perturbation_key="perturbation", control="ctrl")
     with pytest.raises(ValueError, match="Context 'C9'"):
         splits.hold_out_contexts(screen, **KEYS, **CONTEXT, contexts=["C9"])
@@ -244,5 +308,5 @@ def test_wrong_input(screen):
     with pytest.raises(ValueError, match="made for"):
         splits.leak_report(splits.hold_out_pairs(screen, **KEYS, **CONTEXT), screen[:10])
     partly = anndata.AnnData(np.ones((3, 2)), obs=pd.DataFrame({"p": ["a", None, "control"]}, index=list("xyz")))
-    with pytest.raises(ValueError, match="missing in 1 of 3 cells"):
+    with pytest.raises(ValueError, match="is missing .NaN. for 1 cells"):
         splits.hold_out_perturbations(partly, perturbation_key="p", control="control")

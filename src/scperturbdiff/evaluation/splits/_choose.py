@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from scperturbdiff.data import closest, preview
-from scperturbdiff.evaluation.splits._split import context_name, split_label
+from scperturbdiff.data import context_name, did_you_mean, preview, value_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -115,9 +114,10 @@ def combinations_seen(
 def known_label(name: object, known: Sequence[str], what: str) -> str:
     """`name` as text, if it is in `known`; else a `ValueError` with the nearest names."""
     if str(name) not in set(known):
-        near = closest(name, known)
-        hint = f" Did you mean {preview(near)}?" if near else ""
-        raise ValueError(f"{what} {name!r} does not occur among the treated cells.{hint} Known: {preview(known, 30)}.")
+        raise ValueError(
+            f"{what} {name!r} does not occur among the treated cells.{did_you_mean(name, known)} "
+            f"Known: {preview(known, 30)}."
+        )
     return str(name)
 
 
@@ -126,7 +126,7 @@ def known_context(screen: Screen, context: str | Sequence[str]) -> Context:
     values = tuple(context) if isinstance(context, (tuple, list)) else (context,)
     if len(values) != len(screen.context_keys):
         raise ValueError(f"Context {context!r} needs one value for each of {preview(screen.context_keys)}.")
-    found = tuple(str(value) for value in values)
+    found = tuple(map(value_text, values))
     known = sorted({other for _, other in screen.conditions})
     known_label(context_name(found), [context_name(c) for c in known], "Context")
     return found
@@ -135,17 +135,8 @@ def known_context(screen: Screen, context: str | Sequence[str]) -> Context:
 def known_pair(screen: Screen, pair: Sequence[str]) -> tuple[str, Context]:
     """A (perturbation, context values ...) tuple, checked to have cells."""
     perturbation, *values = pair
-    label = known_label(perturbation, list(screen.parts), "Perturbation")
+    label = known_label(screen.labels.canonical(perturbation), list(screen.parts), "Perturbation")
     context = known_context(screen, values)
     if (label, context) not in screen.conditions:
         raise ValueError(f"No cell has perturbation {label!r} in context {context_name(context)!r}.")
     return label, context
-
-
-def known_combination(screen: Screen, name: str, eligible: Sequence[str]) -> str:
-    """The label with the same components as `name`, in any order."""
-    wanted = sorted(split_label(str(name), screen.separator))
-    for label in eligible:
-        if sorted(screen.parts[label]) == wanted:
-            return label
-    return known_label(name, eligible, "Combination (with that many components that occur alone)")

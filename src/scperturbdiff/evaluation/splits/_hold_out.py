@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scperturbdiff.data import preview
+from scperturbdiff.data import context_name, preview
 from scperturbdiff.evaluation.splits._choose import (
     check_fraction,
     combinations_seen,
     draw,
     draw_pairs,
-    known_combination,
     known_context,
     known_label,
     known_pair,
 )
-from scperturbdiff.evaluation.splits._split import Screen, Split, context_name
+from scperturbdiff.evaluation.splits._split import Screen, Split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,7 +32,7 @@ def hold_out_pairs(
     context_keys: Sequence[str],
     fraction: float = 0.2,
     pairs: Iterable[Sequence[str]] | None = None,
-    separator: str = "+",
+    separator: str | None = "+",
     seed: int = 0,
 ) -> Split:
     """Hold out (perturbation, context) pairs whose perturbation and context are both still seen in training.
@@ -53,7 +52,7 @@ def hold_out_pairs(
     pairs
         Pairs to hold out instead: tuples of a perturbation and one value per context key.
     separator
-        Joins the names of a combination.
+        Joins the names of a combination; `None`: no label is one. A column of lists is never cut.
     seed
         Decides which pairs are drawn.
 
@@ -93,7 +92,7 @@ def hold_out_contexts(
     contexts: Iterable[str | Sequence[str]] | None = None,
     fraction: float = 0.2,
     keep_controls: bool = True,
-    separator: str = "+",
+    separator: str | None = "+",
     seed: int = 0,
 ) -> Split:
     """Hold out every treated cell of whole contexts.
@@ -139,7 +138,7 @@ def hold_out_perturbations(
     context_keys: Sequence[str] = (),
     perturbations: Iterable[str] | None = None,
     fraction: float = 0.2,
-    separator: str = "+",
+    separator: str | None = "+",
     seed: int = 0,
 ) -> Split:
     """Hold out single perturbations (components) with every condition that contains them, in all contexts.
@@ -186,7 +185,7 @@ def hold_out_combinations(
     seen: int = 2,
     combinations: Iterable[str] | None = None,
     fraction: float = 0.2,
-    separator: str = "+",
+    separator: str | None = "+",
     seed: int = 0,
 ) -> Split:
     """Hold out combinations of which `seen` components are seen alone in training.
@@ -212,7 +211,7 @@ def hold_out_combinations(
     pairs = {label: parts for label, parts in screen.parts.items() if len(parts) > 1}
     singles = {parts[0] for parts in screen.parts.values() if len(parts) == 1}
     if not pairs:
-        raise ValueError(f"adata.obs[{perturbation_key!r}] has no combination joined by {separator!r}.")
+        raise ValueError(f"adata.obs[{perturbation_key!r}] has no combination (separator={separator!r}).")
     if not 0 <= seen <= max(map(len, pairs.values())):
         raise ValueError(f"seen={seen} must be between 0 and {max(map(len, pairs.values()))}.")
     eligible = [label for label, parts in pairs.items() if len(singles.intersection(parts)) >= seen]
@@ -220,7 +219,8 @@ def hold_out_combinations(
         raise ValueError(f"No combination has {seen} components that also occur alone.")
     rng = np.random.default_rng(seed)
     if combinations is not None:
-        order = [known_combination(screen, name, eligible) for name in combinations]
+        what = f"Combination (with {seen} components that occur alone)"
+        order = [known_label(screen.labels.canonical(name), eligible, what) for name in combinations]
         target = len(pairs)
     else:
         order = rng.permutation(np.array(eligible, dtype=object)).tolist()
@@ -249,7 +249,7 @@ def hold_out_batches(
     batches: Iterable[str] | None = None,
     fraction: float = 0.2,
     keep_controls: bool = True,
-    separator: str = "+",
+    separator: str | None = "+",
     seed: int = 0,
 ) -> Split:
     """Hold out every treated cell of whole batches (donors, plates, replicates).

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scperturbdiff.data import get_matrix, iter_rows, preview
-from scperturbdiff.evaluation.splits._split import Screen, Split, context_name
+from scperturbdiff.data import context_name, get_matrix, iter_rows, preview
+from scperturbdiff.evaluation.splits._split import Screen, Split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,9 +83,8 @@ def _names(contexts: Iterable[tuple[str, ...]]) -> list[str]:
 
 
 def _conditions(screen: Screen) -> NDArray[np.object_]:
-    """Each cell's condition as text; components in order of the alphabet, so that A+B and B+A are one."""
-    order = {label: screen.separator.join(sorted(parts)) for label, parts in screen.parts.items()}
-    keys = [pd.Series(screen.perturbation).map(order).fillna(screen.control)]
+    """Each cell's condition as text."""
+    keys = [pd.Series(screen.perturbation)]
     keys += [pd.Series(screen.context_table[key].to_numpy()) for key in screen.context_keys]
     if screen.batch is not None:
         keys.append(pd.Series(screen.batch))
@@ -104,8 +103,7 @@ def _trained_labels(split: Split, screen: Screen, trained: NDArray[np.bool_]) ->
     elif split.kind == "perturbations":
         present = {part for label in set(screen.perturbation[trained]) for part in screen.parts[label]}
     elif split.kind == "combinations":
-        labels = {screen.separator.join(sorted(label.split(screen.separator))) for label in labels}
-        present = {screen.separator.join(sorted(screen.parts[label])) for label in set(screen.perturbation[trained])}
+        labels, present = set(map(screen.labels.canonical, labels)), set(screen.perturbation[trained])
     else:
         codes = set(screen.condition_code[trained])
         present = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.data import check_obs_key, closest, preview
+from scperturbdiff.data import PERTURBATION, Labels, check_obs_key, read_contexts, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,14 +44,15 @@ class Split:
     description: str
     """One sentence about the split."""
     held_out: pd.DataFrame
-    """Held-out conditions: columns of the perturbation, the contexts and (with batches) the batch, and `n_cells`."""
+    """Held-out conditions: columns of the perturbation (components sorted, without the control), the contexts and (with
+    batches) the batch, and `n_cells`."""
     labels: tuple[str, ...]
     """The contexts, components, combinations or batches that were held out, as text; for pairs the conditions."""
     perturbation_key: str
     context_keys: tuple[str, ...]
     batch_key: str | None
     control: str
-    separator: str
+    separator: str | None
     summary: pd.DataFrame
     """See :meth:`report`."""
 
@@ -66,7 +67,7 @@ class Split:
 
 
 class Screen:
-    """The labels of a screen's cells as text, with the codes of conditions."""
+    """What a screen's cells are, with the codes of conditions; perturbations under their one name (:class:`Labels`)."""
 
     def __init__(
         self,
@@ -75,32 +76,24 @@ class Screen:
         control: str,
         context_keys: Sequence[str] = (),
         batch_key: str | None = None,
-        separator: str = "+",
+        separator: str | None = "+",
     ) -> None:
-        if isinstance(context_keys, str):
-            context_keys = (context_keys,)
-        self.perturbation_key, self.context_keys, self.batch_key = perturbation_key, tuple(context_keys), batch_key
-        self.control, self.separator = str(control), separator
-        self.perturbation = read_labels(adata, perturbation_key, "perturbation_key")
-        columns = {key: read_labels(adata, key, "context_keys") for key in self.context_keys}
-        self.context_table = pd.DataFrame(columns, index=pd.RangeIndex(adata.n_obs))
-        self.contexts: list[Context] = [()]
-        self.context_code = np.zeros(adata.n_obs, dtype=np.intp)
-        if columns:
-            self.context_code = self.context_table.groupby(list(columns), sort=True).ngroup().to_numpy()
-            self.contexts = sorted(self.context_table.drop_duplicates().itertuples(index=False, name=None))
-        self.batch = None if batch_key is None else read_labels(adata, batch_key, "batch_key")
+        self.context_keys = (context_keys,) if isinstance(context_keys, str) else tuple(context_keys)
+        self.batch_key, self.labels = batch_key, Labels(perturbation_key, control, separator)
+        check_obs_key(adata, perturbation_key, "perturbation_key")
+        for key in self.context_keys:
+            check_obs_key(adata, key, "context_keys")
+        if batch_key is not None:
+            check_obs_key(adata, batch_key, "batch_key")
+        self.labels.check_control(adata.obs)
+        read = self.labels.read(adata.obs)
+        self.perturbation: NDArray[np.object_] = read[PERTURBATION].to_numpy(dtype=object)
+        self.is_control = self.labels.is_control(read)
+        self.context_table = read_text(adata.obs, self.context_keys)
+        self.context_code, self.contexts = read_contexts(adata.obs, self.context_keys)
+        self.batch = None if batch_key is None else read_text(adata.obs, [batch_key])[batch_key].to_numpy(dtype=object)
         self.perturbation_code, names = pd.factorize(self.perturbation, sort=True)
         self.perturbations: list[str] = list(names)
-        self.is_control = self.perturbation == self.control
-        if not self.is_control.any():
-            known = np.unique(self.perturbation)
-            near = closest(control, known)
-            hint = f" Did you mean {preview(near)}?" if near else ""
-            raise ValueError(
-                f"control={control!r} does not occur in adata.obs[{perturbation_key!r}].{hint} "
-                f"Values: {preview(known, 30)}."
-            )
 
     def contexts_of(self, cells: Mask) -> set[Context]:
         """Contexts that the cells of a mask have."""
@@ -125,7 +118,8 @@ class Screen:
     @cached_property
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Components of every treated label."""
-        return {p: split_label(p, self.separator) for p in self.perturbations if p != self.control}
+        parts = {name: self.labels.components(name) for name in self.perturbations}
+        return {name: components for name, components in parts.items() if components}
 
     def containing(self, components: Iterable[str]) -> Mask:
         """Treated cells whose perturbation contains one of `components`."""
@@ -146,7 +140,7 @@ class Screen:
         if not train.any() or not test.any():
             raise ValueError(f"The split has {int(train.sum())} cells to train on and {int(test.sum())} to test.")
         controls = self.is_control & self.in_contexts(self.contexts_of(test))
-        table = pd.DataFrame({self.perturbation_key: self.perturbation}).join(self.context_table)
+        table = pd.DataFrame({self.labels.key: self.perturbation}).join(self.context_table)
         if self.batch is not None and self.batch_key not in table:
             table[self.batch_key] = self.batch
         held_out = table[test].groupby(list(table.columns), sort=True).size().rename("n_cells").reset_index()
@@ -160,11 +154,11 @@ class Screen:
             description=description,
             held_out=held_out,
             labels=tuple(labels),
-            perturbation_key=self.perturbation_key,
+            perturbation_key=self.labels.key,
             context_keys=self.context_keys,
             batch_key=self.batch_key,
-            control=self.control,
-            separator=self.separator,
+            control=str(self.labels.control),
+            separator=self.labels.separator,
             summary=pd.DataFrame({name: self._describe(mask) for name, mask in masks.items()}).T,
         )
 
@@ -177,25 +171,3 @@ class Screen:
             "n_perturbations": np.unique(self.perturbation_code[treated]).size,
             "n_contexts": np.unique(self.context_code[mask]).size,
         }
-
-
-def split_label(label: str, separator: str) -> tuple[str, ...]:
-    """Components of a perturbation's name."""
-    return tuple(part.strip() for part in label.split(separator))
-
-
-def context_name(context: Sequence[str]) -> str:
-    """A context of one or more columns as text."""
-    return ", ".join(context)
-
-
-def read_labels(adata: AnnData, key: str, argument: str) -> NDArray[np.object_]:
-    """A column of `adata.obs` as text; raises where it is missing or has missing values."""
-    check_obs_key(adata, key, argument)
-    column = adata.obs[key]
-    missing = int(column.isna().sum())
-    if missing:
-        raise ValueError(f"adata.obs[{key!r}] is missing in {missing} of {adata.n_obs} cells. Remove or label them.")
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        return column.cat.categories.astype(str).to_numpy(dtype=object)[column.cat.codes]
-    return column.astype(str).to_numpy(dtype=object)
