@@ -219,8 +219,69 @@ def test_dose_uses_the_nearest_measured_one():
         assert agreement_of_shifts(found, shifts[other], profile) < 0.7
     with pytest.raises(ValueError, match="missing: 'dose'"):
         fitted.predict(cells_of(screen, "control", "C1"), ["P01"])
-    with pytest.raises(ValueError, match="must be positive and finite"):
+    with pytest.raises(ValueError, match="must be finite and not negative"):
+        fitted.predict(cells_of(screen, "control", "C1"), request.assign(dose=-1.0))
+    with pytest.raises(ValueError, match="a dose of 0 is that, too"):
         fitted.predict(cells_of(screen, "control", "C1"), request.assign(dose=0.0))
+
+
+def test_additive_finds_single_perturbations_written_beside_the_control(screen):
+    """As in the files of GEARS; and lists of names, whatever characters these hold."""
+    label = next(name for name in screen.uns["truth"]["labels"].tolist() if "+" in name)
+    train = screen[(screen.obs["perturbation"] != label).to_numpy()].copy()
+    controls = cells_of(screen, "control", "C1")
+    expected = baselines.Additive().fit(train, **KEYS).predict(controls, [label], n_cells=5, seed=0).layers["counts"]
+    written = train.obs["perturbation"].astype(str)
+    train.obs["perturbation"] = written.where(
+        written.isin(["control"]) | written.str.contains("+", regex=False), written + "+control"
+    )
+    fitted = baselines.Additive().fit(train, **KEYS)
+    assert fitted.can_predict(label, ("C1",)) and fitted.can_predict(f"control+{label}", ("C1",))
+    assert (fitted.predict(controls, [label], n_cells=5, seed=0).layers["counts"] != expected).nnz == 0
+    odd = {name: f"({name}-)+/" for name in written.unique() if name != "control"}
+    train.obs["perturbation"] = pd.Series(
+        [[odd.get(p, p) for p in name.split("+")] for name in written], index=train.obs_names
+    )
+    fitted = baselines.Additive().fit(train, **KEYS)
+    predicted = fitted.predict(controls, [[odd[part] for part in label.split("+")]], seed=0)
+    first, second = label.split("+")
+    assert list(predicted.obs["perturbation"].unique()) == [f'["{odd[first]}", "{odd[second]}"]']
+    expected = sum(shift_of(screen, part, "C1") for part in label.split("+"))
+    assert agreement_of_shifts(log_mean(predicted, "counts") - log_mean(controls), expected, log_mean(controls)) > 0.95
+
+
+def test_without_a_separator_no_name_is_cut(screen):
+    train = screen[screen.obs["perturbation"].isin(["control", "P01", "P02"]).to_numpy()].copy()
+    train.obs["perturbation"] = train.obs["perturbation"].astype(str).replace({"P01": "P02+P02+"})
+    fitted = baselines.PerturbationMeanShift().fit(train, **KEYS, separator=None)
+    assert fitted.can_predict("P02+P02+", ("C1",)) and not fitted.can_predict("P01", ("C1",))
+    with pytest.raises(ValueError, match=r"obs\['perturbation'\]='P02\+P02\+' has an empty component"):
+        baselines.NoChange().fit(train, **KEYS)
+
+
+def test_each_component_of_a_combination_has_its_dose(screen):
+    """The shifts of single perturbations at the nearest of their own doses are added."""
+    screen = simulate(2, 2, 80, 100, n_batches=1, doses=(0.01, 100.0), batch_scale=0.0)
+    fitted = baselines.Additive().fit(screen, **KEYS, dose_key="dose")
+    controls = cells_of(screen, "control", "C1")
+    profile = log_mean(controls)
+
+    def at(name, dose):
+        cells = cells_of(screen, name, "C1")
+        return log_mean(cells[(cells.obs["dose"] == dose).to_numpy()]) - profile
+
+    wanted = pd.DataFrame({"perturbation": ["P02+P01"] * 3, "dose": ["0.02+60", [0.01, 100.0], 50.0]})
+    predicted = fitted.predict(controls, wanted, n_cells=400, seed=0)
+    first, second, both = (
+        log_mean(predicted[predicted.obs["dose"].astype(str) == text], "counts") - profile
+        for text in ("0.02+60", "100+0.01", "50.0")
+    )
+    expected = at("P01", 100.0) + at("P02", 0.01)
+    assert (
+        agreement_of_shifts(first, expected, profile) > 0.85 and agreement_of_shifts(second, expected, profile) > 0.85
+    )
+    assert agreement_of_shifts(both, at("P01", 100.0) + at("P02", 100.0), profile) > 0.85
+    assert agreement_of_shifts(first, at("P01", 0.01) + at("P02", 100.0), profile) < 0.7
 
 
 # ----------------------------------------------------------------------------------------------------- the manner
@@ -309,10 +370,10 @@ def test_default_baselines_suit_the_kind_of_split(screen, split):
 def test_wrong_input(screen):
     fitted = baselines.PerturbationMeanShift().fit(screen, **KEYS)
     controls = cells_of(screen, "control", "C1")
-    with pytest.raises(ValueError, match="'P1' .*Nearest known names: 'P01'"):
+    with pytest.raises(ValueError, match="'P1' .*Did you mean 'P01'"):
         fitted.predict(controls, ["P1"])
     assert not fitted.can_predict("P1", ("C1",)) and fitted.can_predict("P01", ("C1",))
-    with pytest.raises(ValueError, match="'control' is the control label"):
+    with pytest.raises(ValueError, match="asks for 'control', the control"):
         fitted.predict(controls, ["control"])
     with pytest.raises(ValueError, match="None of the 120 cells"):
         fitted.predict(cells_of(screen, "P01", "C1"), ["P01"])
@@ -326,7 +387,7 @@ def test_wrong_input(screen):
         baselines.NoChange().predict(controls, ["P01"])
     with pytest.raises(KeyError, match="Did you mean 'cell_type'"):
         baselines.NoChange().fit(screen, perturbation_key="perturbation", control="control", context_keys=["celltype"])
-    with pytest.raises(ValueError, match="control='ctrl' does not occur.*'control'"):
+    with pytest.raises(ValueError, match="control='ctrl' is not a value of.*Did you mean 'control'"):
         baselines.NoChange().fit(screen, perturbation_key="perturbation", control="ctrl")
     halves = screen.copy()
     halves.X = halves.X * 0.5

@@ -11,22 +11,27 @@ from scipy import sparse
 
 from scperturbdiff.data import (
     CONTROL_CELL,
+    DOSE,
     N_CELLS,
+    PERTURBATION,
     POPULATION,
     ControlPool,
+    Labels,
     assemble_cells,
-    canonical_label,
     cells_wanted,
     check_counts,
     check_obs_key,
     check_unique_names,
-    closest,
+    context_name,
+    did_you_mean,
+    dose_text,
     log_normalize,
+    parse_doses,
     preview,
+    read_contexts,
     read_genes,
-    split_label,
 )
-from scperturbdiff.evaluation.baselines._profiles import NO_DOSE, Profiles, read_contexts, read_profiles
+from scperturbdiff.evaluation.baselines._profiles import Profiles, read_profiles
 from scperturbdiff.evaluation.baselines._sampling import (
     PSEUDO,
     TARGET_SUM,
@@ -43,7 +48,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scperturbdiff.evaluation.baselines._profiles import Context, Floats
+    from scperturbdiff.evaluation.baselines._profiles import Context, Doses, Floats
 
 
 class Change(NamedTuple):
@@ -59,7 +64,10 @@ class Request(NamedTuple):
 
     context: Context
     label: str
-    dose: float
+    """The one name of the perturbation; see :meth:`scperturbdiff.data.Labels.name`."""
+    components: tuple[str, ...]
+    """Sorted."""
+    doses: Doses
     profile: Floats
 
 
@@ -74,6 +82,7 @@ class Baseline(ABC):
     """
 
     profiles_: Profiles
+    labels_: Labels
     genes_: pd.Index
 
     def fit(
@@ -86,7 +95,7 @@ class Baseline(ABC):
         layer: str | None = None,
         batch_key: str | None = None,
         dose_key: str | None = None,
-        separator: str = "+",
+        separator: str | None = "+",
     ) -> Self:
         """Average the training cells.
 
@@ -106,10 +115,10 @@ class Baseline(ABC):
         batch_key
             Column that predicted cells take over from their control cell. It plays no other part.
         dose_key
-            Column with positive doses of treated cells. Means are then taken per dose, and a prediction uses the
-            nearest measured dose on the logarithmic scale. `None`: over all doses.
+            Column with doses, as in :meth:`scperturbdiff.PerturbDiff.setup_anndata`. Means are then taken per dose, and
+            a prediction uses the nearest measured dose on the logarithmic scale. `None`: over all doses.
         separator
-            Joins the names of a combination, whose order does not matter.
+            Joins the names of a combination, whose order does not matter; `None`: no label is one.
 
         Returns
         -------
@@ -126,10 +135,10 @@ class Baseline(ABC):
         check_unique_names(adata)
         if batch_key is not None:
             check_obs_key(adata, batch_key, "batch_key")
-        self.profiles_ = read_profiles(adata, perturbation_key, str(control), context_keys, dose_key, layer, separator)
+        self.labels_ = Labels(perturbation_key, control, separator, dose_key)
+        self.profiles_ = read_profiles(adata, self.labels_, context_keys, layer)
         self.genes_ = pd.Index(adata.var_names)
-        self.perturbation_key, self.control, self.context_keys = perturbation_key, str(control), context_keys
-        self.layer, self.batch_key, self.dose_key, self.separator = layer, batch_key, dose_key, separator
+        self.context_keys, self.layer, self.batch_key = context_keys, layer, batch_key
         return self
 
     def predict(
@@ -176,12 +185,12 @@ class Baseline(ABC):
         for number, context in enumerate(contexts):
             of_context = rows[code == number]
             cells = read_genes(controls, self.genes_, self.layer, of_context)
-            check_counts(cells, f"the counts of the controls of context {', '.join(context)!r}")
+            check_counts(cells, f"the counts of the controls of context {context_name(context)!r}")
             obs = controls.obs.iloc[of_context]
             profile, pool = mean_rows(log_normalize(cells, TARGET_SUM)), ControlPool(cells)
             for _, row in wanted.iterrows():
-                request = Request(context, row["label"], row["dose"], profile)
-                rng = np.random.default_rng(derive_seed(seed, *context, request.label, request.dose))
+                request = self._request(context, row[PERTURBATION], row[DOSE], profile)
+                rng = np.random.default_rng(derive_seed(seed, *context, request.label, row[DOSE]))
                 drawn = np.sort(pool.choose(row[N_CELLS] or len(pool), rng))
                 counts.append(self._sample(cells, drawn, request, rng))
                 tables.append(self._annotate(obs.iloc[drawn], row["columns"]))
@@ -193,14 +202,22 @@ class Baseline(ABC):
 
     def can_predict(self, perturbation: str, context: Sequence[str] = ()) -> bool:
         """Whether the rule has training cells to go by for this label in this context (at any dose)."""
+        return self.why_not(perturbation, context) is None
+
+    def why_not(self, perturbation: str, context: Sequence[str] = ()) -> str | None:
+        """Why the rule cannot predict this label in this context at any dose; `None` where it can."""
         self._check_fitted()
         near = self.profiles_.controls.get(tuple(context), next(iter(self.profiles_.controls.values())))
-        label = canonical_label(split_label(perturbation, self.separator), self.separator)
+        label = self.labels_.canonical(perturbation)
+        doses = "" if self.labels_.dose_key is None else dose_text([1.0] * len(self.labels_.components(label)))
         try:
-            self._change(Request(tuple(context), label, 1.0, self.profiles_.log_means[near]))
-        except ValueError:
-            return False
-        return True
+            self._change(self._request(tuple(context), label, doses, self.profiles_.log_means[near]))
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _request(self, context: Context, label: str, doses: str, profile: Floats) -> Request:
+        return Request(context, label, self.labels_.components(label), parse_doses(doses), profile)
 
     @abstractmethod
     def _change(self, request: Request) -> Change | None:
@@ -225,45 +242,49 @@ class Baseline(ABC):
             raise RuntimeError(f"{type(self).__name__} is not fitted: call fit(adata, ...) first.")
 
     def _read_request(self, perturbations: Sequence[str] | pd.DataFrame, n_cells: int | None) -> pd.DataFrame:
-        """One row per wanted condition: `label` (canonical), `dose`, `n_cells` (0: all), `columns` (for obs)."""
+        """One row per wanted condition: its name, its doses, `n_cells` (0: all) and `columns` (for obs)."""
         self._check_fitted()
+        key, dose_key = self.labels_.key, self.labels_.dose_key
         if isinstance(perturbations, str):
             perturbations = [perturbations]
         if not isinstance(perturbations, pd.DataFrame):
-            perturbations = pd.DataFrame({self.perturbation_key: [str(name) for name in perturbations]})
-        needed = [self.perturbation_key] + ([] if self.dose_key is None else [self.dose_key])
-        absent = [key for key in needed if key not in perturbations]
+            perturbations = pd.DataFrame({key: pd.Series(list(perturbations), dtype=object)})
+        needed = [key] + ([] if dose_key is None else [dose_key])
+        absent = [name for name in needed if name not in perturbations]
         if absent or not len(perturbations):
             raise ValueError(
                 f"perturbations must have at least one row and the columns {preview(needed)}; "
                 f"missing: {preview(absent)}. With doses, pass a DataFrame."
             )
-        rows = []
-        for record in perturbations.rename(columns=str).to_dict("records"):
-            name = str(record[self.perturbation_key])
-            if name == self.control:
-                raise ValueError(f"{name!r} is the control label: controls are given, not predicted.")
-            dose = NO_DOSE if self.dose_key is None else float(record[self.dose_key])
-            if self.dose_key is not None and not 0 < dose < np.inf:
-                raise ValueError(f"{self.dose_key}={dose} of {name!r} must be positive and finite.")
-            label = canonical_label(split_label(name, self.separator), self.separator)
-            number = cells_wanted(record.pop(N_CELLS, n_cells), 0)
-            rows.append({"label": label, "dose": dose, N_CELLS: number, "columns": dict(record)})
-        return pd.DataFrame(rows)
+        table = self.labels_.read(perturbations)
+        if self.labels_.is_control(table).any():
+            raise ValueError(
+                f"perturbations asks for {self.labels_.control!r}, the control (a dose of 0 is that, too): controls "
+                "are given, not predicted."
+            )
+        table[N_CELLS] = [cells_wanted(n, 0) for n in perturbations.get(N_CELLS, [n_cells] * len(table))]
+        columns = perturbations.drop(columns=N_CELLS, errors="ignore").rename(columns=str)
+        for name, read in ((key, table[PERTURBATION]), (dose_key, table[DOSE])):
+            if name is not None:  # lists cannot be written to a file
+                columns[name] = columns[name].where(
+                    ~columns[name].map(lambda v: isinstance(v, list | tuple | set)), read
+                )
+        table["columns"] = pd.Series(columns.to_dict("records"), index=table.index, dtype=object)
+        return table
 
     def _control_rows(self, controls: AnnData) -> NDArray[np.intp]:
         for key in self.context_keys:
             check_obs_key(controls, key, "context_keys")
         if self.batch_key is not None:
             check_obs_key(controls, self.batch_key, "batch_key")
-        if self.perturbation_key not in controls.obs:
+        if self.labels_.key not in controls.obs:
             rows = np.arange(controls.n_obs)
         else:
-            rows = np.flatnonzero((controls.obs[self.perturbation_key].astype(str) == self.control).to_numpy())
+            rows = np.flatnonzero(self.labels_.control_cells(controls.obs))
         if not rows.size:
             raise ValueError(
                 f"None of the {controls.n_obs} cells to predict from is a control cell "
-                f"(obs[{self.perturbation_key!r}] == {self.control!r})."
+                f"(obs[{self.labels_.key!r}] == {self.labels_.control!r})."
             )
         return rows
 
@@ -275,13 +296,11 @@ class Baseline(ABC):
                 table[name] = value
         table[CONTROL_CELL] = obs.index.to_numpy(dtype=object)
         table[POPULATION] = "0"
-        order = [self.perturbation_key, *(name for name in table if name != self.perturbation_key)]
+        order = [self.labels_.key, *(name for name in table if name != self.labels_.key)]
         return table[order]
 
     def _unknown(self, label: str, known: Sequence[str], where: str = "") -> ValueError:
-        near = closest(label, known)
-        hint = f" Nearest known names: {preview(near)}." if near else ""
         return ValueError(
             f"{type(self).__name__} cannot predict perturbation {label!r}{where}: it has no training cells to go by."
-            f"{hint} Known: {preview(known, 30)}."
+            f"{did_you_mean(label, known)} Known: {preview(known, 30)}."
         )

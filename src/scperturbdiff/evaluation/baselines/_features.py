@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scperturbdiff.data import FeatureTable, closest, preview, split_label
+from scperturbdiff.data import FeatureTable, did_you_mean, preview
 from scperturbdiff.evaluation.baselines._base import Baseline, Change, Request
 
 if TYPE_CHECKING:
@@ -26,16 +26,15 @@ class _FromFeatures(Baseline):
         self.features = FeatureTable.parse(features)
 
     def _vector(self, label: str) -> Floats | None:
-        rows = self.features.rows(split_label(label, self.separator)).astype(np.float64)
+        rows = self.features.rows(self.labels_.components(label)).astype(np.float64)
         return None if np.isnan(rows).any() else rows.sum(axis=0)
 
     def _examples(self, request: Request) -> tuple[Floats, Floats, Floats]:
         """Features and shifts of training perturbations and the features asked for; features are standardised."""
         asked = self._vector(request.label)
         if asked is None:
-            absent = [p for p in split_label(request.label, self.separator) if p not in self.features.names]
-            near = closest(absent[0], self.features.names)
-            hint = f" Nearest names: {preview(near)}." if near else ""
+            absent = [part for part in request.components if part not in self.features.names]
+            hint = did_you_mean(absent[0], self.features.names)
             raise ValueError(f"{type(self).__name__}: features have no row for {preview(absent)}.{hint}")
         profiles = self.profiles_
         contexts = [request.context] if request.context in profiles.treated else list(profiles.treated)
@@ -46,7 +45,7 @@ class _FromFeatures(Baseline):
                 continue
             measured = [context for context in contexts if label in profiles.treated[context]]
             vectors.append(vector)
-            shifts.append(np.mean([profiles.shift(context, label, request.dose) for context in measured], axis=0))
+            shifts.append(np.mean([profiles.shift(context, label, request.doses) for context in measured], axis=0))
         if len(vectors) < 2:
             raise ValueError(
                 f"{type(self).__name__} has {len(vectors)} training perturbations with features to learn "

@@ -6,39 +6,38 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
 from scperturbdiff.data import (
     CHUNK_ROWS,
-    canonical_label,
+    DOSE,
+    PERTURBATION,
     check_layer,
     check_obs_key,
-    closest,
+    context_name,
     log_normalize,
+    parse_doses,
     preview,
+    read_contexts,
     read_genes,
-    split_label,
 )
 from scperturbdiff.evaluation.baselines._sampling import PSEUDO, TARGET_SUM
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from scperturbdiff.data import Labels
+
     Context = tuple[str, ...]
+    Doses = tuple[float, ...]
+    """One dose a component, in the order of their names; none without a dose column."""
     Floats = NDArray[np.float64]
-
-
-NO_DOSE = 0.0
-"""Dose of everything when no dose column is used."""
 
 
 @dataclass(frozen=True)
 class Profiles:
-    """Means over cells; row numbers by context, canonical perturbation and dose."""
+    """Means over cells; row numbers by context, name of the perturbation and doses."""
 
     log_means: Floats
     """Mean of `log1p(counts per 10,000)`, shape `(n_conditions, n_genes)`."""
@@ -46,19 +45,17 @@ class Profiles:
     """Mean of counts per 10,000, shape `(n_conditions, n_genes)`."""
     controls: dict[Context, int]
     """Row of each context's controls."""
-    treated: dict[Context, dict[str, dict[float, int]]]
+    treated: dict[Context, dict[str, dict[Doses, int]]]
     """Row of each treated condition."""
 
-    def shift(self, context: Context, label: str, dose: float, *, fold: bool = False) -> Floats:
+    def shift(self, context: Context, label: str, doses: Doses, *, fold: bool = False) -> Floats:
         """Treated minus control mean of log-normalised expression, or (`fold`) the log ratio of mean expression.
 
-        The dose is the nearest measured one on the logarithmic scale.
+        The doses are the nearest measured ones on the logarithmic scale; those of another number of components count as
+        their geometric mean.
         """
-        doses = self.treated[context][label]
-        if len(doses) == 1:
-            (row,) = doses.values()
-        else:
-            row = doses[min(doses, key=lambda measured: abs(np.log(measured) - np.log(dose)))]
+        rows = self.treated[context][label]
+        row = rows[min(rows, key=lambda measured: _distance(measured, doses)) if len(rows) > 1 else next(iter(rows))]
         control = self.controls[context]
         if fold:
             return np.log(self.means[row] + PSEUDO) - np.log(self.means[control] + PSEUDO)
@@ -74,81 +71,35 @@ class Profiles:
         return sorted({label for labels in self.treated.values() for label in labels})
 
 
-def read_contexts(obs: pd.DataFrame, keys: Sequence[str]) -> tuple[NDArray[np.intp], list[Context]]:
-    """Number of every cell's context, and the contexts as tuples of text, sorted."""
-    if not keys:
-        return np.zeros(len(obs), dtype=np.intp), [()]
-    for key in keys:
-        missing = int(obs[key].isna().sum())
-        if missing:
-            raise ValueError(f"obs[{key!r}] is missing in {missing} of {len(obs)} cells. Remove or label them.")
-    columns = [pd.factorize(obs[key].astype(str), sort=True) for key in keys]
-    code = np.ravel_multi_index([codes for codes, _ in columns], [len(names) for _, names in columns])
-    found, number = np.unique(code, return_inverse=True)
-    parts = np.unravel_index(found, [len(names) for _, names in columns])
-    named = [[str(names[i]) for i in part] for part, (_, names) in zip(parts, columns, strict=True)]
-    return number, list(zip(*named, strict=True))
+def _distance(measured: Doses, asked: Doses) -> float:
+    logs, wanted = np.log(measured), np.log(asked)
+    return float(np.linalg.norm(logs - (wanted if len(wanted) == len(logs) else wanted.mean())))
 
 
-def read_profiles(
-    adata: AnnData,
-    perturbation_key: str,
-    control: str,
-    context_keys: Sequence[str],
-    dose_key: str | None,
-    layer: str | None,
-    separator: str,
-) -> Profiles:
-    """Check the training cells and average them, in blocks of rows."""
-    for key, argument in ((perturbation_key, "perturbation_key"), (dose_key, "dose_key")):
-        if key is not None:
-            check_obs_key(adata, key, argument)
-    for key in context_keys:
-        check_obs_key(adata, key, "context_keys")
+def read_profiles(adata: AnnData, labels: Labels, context_keys: tuple[str, ...], layer: str | None) -> Profiles:
+    """Read, check and average the training cells; see :meth:`Baseline.fit`."""
+    keys = {"perturbation_key": labels.key} | ({} if labels.dose_key is None else {"dose_key": labels.dose_key})
+    for argument, key in [*keys.items(), *(("context_keys", key) for key in context_keys)]:
+        check_obs_key(adata, key, argument)
     check_layer(adata, layer)
-    obs = adata.obs
-    missing = int(obs[perturbation_key].isna().sum())
-    if missing:
-        raise ValueError(f"adata.obs[{perturbation_key!r}] is missing in {missing} of {adata.n_obs} cells.")
-    names = obs[perturbation_key].astype(str)
-    if not (names == control).any():
-        near = closest(control, names.unique())
-        hint = f" Did you mean {preview(near)}?" if near else ""
-        raise ValueError(
-            f"control={control!r} does not occur in adata.obs[{perturbation_key!r}].{hint} "
-            f"Values: {preview(sorted(names.unique()), 30)}."
-        )
-    canonical = {name: canonical_label(split_label(name, separator), separator) for name in names.unique()}
-    canonical[control] = control
-    doses = _read_doses(obs, dose_key, (names == control).to_numpy())
-    context_code, contexts = read_contexts(obs, context_keys)
-    labels = names.map(canonical).to_numpy()
-    table = pd.DataFrame({"context": context_code, "label": labels, "dose": doses})
-    grouped = table.groupby(["context", "label", "dose"], sort=True)
+    labels.check_control(adata.obs)
+    table = labels.read(adata.obs)
+    table["context"], contexts = read_contexts(adata.obs, context_keys)
+    grouped = table.groupby(["context", PERTURBATION, DOSE], sort=True)
     log_means, means = _group_means(adata, layer, grouped.ngroup().to_numpy(), grouped.ngroups)
     controls: dict[Context, int] = {}
-    treated: dict[Context, dict[str, dict[float, int]]] = {}
+    treated: dict[Context, dict[str, dict[Doses, int]]] = {}
     rows = grouped.size().reset_index()
-    for row, (code, label, dose) in enumerate(zip(rows["context"], rows["label"], rows["dose"], strict=True)):
-        context = contexts[code]
-        if label == control:
-            controls[context] = row
+    each = zip(rows["context"], rows[PERTURBATION], rows[DOSE], labels.is_control(rows), strict=True)
+    for row, (code, label, doses, is_control) in enumerate(each):
+        if is_control:
+            controls[contexts[code]] = row
         else:
-            treated.setdefault(context, {}).setdefault(label, {})[float(dose)] = row
-    bare = sorted(", ".join(context) for context in treated if context not in controls)
+            treated.setdefault(contexts[code], {}).setdefault(label, {})[parse_doses(doses)] = row
+    bare = sorted(context_name(context) for context in treated if context not in controls)
     if bare:
         raise ValueError(f"{len(bare)} contexts have treated cells but no control cell: {preview(bare)}.")
     return Profiles(log_means, means, controls, treated)
-
-
-def _read_doses(obs: pd.DataFrame, dose_key: str | None, is_control: NDArray[np.bool_]) -> Floats:
-    if dose_key is None:
-        return np.full(len(obs), NO_DOSE)
-    doses = np.where(is_control, NO_DOSE, pd.to_numeric(obs[dose_key], errors="coerce").to_numpy(dtype=float))
-    bad = ~is_control & ~((doses > 0) & np.isfinite(doses))
-    if bad.any():
-        raise ValueError(f"obs[{dose_key!r}] must be a positive number in treated cells; {int(bad.sum())} are not.")
-    return doses
 
 
 def _group_means(adata: AnnData, layer: str | None, group: NDArray[np.integer], n_groups: int) -> tuple[Floats, Floats]:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from scperturbdiff.data import preview, split_label
+from scperturbdiff.data import context_name, preview
 from scperturbdiff.evaluation.baselines._base import Baseline, Change, Request
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scperturbdiff.evaluation.baselines._profiles import Context, Floats
+    from scperturbdiff.evaluation.baselines._profiles import Context, Doses, Floats
 
 
 Contexts = Literal["mean", "nearest", "own"]
@@ -36,15 +36,15 @@ class _FromContexts(Baseline):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(contexts={self.contexts!r})"
 
-    def _looked_up(self, request: Request, label: str, fold: bool = False) -> Floats:
-        """Change of one label, averaged over the contexts that the rule allows."""
+    def _looked_up(self, request: Request, label: str, doses: Doses, fold: bool = False) -> Floats:
+        """Change of one label at its doses, averaged over the contexts that the rule allows."""
         profiles = self.profiles_
         sources = self._sources(request, profiles.contexts_with(label))
         if not sources:
             of_what = "" if label == request.label else f" (component {label!r})"
-            where = f"{of_what} in context {', '.join(request.context)!r} with contexts={self.contexts!r}"
+            where = f"{of_what} in context {context_name(request.context)!r} with contexts={self.contexts!r}"
             raise self._unknown(request.label, profiles.labels, where)
-        return np.mean([profiles.shift(context, label, request.dose, fold=fold) for context in sources], axis=0)
+        return np.mean([profiles.shift(context, label, doses, fold=fold) for context in sources], axis=0)
 
     def _sources(self, request: Request, measured: list[Context]) -> list[Context]:
         if self.contexts == "own" or not self.context_keys:
@@ -69,7 +69,7 @@ class PerturbationMeanShift(_FromContexts):
     """
 
     def _change(self, request: Request) -> Change | None:
-        return Change(self._looked_up(request, request.label))
+        return Change(self._looked_up(request, request.label, request.doses))
 
 
 class CountFoldChange(_FromContexts):
@@ -87,7 +87,7 @@ class CountFoldChange(_FromContexts):
         super().__init__(contexts)
 
     def _change(self, request: Request) -> Change | None:
-        return Change(self._looked_up(request, request.label, fold=True), fold=True)
+        return Change(self._looked_up(request, request.label, request.doses, fold=True), fold=True)
 
 
 class Additive(_FromContexts):
@@ -106,8 +106,11 @@ class Additive(_FromContexts):
         super().__init__(contexts)
 
     def _change(self, request: Request) -> Change | None:
-        parts = split_label(request.label, self.separator)
-        return Change(np.sum([self._looked_up(request, part) for part in parts], axis=0))
+        shifts = [
+            self._looked_up(request, self.labels_.name([part]), request.doses[i : i + 1])
+            for i, part in enumerate(request.components)
+        ]
+        return Change(np.sum(shifts, axis=0))
 
 
 class ContextMeanShift(Baseline):
@@ -117,12 +120,12 @@ class ContextMeanShift(Baseline):
         profiles = self.profiles_
         others = [label for label in profiles.treated.get(request.context, {}) if label != request.label]
         if not others:
-            known = sorted(", ".join(context) for context in profiles.treated)
+            known = sorted(context_name(context) for context in profiles.treated)
             raise ValueError(
-                f"ContextMeanShift cannot predict context {', '.join(request.context)!r}: no other perturbation has "
+                f"ContextMeanShift cannot predict context {context_name(request.context)!r}: no other perturbation has "
                 f"cells there in training. Contexts with treated cells: {preview(known, 30)}."
             )
-        return Change(np.mean([profiles.shift(request.context, label, request.dose) for label in others], axis=0))
+        return Change(np.mean([profiles.shift(request.context, label, request.doses) for label in others], axis=0))
 
 
 def default_baselines(kind: str = "pairs", features: pd.DataFrame | None = None) -> dict[str, Baseline]:
