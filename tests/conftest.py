@@ -1,4 +1,4 @@
-"""What every test shares: quiet libraries, one thread, a fixed seed, the folder of real data."""
+"""What tests share: quiet libraries, one thread, a fixed seed, a screen and a model, the folder of real data."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from pathlib import Path
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Before numpy is imported: tensors and matrices of tests are small, more threads only wait for each other. numba's
 # OpenMP layer would set torch's number of threads, too.
-for library in ("NUMBA", "OMP", "OPENBLAS", "MKL"):
-    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import pytest
 import scvi
 import torch
+from anndata import AnnData
+from tests.helpers import BRIEF, N_LATENT, SETUP
+
+from scperturbdiff import PerturbDiff, datasets
 
 DATA_VARIABLE = "SCPERTURBDIFF_DATA"
 SEED = 0
@@ -41,6 +47,25 @@ def logging_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scvi_log")
     scvi.settings.logging_dir = folder
     return folder
+
+
+@pytest.fixture(scope="session")
+def screen() -> AnnData:
+    """A small simulated screen: C1 to C3, P01 to P04 and a pair, D1 and D2. Tests that change it take a copy."""
+    return datasets.simulate(
+        n_contexts=3, n_perturbations=4, n_genes=100, n_cells_per_population=10, n_batches=2, combinations=1, seed=3
+    )
+
+
+@pytest.fixture(scope="session")
+def trained_model(screen: AnnData) -> PerturbDiff:
+    """A model of `screen`, hardly trained. Tests that change a model make their own."""
+    scvi.settings.seed = SEED
+    adata = screen.copy()
+    PerturbDiff.setup_anndata(adata, **SETUP)
+    model = PerturbDiff(adata, n_latent=N_LATENT)
+    model.train(**BRIEF)
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -9,28 +9,15 @@ import pandas as pd
 import pytest
 import scvi
 from scipy import sparse
+from tests.helpers import FEW_STEPS, SETUP, TINY
 
 from scperturbdiff import PerturbDiff
 from scperturbdiff.data import log_normalize
-from scperturbdiff.datasets import simulate
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-
-SETUP: dict[str, Any] = {
-    "perturbation_key": "perturbation",
-    "control": "control",
-    "context_keys": ["cell_type"],
-    "batch_key": "donor",
-}
-BRIEF: dict[str, Any] = {"max_epochs": 1, "plan_kwargs": {"steps_per_epoch": 2}, "enable_progress_bar": False}
-
-
-@pytest.fixture(scope="module")
-def screen() -> AnnData:
-    return simulate(n_contexts=2, n_perturbations=3, n_genes=60, n_cells_per_population=8, n_batches=2, seed=4)
 
 
 @pytest.fixture
@@ -39,9 +26,8 @@ def adata(screen: AnnData) -> AnnData:
 
 
 @pytest.fixture(scope="module")
-def model(screen: AnnData) -> PerturbDiff:
-    scvi.settings.seed = 0
-    return trained(screen.copy())
+def model(trained_model: PerturbDiff) -> PerturbDiff:
+    return trained_model
 
 
 @pytest.fixture
@@ -51,8 +37,8 @@ def controls(screen: AnnData) -> AnnData:
 
 def trained(adata: AnnData) -> PerturbDiff:
     PerturbDiff.setup_anndata(adata, **SETUP)
-    model = PerturbDiff(adata, n_latent=8)
-    model.train(**BRIEF)
+    model = PerturbDiff(adata, **TINY)
+    model.train(**FEW_STEPS)
     return model
 
 
@@ -183,7 +169,7 @@ def test_missing_genes_are_counted_and_listed(model: PerturbDiff, controls: AnnD
         lambda: model.predict(fewer, ["P01"], progress=False),
         lambda: model.get_latent_representation(fewer),
     ):
-        with pytest.raises(ValueError, match="2 of the 60 genes wanted are missing.*'gene0001', 'gene0002'"):
+        with pytest.raises(ValueError, match="2 of the 100 genes wanted are missing.*'gene0001', 'gene0002'"):
             call()
 
 
@@ -192,7 +178,7 @@ def test_loading_with_other_genes_is_an_error(model: PerturbDiff, screen: AnnDat
     permuted = screen[:, ::-1].copy()
     with pytest.raises(ValueError, match="another order.*get_var_names"):
         PerturbDiff.load(tmp_path / "model", adata=permuted)
-    with pytest.raises(ValueError, match="1 of the model's 60 genes are missing.*'gene0001'"):
+    with pytest.raises(ValueError, match="1 of the model's 100 genes are missing.*'gene0001'"):
         PerturbDiff.load(tmp_path / "model", adata=screen[:, 1:].copy())
 
 
@@ -235,7 +221,7 @@ def test_a_batch_never_seen_is_named_with_the_remedy(model: PerturbDiff, control
     controls.obs["donor"] = controls.obs["donor"].cat.rename_categories({"D2": "D7"})
     with pytest.raises(ValueError, match=r"\['D7'\].*\['D1', 'D2'\].*transform_batch"):
         model.predict(controls, ["P01"], progress=False)
-    assert model.predict(controls, ["P01"], n_cells=4, transform_batch="D1", progress=False).n_obs == 8
+    assert model.predict(controls, ["P01"], n_cells=4, transform_batch="D1", progress=False).n_obs == 12
     with pytest.raises(ValueError, match=r"transform_batch='D7'.*\['D1', 'D2'\]"):
         model.predict(controls, ["P01"], transform_batch="D7", progress=False)
 
@@ -283,7 +269,7 @@ def test_a_group_of_one_cell_trains_with_a_warning_and_predicts(
     single = adata[kept].copy()
     with caplog.at_level("WARNING", logger="scperturbdiff"):
         model = trained(single)
-    assert "1 of 12 populations have a single cell" in caplog.text
+    assert "1 of 30 populations have a single cell" in caplog.text
     report = model.populations.set_index(["perturbation", "cell_type", "donor"])
     assert report.loc[("P01", "C1", "D1"), "n_cells"] == 1
     assert all(np.isfinite(p.detach().numpy()).all() for p in model.module.generator.parameters())

@@ -8,22 +8,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
 from anndata import AnnData, read_h5ad, read_zarr
 from scipy import sparse
+from tests import helpers
+from tests.helpers import TINY, assert_same_cells
 
 import scperturbdiff as spd
 
 GENES, COMPONENTS = 30, ("A", "B", "C")
-TINY = {"n_latent": 4, "n_hidden": 8, "width": 8, "n_layers": 1, "n_heads": 1}
-FEW_STEPS = {
-    "max_epochs_vae": 1,
-    "max_epochs_generator": 1,
-    "validation_size": 0.0,  # with one, anchors are fitted twice, which takes most of the time here
-    "plan_kwargs": {"steps_per_epoch": 2, "n_populations": 4, "n_cells": 8},
-    "enable_progress_bar": False,
-    "logger": False,
-    "accelerator": "cpu",
-}
+# with validation, anchors are fitted twice, which takes most of the time here
+FEW_STEPS = helpers.FEW_STEPS | {"validation_size": 0.0}
 CASES = list(itertools.product((False, True), (False, True), (False, True), (0, 1, 2)))
 
 
@@ -77,66 +72,39 @@ def wanted(combination: bool, dose: bool, features: bool) -> pd.DataFrame:
     return table
 
 
-def same_cells(first: AnnData, second: AnnData) -> None:
-    """Assert that two predictions agree bit by bit."""
-    pd.testing.assert_frame_equal(first.obs, second.obs)
-    for a, b in ((first.X, second.X), (first.layers["counts"], second.layers["counts"])):
-        assert (a != b).nnz == 0
-    np.testing.assert_array_equal(first.obsm["X_perturbdiff"], second.obsm["X_perturbdiff"])
-
-
-@pytest.fixture(scope="module")
-def in_memory() -> dict[tuple, AnnData]:
-    """Predictions of the models trained in memory, kept for comparison with those trained from disk."""
-    return {}
-
-
 def trained(adata: AnnData) -> spd.PerturbDiff:
+    scvi.settings.seed = 0  # of the initial weights
     setup(adata)
     model = spd.PerturbDiff(adata, **TINY)
     model.train(seed=1, **FEW_STEPS)
     return model
 
 
-def run_in_memory(case: tuple, tmp_path: Path) -> AnnData:
-    combination, dose, features, _ = case
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, map(int, c))))
+def test_every_mixture_in_memory_and_from_disk(case: tuple, tmp_path: Path) -> None:
+    combination, dose, features, covariates = case
+    request = wanted(combination, dose, features)
+    kwargs = {"perturbations": request, "seed": 5, "n_cells": 7, "progress": False}
     adata = make_cells(*case)
     controls = adata[adata.obs["perturbation"] == "control"].copy()
     model = trained(adata)
-    predicted = model.predict(controls, wanted(combination, dose, features), seed=5, n_cells=7, progress=False)
-    model.save(tmp_path / "model")
-    loaded = spd.PerturbDiff.load(tmp_path / "model", adata=False)
-    again = loaded.predict(controls, wanted(combination, dose, features), seed=5, n_cells=7, progress=False)
-    same_cells(predicted, again)
-    return predicted
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, map(int, c))))
-def test_every_mixture_in_memory(case: tuple, tmp_path: Path, in_memory: dict[tuple, AnnData]) -> None:
-    combination, dose, features, covariates = case
-    predicted = in_memory[case] = run_in_memory(case, tmp_path)
-    request = wanted(combination, dose, features)
+    predicted = model.predict(controls, **kwargs)
     assert set(predicted.obs["perturbation"]) == set(request["perturbation"])
     assert predicted.n_obs == 7 * 2 * len(request)
     for key in ("cell_type", "donor", *(["sex"] if covariates else []), *(["hours"] if covariates > 1 else [])):
         assert key in predicted.obs
     assert ("dose" in predicted.obs) == dose
+    model.save(tmp_path / "model")
+    assert_same_cells(predicted, spd.PerturbDiff.load(tmp_path / "model", adata=False).predict(controls, **kwargs))
 
-
-@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, map(int, c))))
-def test_every_mixture_from_disk(case: tuple, tmp_path: Path, in_memory: dict[tuple, AnnData]) -> None:
-    combination, dose, features, _ = case
-    if case not in in_memory:
-        in_memory[case] = run_in_memory(case, tmp_path)
     make_cells(*case).write_h5ad(tmp_path / "cells.h5ad")
-    adata = read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    assert adata.isbacked
-    model = trained(adata)
-    request = {"perturbations": wanted(combination, dose, features), "seed": 5, "n_cells": 7, "progress": False}
-    same_cells(in_memory[case], model.predict(adata, **request))
+    backed = read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    assert backed.isbacked
+    model = trained(backed)
+    assert_same_cells(predicted, model.predict(backed, **kwargs))
     model.save(tmp_path / "backed")
-    same_cells(in_memory[case], spd.PerturbDiff.load(tmp_path / "backed", adata=False).predict(adata, **request))
-    same_cells(in_memory[case], spd.PerturbDiff.load(tmp_path / "backed", adata=adata).predict(**request))
+    assert_same_cells(predicted, spd.PerturbDiff.load(tmp_path / "backed", adata=False).predict(backed, **kwargs))
+    assert_same_cells(predicted, spd.PerturbDiff.load(tmp_path / "backed", adata=backed).predict(**kwargs))
 
 
 # ---- what is wrong is named ----------------------------------------------------------------------------------------
@@ -388,9 +356,9 @@ def test_cells_written_to_disk_are_the_same(
     kept = model.predict(adata, request, **kwargs)
     written = model.predict(adata, request, output=path, **kwargs)
     assert not sparse.issparse(written.X)
-    same_cells(kept, written.to_memory())
+    assert_same_cells(kept, written.to_memory())
     read = (read_h5ad if suffix == "h5ad" else read_zarr)(path)
-    same_cells(kept, read)
+    assert_same_cells(kept, read)
     pd.testing.assert_frame_equal(
         kept.uns["scperturbdiff"]["conditions"], read.uns["scperturbdiff"]["conditions"], check_dtype=False
     )

@@ -13,17 +13,14 @@ import torch
 from anndata import AnnData
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scipy import sparse
+from tests import helpers
 
 import scperturbdiff as spd
 
-TINY = {"n_latent": 4, "n_hidden": 8, "width": 8, "n_layers": 1, "n_heads": 1, "dropout": 0.1}
-FEW_STEPS = {
-    "max_epochs_vae": 1,
+TINY = helpers.TINY | {"dropout": 0.1}
+FEW_STEPS = helpers.FEW_STEPS | {
     "max_epochs_generator": 4,
     "plan_kwargs": {"steps_per_epoch": 3, "n_populations": 4, "n_cells": 8},
-    "enable_progress_bar": False,
-    "logger": False,
-    "accelerator": "cpu",
 }
 
 

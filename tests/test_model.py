@@ -15,10 +15,10 @@ import scvi
 import torch
 from pandas.testing import assert_frame_equal
 from scipy import sparse
+from tests.helpers import BRIEF, N_LATENT, SETUP, assert_same_cells
 
 from scperturbdiff import PerturbDiff
 from scperturbdiff.data import log_normalize
-from scperturbdiff.datasets import simulate
 from scperturbdiff.diffusion import VALIDATION_METRIC
 
 if TYPE_CHECKING:
@@ -26,34 +26,12 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-SETUP: dict[str, Any] = {
-    "perturbation_key": "perturbation",
-    "control": "control",
-    "context_keys": ["cell_type"],
-    "batch_key": "donor",
-}
-BRIEF: dict[str, Any] = {
-    "max_epochs_vae": 2,
-    "max_epochs_generator": 2,
-    "plan_kwargs": {"steps_per_epoch": 5},
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-}
-N_LATENT = 16
 QUIET: dict[str, Any] = {"progress": False, "seed": 1}
 
 
 @pytest.fixture(scope="module")
-def screen() -> AnnData:
-    return simulate(
-        n_contexts=3, n_perturbations=4, n_genes=100, n_cells_per_population=10, n_batches=2, combinations=1, seed=3
-    )
-
-
-@pytest.fixture(scope="module")
-def model(screen: AnnData) -> PerturbDiff:
-    scvi.settings.seed = 0
-    return trained(screen.copy())
+def model(trained_model: PerturbDiff) -> PerturbDiff:
+    return trained_model
 
 
 @pytest.fixture
@@ -79,17 +57,6 @@ def counts(adata: AnnData, **labels: str) -> np.ndarray:
     assert chosen.any()
     dense = adata[chosen].layers["counts"].toarray()
     return dense[np.lexsort(dense.T)]
-
-
-def same_cells(a: AnnData, b: AnnData) -> bool:
-    """Bit-identical: expression, counts, latent vectors and annotation."""
-    assert_frame_equal(a.obs, b.obs)
-    assert a.var_names.equals(b.var_names)
-    return (
-        (a.X != b.X).nnz == 0
-        and (a.layers["counts"] != b.layers["counts"]).nnz == 0
-        and np.array_equal(a.obsm["X_perturbdiff"], b.obsm["X_perturbdiff"])
-    )
 
 
 # ---- what predict returns -----------------------------------------------------------------------------------------
@@ -148,8 +115,8 @@ def test_predictions_need_no_treated_cell_and_ignore_them(
     model: PerturbDiff, screen: AnnData, controls: AnnData
 ) -> None:
     pred = model.predict(controls, ["P01"], **QUIET)
-    assert same_cells(pred, model.predict(screen, ["P01"], **QUIET))
-    assert same_cells(pred, model.predict(None, ["P01"], **QUIET))
+    assert_same_cells(pred, model.predict(screen, ["P01"], **QUIET))
+    assert_same_cells(pred, model.predict(None, ["P01"], **QUIET))
 
 
 def test_the_input_stays_as_it_is(model: PerturbDiff, screen: AnnData) -> None:
@@ -199,12 +166,12 @@ def assert_same_values(a: Any, b: Any) -> None:
 def test_genes_are_found_by_name(model: PerturbDiff, controls: AnnData) -> None:
     pred = model.predict(controls, ["P01"], **QUIET)
     order = np.random.default_rng(0).permutation(controls.n_vars)
-    assert same_cells(pred, model.predict(controls[:, order].copy(), ["P01"], **QUIET))
+    assert_same_cells(pred, model.predict(controls[:, order].copy(), ["P01"], **QUIET))
     other = controls[:, :7].copy()
     other.var_names = [f"other{i}" for i in range(7)]
     more = ad.concat([other, controls[:, order]], axis=1, merge="same")
     assert more.n_vars == 107
-    assert same_cells(pred, model.predict(more, ["P01"], **QUIET))
+    assert_same_cells(pred, model.predict(more, ["P01"], **QUIET))
 
 
 def test_contexts_together_are_contexts_apart(model: PerturbDiff, controls: AnnData) -> None:
@@ -219,7 +186,7 @@ def test_contexts_together_are_contexts_apart(model: PerturbDiff, controls: AnnD
 def test_the_order_of_control_cells_does_not_matter(model: PerturbDiff, controls: AnnData) -> None:
     order = np.random.default_rng(1).permutation(controls.n_obs)
     shuffled = model.predict(controls[order].copy(), ["P01"], n_cells=30, **QUIET)
-    assert same_cells(model.predict(controls, ["P01"], n_cells=30, **QUIET), shuffled)
+    assert_same_cells(model.predict(controls, ["P01"], n_cells=30, **QUIET), shuffled)
 
 
 @pytest.mark.parametrize("stored", ["dense", "csc", "float64", "backed", "layer"])
@@ -240,7 +207,7 @@ def test_storage_of_the_counts_does_not_matter(
     else:
         layer, given.layers["raw"] = "raw", given.X
         given.X = log_normalize(given.X)
-    assert same_cells(pred, model.predict(given, ["P01"], n_cells=20, layer=layer, **QUIET))
+    assert_same_cells(pred, model.predict(given, ["P01"], n_cells=20, layer=layer, **QUIET))
 
 
 def test_the_perturbation_context_and_batch_do_matter(model: PerturbDiff, controls: AnnData) -> None:
@@ -258,7 +225,7 @@ def test_the_perturbation_context_and_batch_do_matter(model: PerturbDiff, contro
 
 def test_the_seed_decides_on_the_cells(model: PerturbDiff, controls: AnnData) -> None:
     first = model.predict(controls, ["P01"], seed=1, progress=False)
-    assert same_cells(first, model.predict(controls, ["P01"], seed=1, progress=False))
+    assert_same_cells(first, model.predict(controls, ["P01"], seed=1, progress=False))
     assert (counts(first) != counts(model.predict(controls, ["P01"], seed=2, progress=False))).any()
 
 
@@ -266,7 +233,7 @@ def test_without_a_seed_the_one_of_scvi_settings_is_used(model: PerturbDiff, con
     scvi.settings.seed = 7
     pred = model.predict(controls, ["P01"], progress=False)
     assert pred.uns["scperturbdiff"]["seed"] == 7
-    assert same_cells(pred, model.predict(controls, ["P01"], seed=7, progress=False))
+    assert_same_cells(pred, model.predict(controls, ["P01"], seed=7, progress=False))
 
 
 def test_without_any_seed_cells_differ_and_the_seed_is_kept(
@@ -277,7 +244,7 @@ def test_without_any_seed_cells_differ_and_the_seed_is_kept(
     first, second = (model.predict(controls, ["P01"], progress=False) for _ in range(2))
     assert (counts(first) != counts(second)).any()
     again = model.predict(controls, ["P01"], seed=second.uns["scperturbdiff"]["seed"], progress=False)
-    assert same_cells(second, again)
+    assert_same_cells(second, again)
 
 
 def test_training_is_repeatable(screen: AnnData, controls: AnnData) -> None:
@@ -285,7 +252,7 @@ def test_training_is_repeatable(screen: AnnData, controls: AnnData) -> None:
     for seed in (0, 0, 1):
         scvi.settings.seed = seed
         preds.append(trained(screen.copy(), max_epochs=1).predict(controls, ["P01"], **QUIET))
-    assert same_cells(preds[0], preds[1])
+    assert_same_cells(preds[0], preds[1])
     assert (counts(preds[0]) != counts(preds[2])).any()
 
 
@@ -369,17 +336,17 @@ def test_a_loaded_model_predicts_the_same_cells(
     pred = model.predict(controls, ["P01", "P02+P03"], n_cells=20, **QUIET)
     model.save(tmp_path / "model")
     loaded = PerturbDiff.load(tmp_path / "model", adata=screen.copy() if with_adata else False)
-    assert same_cells(pred, loaded.predict(controls, ["P01", "P02+P03"], n_cells=20, **QUIET))
+    assert_same_cells(pred, loaded.predict(controls, ["P01", "P02+P03"], n_cells=20, **QUIET))
     np.testing.assert_array_equal(model.get_latent_representation(controls), loaded.get_latent_representation(controls))
     assert_frame_equal(model.populations, loaded.populations)
     if with_adata:
-        assert same_cells(pred, loaded.predict(None, ["P01", "P02+P03"], n_cells=20, **QUIET))
+        assert_same_cells(pred, loaded.predict(None, ["P01", "P02+P03"], n_cells=20, **QUIET))
 
 
 def test_a_saved_model_can_bring_its_cells(model: PerturbDiff, controls: AnnData, tmp_path: Path) -> None:
     model.save(tmp_path / "model", save_anndata=True)
     loaded = PerturbDiff.load(tmp_path / "model")
-    assert same_cells(model.predict(None, ["P01"], **QUIET), loaded.predict(None, ["P01"], **QUIET))
+    assert_same_cells(model.predict(None, ["P01"], **QUIET), loaded.predict(None, ["P01"], **QUIET))
 
 
 def test_a_loaded_model_can_be_trained_further(model: PerturbDiff, screen: AnnData, tmp_path: Path) -> None:
@@ -428,7 +395,7 @@ def test_the_weights_kept_are_the_best_that_were_scored(
     assert kept == pytest.approx(watch.start, abs=1e-6) or kept == pytest.approx(best, abs=1e-6)
     pred = model.predict(controls, ["P01"], **QUIET)
     model.save(tmp_path / "model")
-    assert same_cells(pred, PerturbDiff.load(tmp_path / "model", adata=False).predict(controls, ["P01"], **QUIET))
+    assert_same_cells(pred, PerturbDiff.load(tmp_path / "model", adata=False).predict(controls, ["P01"], **QUIET))
 
 
 def test_early_stopping_stops(screen: AnnData) -> None:
@@ -558,7 +525,7 @@ def test_predicted_cells_drop_into_scanpy(model: PerturbDiff, screen: AnnData, c
 def test_predicted_cells_survive_a_file(model: PerturbDiff, controls: AnnData, tmp_path: Path) -> None:
     pred = model.predict(controls, ["P01", "P02+P03"], n_cells=5, **QUIET)
     pred.write_h5ad(tmp_path / "pred.h5ad")
-    assert same_cells(pred, ad.read_h5ad(tmp_path / "pred.h5ad"))
+    assert_same_cells(pred, ad.read_h5ad(tmp_path / "pred.h5ad"))
 
 
 def test_the_model_describes_itself(model: PerturbDiff, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,20 +10,11 @@ import pytest
 import torch
 from anndata import AnnData
 from scipy import sparse
+from tests.helpers import FEW_STEPS, TINY
 
 import scperturbdiff as spd
 
 GENES = 20
-TINY = {"n_latent": 4, "n_hidden": 8, "width": 8, "n_layers": 1, "n_heads": 1}
-FEW_STEPS = {
-    "max_epochs_vae": 2,
-    "max_epochs_generator": 1,
-    "plan_kwargs": {"steps_per_epoch": 3, "n_populations": 4, "n_cells": 8},
-    "enable_progress_bar": False,
-    "logger": False,
-    "accelerator": "cpu",
-    "seed": 0,
-}
 KEYS = {"context_keys": ["cell_type"], "batch_key": "donor", "categorical_covariate_keys": ["sex"]}
 
 

@@ -8,21 +8,12 @@ import pytest
 import scvi
 from anndata import AnnData
 from scipy import sparse
+from tests.helpers import FEW_STEPS, TINY
 
 import scperturbdiff as spd
 from scperturbdiff.prediction._summary import summarize_populations
 
 GENES = 12
-TINY = {"n_latent": 4, "n_hidden": 8, "width": 8, "n_layers": 1, "n_heads": 1}
-FEW_STEPS = {
-    "max_epochs_vae": 1,
-    "max_epochs_generator": 1,
-    "plan_kwargs": {"steps_per_epoch": 2, "n_populations": 4, "n_cells": 8},
-    "enable_progress_bar": False,
-    "logger": False,
-    "accelerator": "cpu",
-    "seed": 0,
-}
 
 
 @pytest.fixture(scope="module")

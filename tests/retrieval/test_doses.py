@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scperturbdiff.retrieval import Conditions, ResponseAnchor
-from scperturbdiff.retrieval._doses import MAX_LEVELS, DoseStrength
+from tests.retrieval.screens import responses
+
+from scperturbdiff.retrieval import Conditions, Retrieval, RetrievalSettings
+from scperturbdiff.retrieval._doses import DoseStrength
 
 D, N_DRUGS, NOISE = 8, 6, 0.02
 DOSES = np.array([-4.0, -2.0, 0.0, 2.0, 4.0])
@@ -63,12 +65,13 @@ def test_without_doses_or_responses_all_act_alike() -> None:
         np.testing.assert_array_equal(found(np.array([-3.0, 0.0, 5.0])), 1.0)
 
 
-@given(n=st.integers(2, 60), seed=st.integers(0, 99))
+@given(n=st.integers(2, 60), seed=st.integers(0, 99), most=st.integers(2, 16))
 @settings(max_examples=30, deadline=None)
-def test_many_doses_are_grouped(n: int, seed: int) -> None:
+def test_many_doses_are_grouped(n: int, seed: int, most: int) -> None:
     rng = np.random.default_rng(seed)
-    found = DoseStrength.of(*screen(rng.integers(0, N_DRUGS, n), rng.uniform(-4, 4, n), seed=seed))
-    assert len(found.doses) == len(found.strength) <= MAX_LEVELS
+    asked = screen(rng.integers(0, N_DRUGS, n), rng.uniform(-4, 4, n), seed=seed)
+    found = DoseStrength.of(*asked, RetrievalSettings(max_dose_levels=most))
+    assert len(found.doses) == len(found.strength) <= most
     assert (np.diff(found.doses) > 0).all() and (found.strength > 0).all() and np.isfinite(found.strength).all()
 
 
@@ -76,15 +79,13 @@ def test_many_doses_are_grouped(n: int, seed: int) -> None:
 def test_doses_never_measured_are_predicted_at_their_strength(held: float) -> None:
     """Between the others and beyond them, where responses at low doses are hidden in noise."""
     drug, dose = every_dose(DOSES[DOSES != held])
-    anchor = ResponseAnchor()
     conditions, shifts = screen(drug, dose, noise=1.0)
-    anchor.fit(conditions, shifts, None)
+    retrieval = Retrieval.fit(responses(conditions, shifts))
     asked, wanted = screen(np.arange(N_DRUGS), np.full(N_DRUGS, held), noise=1e-9)
-    found = anchor.predict(asked, "pair").mean
-    again = ResponseAnchor()
-    again.set_extra_state(anchor.get_extra_state())
-    np.testing.assert_array_equal(again.predict(asked, "pair").mean, found)
-    anchor.widths["pair"] = replace(anchor.widths["pair"], dose_strength=0.0)
-    without = anchor.predict(asked, "pair").mean
+    found = retrieval.predict(asked, "pair").shift
+    again = Retrieval.from_state(retrieval.state())
+    np.testing.assert_array_equal(again.predict(asked, "pair").shift, found)
+    pair = replace(retrieval.widths["pair"], dose_strength=0.0)
+    without = replace(retrieval, widths={**retrieval.widths, "pair": pair}).predict(asked, "pair").shift
     error, more, all_of_it = (float(np.square(x - wanted).mean()) for x in (found, without, np.zeros_like(wanted)))
     assert error < min(more, 0.2 * all_of_it)
