@@ -24,10 +24,11 @@ def other_name(env: BuildEnvironment, target: str) -> str | None:
     thing = locate(target) if target.startswith(PACKAGE) else None
     last = target.rpartition(".")[2]
     names = env.domains["py"].data["objects"]
-    alike = [name for name in names if name != target and name.startswith(PACKAGE) and name.rpartition(".")[2] == last]
+    found = [name for name in names if name != target and name.startswith(PACKAGE) and name.rpartition(".")[2] == last]
     if thing is None:
-        return alike[0] if len(alike) == 1 else None
-    return next((name for name in alike if locate(name) is thing), None)
+        things = [locate(name) for name in found]
+        return found[0] if things and all(one is things[0] for one in things) else None
+    return next((name for name in found if locate(name) is thing), None)
 
 
 def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contents: TextElement) -> Element | None:
@@ -47,8 +48,10 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contents: Te
         if name is not None:
             domain = env.domains["py"]
             return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, contents)
-        if target.startswith(PACKAGE) and locate(target) is not None:
-            return contents
+    here = node.get("py:module") or ""
+    below = target if target.startswith(PACKAGE) else f"{here}.{target}"
+    if below.startswith(PACKAGE) and locate(below) is not None:
+        return contents
     return None
 
 

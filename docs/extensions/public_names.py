@@ -1,8 +1,13 @@
-"""Warns (an error with -W) about public names that `api.md` does not list, and listed names that are not there."""
+"""Warns (an error with -W) about public names that `api.md` does not list, and listed names that are not there.
+
+Names such as `scperturbdiff.metrics` are made when they are used: the package gets them from a room of its own. Here
+they are made known as modules, so that autodoc finds and documents them under the names that users write.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +21,14 @@ logger = logging.getLogger(__name__)
 PACKAGE = "scperturbdiff"
 # an entry of an autosummary, or a directive of its own such as autodata
 LISTED = re.compile(rf"^(?:    |\.\. auto\w+:: (?:{PACKAGE}\.)?)([A-Za-z_][\w.]*)$", re.MULTILINE)
+
+
+def alias_modules(package: ModuleType) -> None:
+    """Make the modules that a package offers importable under the names by which it offers them."""
+    for name in getattr(package, "__all__", ()):
+        value = getattr(package, name)
+        if isinstance(value, ModuleType):
+            sys.modules.setdefault(f"{package.__name__}.{name}", value)
 
 
 def find(dotted: str) -> Any:
@@ -46,7 +59,7 @@ def check(app: Sphinx) -> None:
     for name in listed:
         try:
             documented.append(find(name))
-        except ImportError as error:
+        except (AttributeError, ImportError) as error:
             logger.warning("api.md lists %s.%s: %s", PACKAGE, name, error, location="api")
     for name, value in public(import_module(PACKAGE)).items():
         if not any(value is one for one in documented):
@@ -54,5 +67,7 @@ def check(app: Sphinx) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("builder-inited", check)
+    alias_modules(import_module(PACKAGE))
+    # before autosummary looks names up
+    app.connect("builder-inited", check, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
