@@ -180,8 +180,8 @@ def replicate_factors(populations: MeasuredPopulations, max_factors: int) -> Flo
     Each is as long as the standard deviation along it. The outer product of the factors is the covariance of mean
     shifts between replicates of a condition, pooled over conditions, less what the sampling of cells explains.
     Deviations from the mean of a condition are whitened by the covariance of sampling noise. Eigenvalues of their
-    covariance beyond the largest that noise has (:func:`largest_noise_eigenvalue`) are factors, and their inflation by noise is taken back (Baik & Silverstein
-    2006). Replicates that differ by chance alone have none.
+    covariance beyond the largest that noise has (:func:`largest_noise_eigenvalue`) are factors, and their inflation by
+    noise is taken back (Baik & Silverstein 2006). Replicates that differ by chance alone have none.
 
     Parameters
     ----------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Gamma
 
 EPS = 1e-8
 """As in scvi-tools' own negative binomial."""
@@ -19,12 +20,17 @@ def sample_negative_binomial(mean: Tensor, shape: Tensor) -> Tensor:
     uniform number decides which are (:func:`_draw`).
     """
     if mean.device.type != "cpu":
-        return torch.poisson(mean / shape * torch._standard_gamma(shape))
+        return _gamma_poisson(mean, shape)
     size, mean = mean.shape, mean.reshape(-1)
     uniform = torch.rand_like(mean)
     at = positions(uniform < mean)
     drawn = _draw(uniform.take(at), mean.take(at), shape.reshape(-1).take(at))
     return torch.zeros_like(mean).put_(at, drawn).view(size)
+
+
+def _gamma_poisson(mean: Tensor, shape: Tensor) -> Tensor:
+    rate = Gamma(shape, torch.ones_like(shape), validate_args=False).sample()
+    return torch.poisson(mean / shape * rate)
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -48,7 +54,7 @@ def _draw(uniform: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
     out.put_(at, _invert(uniform.take(at).double(), mean.take(at), shape.take(at)).to(out.dtype))
     at = positions(large)
     mean, shape = mean.take(at), shape.take(at)
-    return out.put_(at, torch.poisson(mean / shape * torch._standard_gamma(shape)).to(out.dtype))
+    return out.put_(at, _gamma_poisson(mean, shape).to(out.dtype))
 
 
 def _invert(uniform: Tensor, mean: Tensor, shape: Tensor) -> Tensor:

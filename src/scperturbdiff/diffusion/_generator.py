@@ -29,8 +29,8 @@ class Generator(nn.Module):
     The first two terms are the posterior mean when a treated cell is its control cell, moved as retrieval says, plus
     unit Gaussian noise; the network :math:`f_\theta` adds what that leaves out, with the weight :math:`w` in [0, 1]
     that held-out populations support. At pure noise, where nothing tells yet which population is drawn, :math:`a` also
-    has a random offset :math:`L \varepsilon`, one for each population: `L` holds the directions along which replicates of
-    a condition differ (``replicate_factors``), :math:`\varepsilon` is the population's noise, which the network sees. "No
+    has a random offset :math:`L \varepsilon`, one for each population: `L` holds the directions along which replicates
+    of a condition differ (``replicate_factors``), :math:`\varepsilon` is the population's noise, which the network sees. "No
     effect" is the zero of the network, an unseen context carries its own state and the shape of its populations, and
     which control a cell starts from is part of the noise: no treated cell is ever paired with a control.
 

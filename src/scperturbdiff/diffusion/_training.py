@@ -34,8 +34,7 @@ VALIDATION_METRIC = "energy_score_validation"
 """Mean functional energy score of populations generated for held-out conditions, decoded log-normalised expression."""
 SELECTION_METRIC = "network_change_validation"
 """Mean relative change by the network, see :class:`NetworkSelection`: decides when training stops and what is kept."""
-VALIDATION_CELLS, VALIDATION_DRAWS = 128, 4
-VALIDATION_CHUNK, VALIDATION_POPULATIONS = 8, 128
+VALIDATION_CHUNK = 8
 """Held-out populations scored at a time: distances between all their cells and draws are in memory at once."""
 
 
@@ -72,6 +71,8 @@ class GeneratorTrainingPlan(pl.LightningModule):
         Share of populations whose perturbation is hidden (for guidance).
     mse_weight
         Weight of the squared error in ``"mmd+mse"``.
+    validation_populations, validation_cells, validation_draws
+        Held-out populations that are scored, cells of each, and draws for each, at most.
     seed
         Of the validation draws.
     compile
@@ -100,6 +101,9 @@ class GeneratorTrainingPlan(pl.LightningModule):
         p_terminal: float = 0.5,
         p_drop_condition: float = 0.1,
         mse_weight: float = 1.0,
+        validation_populations: int = 128,
+        validation_cells: int = 128,
+        validation_draws: int = 4,
         seed: int = 0,
         compile: bool | str = False,
     ) -> None:
@@ -112,6 +116,8 @@ class GeneratorTrainingPlan(pl.LightningModule):
         self.register_buffer("latent", latent, persistent=False)
         self.sampler, self.tensors, self.validation, self.selection = sampler, tensors, validation, selection
         self.objective, self.seed = objective, seed
+        self.validation_populations, self.validation_cells = validation_populations, validation_cells
+        self.validation_draws = validation_draws
         self.n_populations, self.n_cells, self.n_draws = n_populations, n_cells, n_draws
         self.n_steps, self.lr, self.weight_decay, self.warmup_steps = n_steps, lr, weight_decay, warmup_steps
         self.ema_decay, self.mse_weight = ema_decay, mse_weight
@@ -130,7 +136,8 @@ class GeneratorTrainingPlan(pl.LightningModule):
         """Plain values of the arguments that decide what is trained, for the report."""
         names = (
             "objective", "n_populations", "n_cells", "n_draws", "n_steps", "lr", "weight_decay", "warmup_steps",
-            "ema_decay", "p_terminal", "p_drop_condition", "mse_weight", "seed",
+            "ema_decay", "p_terminal", "p_drop_condition", "mse_weight", "validation_populations", "validation_cells",
+            "validation_draws", "seed",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
@@ -197,7 +204,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
 
     @torch.no_grad()
     def validation_scores(self) -> tuple[Tensor, Tensor]:
-        """Generate held-out populations (at most 128) with the averaged weights from fixed seeds and score them.
+        """Generate held-out populations with the averaged weights from fixed seeds and score them.
 
         Returns
         -------
@@ -208,7 +215,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
         was_training = generator.training
         generator.eval()
         with seeded(self.seed, self.device):
-            groups = torch.randperm(self.validation[0].n_populations, device=self.device)[:VALIDATION_POPULATIONS]
+            groups = torch.randperm(self.validation[0].n_populations, device=self.device)[: self.validation_populations]
         parts = []
         for number, group in enumerate(groups.split(VALIDATION_CHUNK)):
             # the same cells whether or not the network draws random numbers of its own
@@ -222,8 +229,8 @@ class GeneratorTrainingPlan(pl.LightningModule):
         """Functional energy score `(b,)` and energy distance `(b, n_draws)` of held-out populations `group` `(b,)`."""
         assert self.validation is not None
         sampler, tensors = self.validation
-        generator, k = self.module.generator_ema, VALIDATION_DRAWS
-        cells, mask = sampler.cells.draw(group, min(int(sampler.cells.count.max()), VALIDATION_CELLS))
+        generator, k = self.module.generator_ema, self.validation_draws
+        cells, mask = sampler.cells.draw(group, min(int(sampler.cells.count.max()), self.validation_cells))
         starts, _ = sampler.controls.draw(sampler.control_group[group], k * cells.shape[1])
         start = self.latent[starts].unflatten(1, (k, -1))
         condition = tensors.condition(group, torch.zeros_like(group), torch.ones(len(group), device=self.device))
