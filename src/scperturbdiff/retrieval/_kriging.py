@@ -30,14 +30,9 @@ class Neighborhood(NamedTuple):
     system: Floats
     to_known: Floats
 
-    def weights(self, noise: float = 0.0) -> Floats:
-        """Weights of the training conditions `(q, k)`, their measurements having so much more noise."""
-        diagonal = np.arange(self.near.shape[1])
-        system = self.system
-        if noise:
-            system = system.copy()
-            system[:, diagonal, diagonal] += noise
-        return np.asarray(np.linalg.solve(system, self.to_known[..., None])[..., 0], np.float64)
+    def weights(self) -> Floats:
+        """Weights of the training conditions, `(q, k)`."""
+        return np.asarray(np.linalg.solve(self.system, self.to_known[..., None])[..., 0], np.float64)
 
     def over_all(self, weights: Floats, n: int) -> Floats:
         """Weights of all `n` training conditions `(q, n)` from those of the nearest, 0 elsewhere."""

@@ -339,9 +339,8 @@ class Retrieval:
             out.spread[rows] = (weights * measured.spread[near]).sum(1)
             out.library[rows] = (weights * measured.library[near]).sum(1)
             if n_genes:
-                smoother = around.weights(self.settings.residual_nugget)
                 out.residual[rows] = [
-                    w @ measured.residual[k].astype(np.float32) for w, k in zip(smoother, near, strict=True)
+                    w @ measured.residual[k].astype(np.float32) for w, k in zip(weights, near, strict=True)
                 ]
             prior = kernel.diagonal(asked.take(rows)) + nugget
             out.prior_variance[rows] = self.signal * prior

@@ -17,9 +17,6 @@ class RetrievalSettings:
         Training conditions that are left out in turn, at most, when parameters are chosen.
     length_bounds
         Least and largest factor on the length of a shift predicted for a new context.
-    residual_nugget
-        Added to the variance of a residual of one gene, which is known less well than the shift is, in units of the
-        signal.
     n_folds
         Folds in which pairs are left out to decide how far learned similarities are used.
     n_factors
@@ -41,7 +38,6 @@ class RetrievalSettings:
     n_neighbors: int = 192
     n_left_out: int = 256
     length_bounds: tuple[float, float] = (0.5, 1.5)
-    residual_nugget: float = 0.3
     n_folds: int = 5
     n_factors: int = 16
     em_steps: int = 20
