@@ -42,8 +42,9 @@ def assert_same_state(first: spd.PerturbDiff, second: spd.PerturbDiff) -> None:
     for name, value in ours.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, theirs[name]), name
-    a, b = first.module.anchor.get_extra_state(), second.module.anchor.get_extra_state()
-    assert a["widths"] == b["widths"] and torch.equal(a["shifts"], b["shifts"])
+    a, b = first.module.retrieval, second.module.retrieval
+    assert a.widths == b.widths
+    np.testing.assert_array_equal(a.responses.shift, b.responses.shift)
 
 
 def test_settings_seed_makes_training_repeatable(cells: AnnData) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from tests.retrieval.screens import responses
 from torch import Tensor, nn
 
 from scperturbdiff.module import PerturbDiffModule
-from scperturbdiff.retrieval import Conditions
+from scperturbdiff.retrieval import Conditions, Novelty, Retrieval
 
 D = 4
 """Latent dimensions."""
@@ -82,17 +84,18 @@ def test_state_holds_everything() -> None:
     conditions = Conditions(
         rng.normal(size=(6, D)), np.arange(6)[:, None] % 3, np.zeros((6, 1)), np.arange(6) // 3, np.full(6, 0.1)
     )
-    module.anchor.fit(conditions, rng.normal(size=(6, D)), table.astype(float))
+    module.retrieval = Retrieval.fit(responses(conditions, rng.normal(size=(6, D))), table.astype(float))
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
     file.seek(0)
     other = joint(np.zeros_like(table))
-    other.load_state_dict(torch.load(file, weights_only=False))
+    assert other.retrieval is None
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert other.retrieval is not None
     for name, value in module.state_dict().items():
         if isinstance(value, Tensor):
             assert torch.equal(value, other.state_dict()[name]), name
     asked = conditions.take(np.array([4, 1]))
-    features = table.astype(float)
-    for novelty in ("seen", "pair", "context", "perturbation"):
-        ours, theirs = (m.anchor.predict(asked, novelty, features) for m in (module, other))
-        assert np.array_equal(ours.mean, theirs.mean) and np.array_equal(ours.variance, theirs.variance)
+    for novelty in get_args(Novelty):
+        ours, theirs = (m.retrieval.predict(asked, novelty) for m in (module, other))
+        assert np.array_equal(ours.shift, theirs.shift) and np.array_equal(ours.variance, theirs.variance)

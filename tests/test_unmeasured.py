@@ -9,9 +9,7 @@ import pandas as pd
 import pytest
 
 import scperturbdiff as spd
-from scperturbdiff.evaluation.baselines import default_baselines
-from scperturbdiff.evaluation.baselines._rules import NoChange, PerturbationMeanShift
-from scperturbdiff.retrieval import Conditions, ResponseAnchor
+from scperturbdiff.evaluation.baselines import NoChange, PerturbationMeanShift, default_baselines
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,108 +18,6 @@ if TYPE_CHECKING:
 
 KEYS: dict[str, Any] = {"perturbation_key": "perturbation", "control": "control", "context_keys": ["cell_type"]}
 BRIEF: dict[str, Any] = {"max_epochs_generator": 8, "enable_progress_bar": False, "accelerator": "cpu"}
-
-# ---- the anchor alone, on responses drawn from the laws it assumes or does not ------------------------------------
-
-
-def conditions(component: np.ndarray, dose: np.ndarray | None = None, context: np.ndarray | None = None) -> Conditions:
-    """Conditions of the components `(n, c)`; contexts are places on a line."""
-    n = len(component)
-    context = np.zeros(n, np.int64) if context is None else context
-    dose = np.zeros(component.shape) if dose is None else dose
-    return Conditions(context[:, None] * np.ones((1, 4)), component, dose, context, np.full(n, 0.02))
-
-
-def fitted(known: Conditions, shifts: np.ndarray, features: np.ndarray | None = None) -> ResponseAnchor:
-    anchor = ResponseAnchor()
-    anchor.fit(known, shifts + np.random.default_rng(9).normal(0, np.sqrt(0.02), shifts.shape), features)
-    return anchor
-
-
-def explained(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Share of the mean square of `true` that is predicted."""
-    return 1 - ((predicted - true) ** 2).mean() / (true**2).mean()
-
-
-def test_anchor_goes_on_along_doses() -> None:
-    rng = np.random.default_rng(0)
-    levels = np.log2([0.1, 0.3, 1.0, 3.0, 10.0, 30.0])
-    component = np.repeat(np.arange(10), len(levels))[:, None]
-    dose = np.tile(levels, 10)[:, None]
-    effect = rng.normal(0, 1.5, (10, 12))[component[:, 0]] * (1 / (1 + 2.0 ** (-1.5 * dose)))
-    for held, least in ((levels[2], 0.9), (levels[5], 0.85)):
-        out = dose[:, 0] == held
-        anchor = fitted(conditions(component[~out], dose[~out]), effect[~out])
-        new = conditions(component[out], dose[out])
-        assert explained(anchor.predict(new, anchor.novelty(new)[0]).mean, effect[out]) > least
-        nearest = effect[dose[:, 0] == levels[3 if held == levels[2] else 4]]
-        if held == levels[2]:
-            assert explained(nearest, effect[out]) < 0.7
-
-
-@pytest.mark.parametrize("informative", [True, False])
-def test_anchor_reads_features_that_tell_something(informative: bool) -> None:
-    rng = np.random.default_rng(1)
-    features = rng.normal(1.0, 1.0, (40, 6))
-    effect = 0.5 + (features if informative else rng.normal(size=(40, 6))) @ rng.normal(0, 0.4, (6, 12))
-    component = np.arange(40)[:, None]
-    anchor = fitted(conditions(component[:32]), effect[:32], features)
-    new = conditions(component[32:])
-    assert set(anchor.novelty(new)) == {"perturbation"}
-    score = explained(anchor.predict(new, "perturbation", features).mean, effect[32:])
-    mean = explained(np.broadcast_to(effect[:32].mean(0), (8, 12)), effect[32:])
-    assert (score > max(0.85, mean + 0.2)) if informative else (score < mean + 0.1)
-
-
-def test_anchor_does_not_depend_on_what_else_has_features() -> None:
-    rng = np.random.default_rng(2)
-    features = rng.normal(size=(20, 4))
-    component = np.arange(20)[:, None]
-    anchor = fitted(conditions(component[:15]), features[:15] @ rng.normal(size=(4, 6)), features)
-    alone = anchor.predict(conditions(component[15:16]), "perturbation", features[:16]).mean
-    more = np.concatenate([features, 50 + rng.normal(size=(30, 4))])
-    np.testing.assert_allclose(anchor.predict(conditions(component[15:16]), "perturbation", more).mean, alone)
-    again = ResponseAnchor()
-    again.set_extra_state(anchor.get_extra_state())
-    np.testing.assert_array_equal(
-        again.predict(conditions(component[15:16]), "perturbation", features[:16]).mean, alone
-    )
-
-
-def test_anchor_adds_components_up() -> None:
-    rng = np.random.default_rng(3)
-    pairs = np.array([(a, b) for a in range(10) for b in range(a)])
-    component = np.concatenate([np.stack([np.arange(10), np.full(10, -1)], 1), pairs])
-    single = rng.normal(size=(10, 12))
-    effect = np.concatenate([single, single[pairs[:, 0]] + single[pairs[:, 1]]])
-    out = np.isin(np.arange(len(component)), 10 + rng.permutation(len(pairs))[:12])
-    anchor = fitted(conditions(component[~out]), effect[~out])
-    assert explained(anchor.predict(conditions(component[out]), "pair").mean, effect[out]) > 0.95
-
-
-def test_anchor_learns_interactions_from_pairs_of_like_components() -> None:
-    rng = np.random.default_rng(5)
-    kind = np.arange(12) % 3
-    single = rng.normal(size=(3, 12))[kind] + 0.3 * rng.normal(size=(12, 12))
-    joint = rng.normal(size=(3, 3, 12))
-    joint = joint + joint.transpose(1, 0, 2)
-    pairs = np.array([(a, b) for a in range(12) for b in range(a)])
-    component = np.concatenate([np.stack([np.arange(12), np.full(12, -1)], 1), pairs])
-    summed = single[pairs[:, 0]] + single[pairs[:, 1]]
-    effect = np.concatenate([single, summed + joint[kind[pairs[:, 0]], kind[pairs[:, 1]]]])
-    held = rng.permutation(len(pairs))[:15]
-    out = np.isin(np.arange(len(component)), 12 + held)
-    anchor = fitted(conditions(component[~out]), effect[~out])
-    score = explained(anchor.predict(conditions(component[out]), "pair").mean, effect[out])
-    assert anchor.widths["pair"].interaction > 0
-    assert score > max(0.8, explained(summed[held], effect[out]) + 0.2)
-    backwards = conditions(component[out][:, ::-1])
-    np.testing.assert_allclose(
-        anchor.predict(backwards, "pair").mean, anchor.predict(conditions(component[out]), "pair").mean
-    )
-
-
-# ---- the whole model, on simulated screens -------------------------------------------------------------------------
 
 
 def screens(n_cells: int = 40, n_fresh: int = 200, seed: int = 3, **arguments: Any) -> tuple[AnnData, AnnData]:
