@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.retrieval.screens import responses
 
 from scperturbdiff.retrieval import Conditions, Retrieval, RetrievalSettings

@@ -72,7 +72,14 @@ def test_pair_codes_are_equal_for_equal_conditions(conditions: list[Condition], 
 
 def test_the_novelty_of_a_condition_is_recognised() -> None:
     everything: list[Condition] = [({p: 0.0}, c) for p in range(3) for c in range(4) if (p, c) != (2, 1)]
-    asked: list[Condition] = [({0: 0.0}, 0), ({2: 0.0}, 1), ({0: 0.0}, -1), ({9: 0.0}, 0), ({9: 0.0}, -1), ({0: 1.0}, 0)]
+    asked: list[Condition] = [
+        ({0: 0.0}, 0),
+        ({2: 0.0}, 1),
+        ({0: 0.0}, -1),
+        ({9: 0.0}, 0),
+        ({9: 0.0}, -1),
+        ({0: 1.0}, 0),
+    ]
     rng = np.random.default_rng(0)
     found = novelty_of(table(asked, 1, rng), table(everything, 1, rng))
     assert found == ["seen", "pair", "context", "perturbation", "perturbation", "pair"]

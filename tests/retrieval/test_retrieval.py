@@ -260,8 +260,7 @@ def test_padding_of_components_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("novelty", EVERY)
-def test_genes_are_retrieved_as_shifts_of_more_variance_are(novelty: Novelty) -> None:
-    """Residuals of genes have a nugget of their own; spreads and library sizes have the weights of shifts."""
+def test_all_of_a_response_is_retrieved_with_the_weights_of_shifts(novelty: Novelty) -> None:
     rng = np.random.default_rng(0)
     n = 12
     conditions = Conditions(
@@ -270,11 +269,8 @@ def test_genes_are_retrieved_as_shifts_of_more_variance_are(novelty: Novelty) ->
     shift = rng.normal(size=(n, D))
     measured = responses(conditions, shift, shift[:, 1], shift[:, 0], shift.astype(np.float16))
     retrieval = replace(Retrieval.fit(measured), lengths=None)
-    found, widths = retrieval.predict(conditions, novelty), retrieval.widths[novelty]
-    more = replace(widths, nugget=widths.nugget + retrieval.settings.residual_nugget)
-    noisier = with_widths(retrieval, novelty, more).predict(conditions, novelty)
-    np.testing.assert_allclose(found.residual, noisier.shift, atol=5e-3)
-    assert np.abs(found.residual - found.shift).max() > 0.01
+    found = retrieval.predict(conditions, novelty)
+    np.testing.assert_allclose(found.residual, found.shift, atol=5e-3)
     np.testing.assert_allclose(found.library, found.shift[:, 0])
     np.testing.assert_allclose(found.spread, found.shift[:, 1])
     assert retrieval.leave_out(novelty).residual.shape == (n, 0)
@@ -309,18 +305,18 @@ def test_shifts_for_new_contexts_are_as_long_as_they_should_have_been(measured: 
 
 def test_averages_of_unlike_directions_are_lengthened() -> None:
     """Shifts of equal length in scattered directions: their mean is short, their common part is kept."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(7)
     known = screen(n_contexts=40, n_perturbations=1, n_batches=1, noise=0.01)
     shifts = np.ones((40, D)) + 0.5 * rng.normal(size=(40, D))
     retrieval = Retrieval.fit(responses(known, shifts))
     lengths = retrieval.lengths
     assert lengths is not None
     assert lengths.explained.sum() / lengths.predicted.sum() == pytest.approx(1.0, abs=0.1)
-    short = Widths(context_share=0.0, common_share=0.0, nugget=5.0)  # shrinks far too much
+    short = Widths(context_share=0.0, common_share=0.0, nugget=20.0)  # shrinks far too much
     retrieval = with_widths(replace(retrieval, lengths=None), "context", short)
     plain = retrieval.leave_out("context").shift
     mended = replace(retrieval, lengths=Lengths(np.arange(40), (plain * shifts).sum(1), (plain**2).sum(1)))
-    assert ((mended.leave_out("context").shift - shifts) ** 2).mean() < 0.9 * ((plain - shifts) ** 2).mean()
+    assert ((mended.leave_out("context").shift - shifts) ** 2).mean() < 0.8 * ((plain - shifts) ** 2).mean()
 
 
 def test_without_evidence_the_length_is_left_alone() -> None:
@@ -373,7 +369,7 @@ def test_no_similarity_is_invented() -> None:
 
 def test_a_pair_left_out_is_unknown_to_its_similarities() -> None:
     """The similarities that predict a left-out condition do not change with its response."""
-    conditions, shifts, _ = matrix_normal(2, structured=True)
+    conditions, shifts, _ = matrix_normal(2, structured=True, n_contexts=5, n_perturbations=12)
     changed = shifts.copy()
     changed[17] += 5.0
     first, second = (Retrieval.fit(responses(conditions, shift)).similarity for shift in (shifts, changed))
@@ -386,7 +382,7 @@ def test_a_pair_left_out_is_unknown_to_its_similarities() -> None:
 
 
 def test_components_that_came_later_are_unrelated() -> None:
-    conditions, shifts, _ = matrix_normal(1, structured=True)
+    conditions, shifts, _ = matrix_normal(1, structured=True, n_contexts=5, n_perturbations=8)
     similarity = Retrieval.fit(responses(conditions, shifts)).similarity
     assert similarity is not None
     learned = similarity.whole
@@ -399,7 +395,7 @@ def test_components_that_came_later_are_unrelated() -> None:
 
 
 def test_too_many_contexts_are_noted() -> None:
-    conditions, shifts, _ = matrix_normal(0, structured=True)
+    conditions, shifts, _ = matrix_normal(0, structured=True, n_perturbations=4)
     few = Retrieval.fit(responses(conditions, shifts), settings=RetrievalSettings(max_contexts=6))
     assert few.similarity is None and "7 contexts, more than 6" in few.notes[0]
     alone = Retrieval.fit(responses(conditions.take(np.array([0])), shifts[:1]))

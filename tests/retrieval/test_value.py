@@ -28,8 +28,12 @@ def rich(seed: int = 1) -> tuple[Responses, np.ndarray]:
     dose = np.pad(rng.integers(-1, 2, (n, 1)).astype(float), ((0, 0), (0, 1)))
     component[:4, 1], dose[:4, 1] = [5, 6, 7, 8], 1.0
     conditions = replace(conditions, component=component, dose=dose)
-    genes = rng.normal(size=(n, 3)).astype(np.float16)
-    return responses(conditions, shift, rng.normal(size=n), rng.normal(size=n), genes), rng.normal(size=(9, 4))
+    twice = np.concatenate([np.arange(n), np.arange(0, n, 4)])  # some have a replicate
+    conditions, shift = conditions.take(twice), shift[twice] + 0.1 * rng.normal(size=(len(twice), 6))
+    features = rng.normal(size=(13, 4))
+    features[10] = np.nan
+    genes = rng.normal(size=(len(twice), 3)).astype(np.float16)
+    return responses(conditions, shift, rng.normal(size=len(twice)), rng.normal(size=len(twice)), genes), features
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +45,9 @@ def retrieval() -> Retrieval:
 def asked() -> Conditions:
     """Conditions that are new in every way."""
     known = rich()[0].conditions
-    some = known.take(np.arange(0, 40, 3))
+    some = known.take(np.arange(0, 30, 2))
     context, component = some.context.copy(), some.component.copy()
-    context[2:5], component[5:7, 0], component[8, 1] = -1, 12, 3
+    context[2:5], component[5, 0], component[6, 0], component[8, 1] = -1, 12, 10, 3
     return replace(some, context=context, component=component, control_mean=some.control_mean + 0.1)
 
 
@@ -106,7 +110,7 @@ def test_the_order_of_training_populations_does_not_matter(retrieval: Retrieval,
     order = np.random.default_rng(seed).permutation(len(measured))
     shuffled = Retrieval.fit(measured.take(order), features)
     assert shuffled.widths == retrieval.widths
-    assert shuffled.explained == pytest.approx(retrieval.explained, rel=1e-6, abs=1e-9)
+    assert shuffled.explained == pytest.approx(retrieval.explained, rel=1e-6, abs=1e-9, nan_ok=True)
     for novelty in (None, *EVERY):
         ours, theirs = retrieval.predict(asked, novelty), shuffled.predict(asked, novelty)
         for name in FIELDS:
@@ -206,7 +210,7 @@ def test_independent_responses_are_not_explained(seed: int) -> None:
 
 def test_sampling_noise_is_taken_off_both_sides() -> None:
     """Half of the variance of shifts is noise: what can be explained is explained nearly all the same."""
-    known = conditions_of(10, 5, 2, noise=1.0)
+    known = conditions_of(6, 5, 2, noise=1.0)
     rng = np.random.default_rng(3)
     shift = rng.normal(size=(5, 5))[known.component[:, 0]] + rng.normal(size=(len(known), 5))
     found = Retrieval.fit(responses(known, shift)).explained
