@@ -62,12 +62,19 @@ def check_layer(adata: AnnData, layer: str | None = None, rows: NDArray[np.integ
     check_counts(get_matrix(adata, layer), matrix_name(layer), rows)
 
 
-def matrix_name(layer: str | None) -> str:
+def matrix_name(layer: str | None, where: str = "adata") -> str:
     """How messages name a layer."""
-    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    return f"{where}.X" if layer is None else f"{where}.layers[{layer!r}]"
 
 
-def check_counts(matrix: Any, where: str = "adata.X", rows: NDArray[np.integer] | None = None) -> None:
+def check_counts(
+    matrix: Any,
+    where: str = "adata.X",
+    rows: NDArray[np.integer] | None = None,
+    *,
+    empty_cells: bool = False,
+    argument: str = "layer=...",
+) -> None:
     """Raise a `ValueError` unless every entry is a finite, non-negative integer and every cell has a count.
 
     Parameters
@@ -78,6 +85,10 @@ def check_counts(matrix: Any, where: str = "adata.X", rows: NDArray[np.integer] 
         How messages name the matrix.
     rows
         Cells to look at; `None`: all.
+    empty_cells
+        Whether cells may be without counts.
+    argument
+        What messages say to pass to name another layer.
     """
     check_not_empty(matrix, where)
     not_finite = negative = fractional = 0
@@ -93,12 +104,12 @@ def check_counts(matrix: Any, where: str = "adata.X", rows: NDArray[np.integer] 
         totals = np.asarray(block.sum(axis=1)).ravel()
         empty.append(start + np.flatnonzero(totals == 0))
         start += block.shape[0]
-    remedy = "Pass layer=... to name the layer that holds raw counts; log-normalised values are not counts."
+    remedy = f"Pass {argument} to name the layer that holds raw counts; log-normalised values are not counts."
     for number, what in ((not_finite, "NaN or infinite"), (negative, "negative"), (fractional, "non-integer")):
         if number:
             raise ValueError(f"{where} must hold raw counts, but {number} entries are {what}. {remedy}")
     no_counts = np.concatenate(empty) if rows is None else np.asarray(rows)[np.concatenate(empty)]
-    if no_counts.size:
+    if no_counts.size and not empty_cells:
         raise ValueError(
             f"{where}: {no_counts.size} cells have no counts at all (rows {preview(no_counts.tolist())}). "
             "Remove them first, e.g. sc.pp.filter_cells(adata, min_counts=1)."

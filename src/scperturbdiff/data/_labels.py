@@ -174,7 +174,7 @@ class Labels:
 
     def is_control(self, table: pd.DataFrame) -> NDArray[np.bool_]:
         """Which rows of :meth:`read` are controls."""
-        return (table[PERTURBATION] == str(self.control)).to_numpy()
+        return (table[PERTURBATION] == self.control).to_numpy()
 
     def control_cells(self, obs: pd.DataFrame) -> NDArray[np.bool_]:
         """Which rows of `obs` are controls; without the dose column, those with the control label."""

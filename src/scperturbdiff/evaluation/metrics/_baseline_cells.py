@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from scperturbdiff.evaluation.metrics._inputs import Condition, Keys
 
 
-class Controls(NamedTuple):
-    """Real control cells: their label in the training cells (if known), the AnnData, and the rows per context."""
+logger = logging.getLogger(__name__)
 
-    label: str | None
+
+class Controls(NamedTuple):
+    """Real control cells: the AnnData, and the rows per context."""
+
     adata: AnnData
     rows: Mapping[Condition, NDArray[np.intp]]
 
@@ -44,68 +47,93 @@ def baseline_cells(
     *,
     layers: tuple[str | None, str | None],
     seed: int,
-) -> dict[str, Cells]:
-    """Cells of every baseline.
+) -> tuple[dict[str, Cells], dict[str, str]]:
+    """Cells of every baseline, and why others are left out.
 
     `sizes` holds the number of real cells per condition; `layers` those of predictions and of real cells. A fitted
     object with `can_predict` is asked only for the conditions it can predict and left out if there are none.
     """
+    left_out: dict[str, str] = {}
     if baselines is None or (isinstance(baselines, str) and baselines == "default" and train is None):
-        return {}
+        return {}, left_out
     if isinstance(baselines, str):
         if baselines != "default":
             raise ValueError(f"baselines={baselines!r} is unknown. Allowed: 'default', a mapping of names, None.")
-        baselines = _fit_default(train, controls, keys, layers[1])
+        baselines, left_out = _fit_default(train, keys, layers[1])
     cells: dict[str, Cells] = {}
     for name, baseline in baselines.items():
         if is_anndata(baseline):
             cells[name] = Cells(baseline, layers[0])
         elif hasattr(baseline, "predict"):
-            predicted = _predict(baseline, controls, sizes, keys, seed)
+            predicted, reasons = _predict(baseline, controls, sizes, keys, seed)
             if predicted is not None:
                 cells[name] = Cells(predicted, COUNTS, partial=hasattr(baseline, "can_predict"))
+            if reasons:
+                condition, why = next(iter(reasons.items()))
+                found = f"it can predict {len(sizes) - len(reasons)} of {len(sizes)} conditions. For example "
+                found += f"{keys.describe(condition)}: {why}"
+                if predicted is None:
+                    left_out[name] = found
+                else:
+                    logger.info("Baseline %r has values that are NaN: %s", name, found)
         else:
             raise TypeError(
                 f"baselines[{name!r}] must be an AnnData of cells or a fitted object with a predict method, "
                 f"not {type(baseline)}."
             )
-    return cells
+    for name, why in left_out.items():
+        logger.warning("Baseline %r is left out: %s", name, why)
+    return cells, left_out
 
 
-def _fit_default(train: Any, controls: Controls, keys: Keys, layer: str | None) -> dict[str, Any]:
-    if controls.label is None:
+def _fit_default(train: Any, keys: Keys, layer: str | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """The rules for every kind of split, fitted, and why others could not be."""
+    labels = keys.labels
+    if labels.control is None:
         raise ValueError(
             "The default baselines need the label of the control cells in train: pass control as a label, fitted "
             "baselines, or baselines=None."
         )
     from scperturbdiff.evaluation.baselines import default_baselines
 
-    # The rules for every kind of split; those that know nothing of any condition drop out in _predict.
-    fitted: dict[str, Any] = {**default_baselines("pairs"), **default_baselines("combinations")}
-    for baseline in fitted.values():
-        baseline.fit(
-            train,
-            perturbation_key=keys.perturbation,
-            control=controls.label,
-            context_keys=list(keys.contexts),
-            layer=layer,
-        )
-    return fitted
+    fitted: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name, baseline in {**default_baselines("pairs"), **default_baselines("combinations")}.items():
+        try:
+            fitted[name] = baseline.fit(
+                train,
+                perturbation_key=labels.key,
+                control=labels.control,
+                context_keys=list(keys.contexts),
+                layer=layer,
+                dose_key=labels.dose_key,
+                separator=labels.separator,
+            )
+        except (KeyError, ValueError) as error:
+            left_out[name] = f"it could not be fitted on train: {error.args[0]}"
+    return fitted, left_out
 
 
 def _predict(
     baseline: Any, controls: Controls, sizes: Mapping[Condition, int], keys: Keys, seed: int
-) -> AnnData | None:
-    """Let a fitted object predict the conditions it can, context by context; `None` if it can do none."""
+) -> tuple[AnnData | None, dict[Condition, str]]:
+    """What a fitted object predicts, context by context (`None` for nothing), and why not other conditions."""
     import anndata as ad
 
     from scperturbdiff.evaluation.baselines import Baseline
 
-    can_predict = getattr(baseline, "can_predict", lambda perturbation, context: True)
+    reasons: dict[Condition, str] = {}
     per_context: dict[Condition, list[Condition]] = {}
     for condition in sizes:
-        if can_predict(condition[-1], keys.context(condition)):
-            per_context.setdefault(keys.context(condition), []).append(condition)
+        context, why = keys.context(condition), None
+        if isinstance(baseline, Baseline):
+            why = baseline.why_not(condition[-1], context)
+        elif hasattr(baseline, "can_predict") and not baseline.can_predict(condition[-1], context):
+            why = "its can_predict says so."
+        if why is None:
+            per_context.setdefault(context, []).append(condition)
+        else:
+            reasons[condition] = why
     parts = []
     for context, conditions in per_context.items():
         cells = controls.adata[controls.rows[context]]
@@ -118,4 +146,4 @@ def _predict(
         if isinstance(baseline, Baseline):
             wanted[N_CELLS] = number
         parts.append(baseline.predict(cells, wanted, n_cells=max(number), seed=seed))
-    return ad.concat(parts, index_unique="-", merge="same") if parts else None
+    return (ad.concat(parts, index_unique="-", merge="same") if parts else None), reasons

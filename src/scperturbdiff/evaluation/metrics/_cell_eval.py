@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.evaluation.metrics._inputs import Keys, group_cells, read_expression, require, split_control
+from scperturbdiff.evaluation.metrics._inputs import group_cells, make_keys, read_expression, require, split_control
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +27,7 @@ def to_cell_eval(
     *,
     perturbation_key: str,
     context_keys: str | Sequence[str] = (),
+    separator: str | None = "+",
     layer_pred: str | None = "counts",
     layer_real: str | None = None,
     target_sum: float = 1e4,
@@ -35,7 +36,7 @@ def to_cell_eval(
 
     Parameters
     ----------
-    pred, real, control, perturbation_key, context_keys, layer_pred, layer_real, target_sum
+    pred, real, control, perturbation_key, context_keys, separator, layer_pred, layer_real, target_sum
         As in :func:`~scperturbdiff.metrics.evaluate`.
 
     Returns
@@ -46,10 +47,9 @@ def to_cell_eval(
     """
     import anndata as ad
 
-    keys = Keys(perturbation_key, (context_keys,) if isinstance(context_keys, str) else tuple(context_keys))
+    keys = make_keys(perturbation_key, context_keys, control, separator)
     treated, control_cells, control_rows = split_control(real, control, keys)
-    label = control if isinstance(control, str) else None
-    predicted = {c: rows for c, rows in group_cells(pred, keys.all, "pred").items() if c[-1] != label}
+    predicted = group_cells(pred, keys, "pred")
     if not predicted:
         raise ValueError("pred holds no cells of a perturbation: nothing to score.")
     require(list(predicted), list(treated), "real cells lack conditions of pred,", keys)
@@ -85,6 +85,7 @@ def cell_eval(
     *,
     perturbation_key: str,
     context_keys: str | Sequence[str] = (),
+    separator: str | None = "+",
     layer_pred: str | None = "counts",
     layer_real: str | None = None,
     target_sum: float = 1e4,
@@ -95,7 +96,7 @@ def cell_eval(
 
     Parameters
     ----------
-    pred, real, control, perturbation_key, context_keys, layer_pred, layer_real, target_sum
+    pred, real, control, perturbation_key, context_keys, separator, layer_pred, layer_real, target_sum
         As in :func:`~scperturbdiff.metrics.evaluate`.
     metrics
         A profile of cell-eval2 (`"full"`, `"minimal"`, ...) or names of its metrics.
@@ -114,8 +115,8 @@ def cell_eval(
 
     names = (context_keys,) if isinstance(context_keys, str) else tuple(context_keys)
     pairs = to_cell_eval(
-        pred, real, control, perturbation_key=perturbation_key, context_keys=names, layer_pred=layer_pred,
-        layer_real=layer_real, target_sum=target_sum,
+        pred, real, control, perturbation_key=perturbation_key, context_keys=names, separator=separator,
+        layer_pred=layer_pred, layer_real=layer_real, target_sum=target_sum,
     )  # fmt: skip
     settings = {
         "pert_col": "perturbation",

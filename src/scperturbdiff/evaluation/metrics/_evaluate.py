@@ -11,9 +11,10 @@ import pandas as pd
 from scperturbdiff.evaluation.metrics._baseline_cells import Cells, Controls, baseline_cells
 from scperturbdiff.evaluation.metrics._comparison import Comparison, Observed, Projection
 from scperturbdiff.evaluation.metrics._inputs import (
-    Keys,
+    find_dose,
     group_cells,
     is_anndata,
+    make_keys,
     read_expression,
     require,
     split_control,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from scperturbdiff.evaluation.metrics._inputs import Condition
+    from scperturbdiff.evaluation.metrics._inputs import Condition, Keys
     from scperturbdiff.evaluation.metrics._registry import Metric
 
 
@@ -41,6 +42,8 @@ def evaluate(
     perturbation_key: str,
     context_keys: str | Sequence[str] = (),
     condition_keys: str | Sequence[str] = (),
+    dose_key: str | None = None,
+    separator: str | None = "+",
     layer_pred: str | None = "counts",
     layer_real: str | None = None,
     train: AnnData | None = None,
@@ -72,11 +75,18 @@ def evaluate(
     control
         Label of the control cells in `real`, or an AnnData of real control cells with the same genes and layer.
     perturbation_key
-        Column of `obs` with the perturbation, in `pred` and `real`.
+        Column of `obs` with the perturbation, in `pred` and `real`, read as by the model: the table names components
+        in order, without the control.
     context_keys
         Columns that perturbed cells and their controls share, such as the cell type.
     condition_keys
         Further columns that define a condition but not its controls, such as the dose.
+    dose_key
+        Column with doses, one of the condition keys; doses are equal where they agree to 12 digits, and the default
+        baselines are fitted with them. Default: the first condition key with numbers that are positive in treated cells
+        and 0 or missing in controls.
+    separator
+        Joins the names of a combination; `None`: no label is one.
     layer_pred, layer_real
         Layers with counts; `None` for X.
     train
@@ -84,7 +94,8 @@ def evaluate(
         `layer_real`. `None`: components are fitted on `real` and the controls.
     baselines
         `"default"`: the rules of :func:`scperturbdiff.baselines.default_baselines` that can predict any of the
-        conditions, fitted on `train` (none without `train`); where one cannot, its values are NaN.
+        conditions, fitted on `train` (none without `train`); where one cannot, its values are NaN. Rules that are left
+        out are named with the reason in a warning and in ``attrs["left_out"]`` of the table.
         Or AnnData of cells as in `pred`, or fitted objects with
         `predict(controls, perturbations, n_cells=..., seed=...)`, by name.
     metrics
@@ -115,13 +126,13 @@ def evaluate(
     `condition_keys` and `perturbation_key`, `metric`, `value`, `n_pred`, `n_real` and `n_control`.
     """
     chosen = choose_metrics(metrics)
-    keys = Keys(perturbation_key, _names(context_keys), _names(condition_keys))
+    keys = make_keys(perturbation_key, context_keys, control, separator, condition_keys, dose_key)
+    keys = find_dose(keys, real.obs) if perturbation_key in real.obs else keys
     if n_splits < 1:
         raise ValueError(f"n_splits={n_splits} must be at least 1.")
     models = dict(pred) if isinstance(pred, Mapping) else {PREDICTION: pred}
     treated, control_cells, control_rows = split_control(real, control, keys)
-    label = control if isinstance(control, str) else None
-    conditions = _conditions_of(models, keys, label)
+    conditions = _conditions_of(models, keys)
     require(conditions, list(treated), "real cells lack conditions of pred,", keys)
     contexts = list(dict.fromkeys(keys.context(c) for c in conditions))
     require(contexts, list(control_rows), "there are no real control cells for contexts,", keys)
@@ -138,8 +149,8 @@ def evaluate(
 
     observed = {c: observe(cells[c], c) for c in conditions}
     sizes = {c: len(treated[c]) for c in conditions}
-    floors = baseline_cells(
-        baselines, train, Controls(label, control_cells, control_rows), sizes, keys,
+    floors, left_out = baseline_cells(
+        baselines, train, Controls(control_cells, control_rows), sizes, keys,
         layers=(layer_pred, layer_real), seed=seed,
     )  # fmt: skip
     _check_names(models, floors)
@@ -147,7 +158,7 @@ def evaluate(
     for role, group in ((PREDICTION, {n: Cells(a, layer_pred) for n, a in models.items()}), (BASELINE, floors)):
         for name, (adata, layer, partial) in group.items():
             matrix = read(adata, layer, name)
-            where = group_cells(adata, keys.all, name)
+            where = group_cells(adata, keys, name)
             if not partial:
                 require(conditions, list(where), f"{name}: lacks conditions,", keys)
             pairs = ((c, Comparison(matrix[where.get(c, [])], observed[c])) for c in conditions)
@@ -156,14 +167,12 @@ def evaluate(
     if ceiling:
         halves = [_score(CEILING, CEILING, _halves(cells, observe, seed, i), chosen, keys) for i in range(n_splits)]
         table = pd.concat([table, _average([_tidy(h, keys) for h in halves])], ignore_index=True)
+    if left_out:
+        table.attrs["left_out"] = left_out
     return table
 
 
-def _names(keys: str | Sequence[str]) -> tuple[str, ...]:
-    return (keys,) if isinstance(keys, str) else tuple(keys)
-
-
-def _conditions_of(models: Mapping[str, AnnData], keys: Keys, label: str | None) -> list[Condition]:
+def _conditions_of(models: Mapping[str, AnnData], keys: Keys) -> list[Condition]:
     """Conditions to score, the same for all models."""
     if not models:
         raise ValueError("pred names no model.")
@@ -171,7 +180,7 @@ def _conditions_of(models: Mapping[str, AnnData], keys: Keys, label: str | None)
     for name, adata in models.items():
         if not is_anndata(adata):
             raise TypeError(f"pred must be an AnnData or a mapping of names to AnnData, but {name!r} is {type(adata)}.")
-        found[name] = [c for c in group_cells(adata, keys.all, name) if c[-1] != label]
+        found[name] = list(group_cells(adata, keys, name))
     wanted = list(dict.fromkeys(c for conditions in found.values() for c in conditions))
     if not wanted:
         raise ValueError("pred holds no cells of a perturbation: nothing to score.")

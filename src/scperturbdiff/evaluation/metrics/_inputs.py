@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.data import check_obs_key, closest, log_normalize, preview, read_genes
+from scperturbdiff.data import (
+    DOSE,
+    PERTURBATION,
+    Labels,
+    check_counts,
+    check_obs_key,
+    closest,
+    log_normalize,
+    matrix_name,
+    read_contexts,
+    read_genes,
+    read_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,11 +34,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Keys:
-    """Columns of `obs`: the perturbation, the context that controls share, and what else defines a condition."""
+    """Columns of `obs`: the perturbation (and dose), the context that controls share, what else defines a condition."""
 
-    perturbation: str
+    labels: Labels
     contexts: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
+
+    @property
+    def perturbation(self) -> str:
+        """Column of the perturbation."""
+        return self.labels.key
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -43,24 +60,57 @@ class Keys:
         return ", ".join(f"{key}={value}" for key, value in zip(names, condition, strict=True)) or "all cells"
 
 
-def _as_text(column: pd.Series, key: str, where: str) -> NDArray[np.object_]:
-    if column.isna().any():
-        raise ValueError(f"{where}.obs[{key!r}] has {int(column.isna().sum())} missing values.")
-    if pd.api.types.is_float_dtype(column.dtype):
-        # Doses written as float32 and as float64 must meet.
-        return np.array([f"{value:.6g}" for value in column], dtype=object)
-    return column.astype(str).to_numpy(dtype=object)
+def make_keys(
+    perturbation: str,
+    contexts: str | Sequence[str],
+    control: str | AnnData,
+    separator: str | None,
+    conditions: str | Sequence[str] = (),
+    dose: str | None = None,
+) -> Keys:
+    """The keys of an evaluation; the dose is the last of the conditions where it is not among them."""
+    named, shared = (((keys,) if isinstance(keys, str) else tuple(keys)) for keys in (conditions, contexts))
+    label = control if isinstance(control, str) else None
+    extra = () if dose is None or dose in named else (dose,)
+    return Keys(Labels(perturbation, label, separator, dose), shared, (*named, *extra))
 
 
-def group_cells(adata: AnnData, keys: Sequence[str], where: str) -> dict[Condition, NDArray[np.intp]]:
-    """Row numbers of every combination of values of the columns `keys`, in order of first appearance."""
-    if not keys:
-        return {(): np.arange(adata.n_obs)}
-    for key in keys:
+def find_dose(keys: Keys, obs: pd.DataFrame) -> Keys:
+    """The keys with the one of the conditions as dose that holds numbers which can be doses, if there is one."""
+    for key in keys.conditions if keys.labels.dose_key is None else ():
+        labels = replace(keys.labels, dose_key=key)
+        if key in obs and pd.api.types.is_numeric_dtype(obs[key]):
+            try:
+                labels.read(obs)
+            except ValueError:
+                continue
+            return replace(keys, labels=labels)
+    return keys
+
+
+def group_cells(adata: AnnData, keys: Keys, where: str) -> dict[Condition, NDArray[np.intp]]:
+    """Row numbers of the treated cells of every condition, in order of first appearance."""
+    for key in keys.all:
         check_obs_key(adata, key, f"{where}: key")
-    columns = pd.DataFrame({key: _as_text(adata.obs[key], key, where) for key in keys})
-    groups = columns.groupby(list(keys), sort=False).indices
-    return {name if isinstance(name, tuple) else (name,): np.asarray(rows) for name, rows in groups.items()}
+    read, dose = keys.labels.read(adata.obs, f"{where}.obs"), keys.labels.dose_key
+    columns = read_text(adata.obs, [key for key in keys.all[:-1] if key != dose], f"{where}.obs")
+    columns[keys.perturbation] = read[PERTURBATION].to_numpy()
+    if dose is not None:
+        columns[dose] = read[DOSE].to_numpy()
+    treated = np.flatnonzero(~keys.labels.is_control(read))
+    groups = columns[list(keys.all)].iloc[treated].groupby(list(keys.all), sort=False).indices
+    return {name if isinstance(name, tuple) else (name,): treated[rows] for name, rows in groups.items()}
+
+
+def group_contexts(
+    adata: AnnData, keys: Keys, where: str, rows: NDArray[np.intp] | None = None
+) -> dict[Condition, NDArray[np.intp]]:
+    """Those of `rows` (`None`: all) in every context."""
+    for key in keys.contexts:
+        check_obs_key(adata, key, f"{where}: key")
+    rows = np.arange(adata.n_obs) if rows is None else rows
+    codes, contexts = read_contexts(adata.obs.iloc[rows], keys.contexts, f"{where}.obs")
+    return {context: rows[codes == i] for i, context in enumerate(contexts)}
 
 
 def read_expression(
@@ -80,19 +130,7 @@ def read_expression(
         counts = read_genes(adata, genes, layer, rows)
     except (KeyError, ValueError) as error:
         raise type(error)(f"{where}: {error.args[0]}") from error
-    values = counts.data
-    finite = np.isfinite(values)
-    for number, what in (
-        ((~finite).sum(), "NaN or infinite"),
-        ((values < 0).sum(), "negative"),
-        ((values[finite] != np.round(values[finite])).sum(), "non-integer"),
-    ):
-        if number:
-            place = "X" if layer is None else f"layers[{layer!r}]"
-            raise ValueError(
-                f"{where}.{place} must hold counts, but {number} entries are {what}. Both sides are normalised here "
-                "in the same way, so name the layer with the counts (layer_pred, layer_real)."
-            )
+    check_counts(counts, matrix_name(layer, where), empty_cells=True, argument="layer_pred or layer_real")
     return log_normalize(counts, target_sum)
 
 
@@ -104,18 +142,11 @@ def split_control(
     `control` is the label of the control cells in `real`, or an AnnData of control cells.
     """
     check_obs_key(real, keys.perturbation, "perturbation_key")
-    labels = _as_text(real.obs[keys.perturbation], keys.perturbation, "real")
     if not isinstance(control, str):
-        return group_cells(real, keys.all, "real"), control, group_cells(control, keys.contexts, "control")
-    is_control = labels == control
-    if not is_control.any():
-        raise ValueError(
-            f"control={control!r} is not among the values of real.obs[{keys.perturbation!r}]: "
-            f"{preview(pd.unique(labels), 30)}. Name the control label, or pass an AnnData of control cells."
-        )
-    treated = {c: rows for c, rows in group_cells(real, keys.all, "real").items() if c[-1] != control}
-    per_context = {c: rows[is_control[rows]] for c, rows in group_cells(real, keys.contexts, "real").items()}
-    return treated, real, {c: rows for c, rows in per_context.items() if len(rows)}
+        return group_cells(real, keys, "real"), control, group_contexts(control, keys, "control")
+    keys.labels.check_control(real.obs, "real.obs")
+    controls = np.flatnonzero(keys.labels.control_cells(real.obs))
+    return group_cells(real, keys, "real"), real, group_contexts(real, keys, "real", controls)
 
 
 def require(wanted: Sequence[Condition], known: Sequence[Condition], what: str, keys: Keys) -> None:
