@@ -294,15 +294,16 @@ def test_independent_draws_of_populations(model: PerturbDiff, controls: AnnData)
     assert pred.obs.groupby(["cell_type", "population"], observed=True).size().tolist() == [8] * 9
     assert sorted(pred.obs["population"].unique()) == ["0", "1", "2"]
     np.testing.assert_array_equal(
-        counts(pred, population="0"), counts(model.predict(controls, ["P01"], n_cells=8, **QUIET))
+        counts(pred, population="0"), counts(model.predict(controls, ["P01"], n_cells=8, n_populations=1, **QUIET))
     )
     assert (counts(pred, population="0") != counts(pred, population="1")).any()
 
 
 @pytest.mark.parametrize("sampler", ["renoise", "ddim", "dpm++"])
 def test_several_steps(model: PerturbDiff, controls: AnnData, sampler: Any) -> None:
-    heard = copy.copy(model)  # a silent network would be evaluated once
+    heard = copy.copy(model)
     heard.module = copy.deepcopy(model.module)
+    heard.module.generator_ema.network_weight.fill_(1)  # one of weight 0 would not be evaluated
     torch.nn.init.normal_(heard.module.generator_ema.transformer.out.weight, 0, 0.1)
     one = heard.predict(controls, ["P01"], n_cells=6, **QUIET)
     pred = heard.predict(controls, ["P01"], n_cells=6, n_steps=3, sampler=sampler, guidance=1.5, **QUIET)
@@ -361,39 +362,52 @@ def test_a_loaded_model_can_be_trained_further(model: PerturbDiff, screen: AnnDa
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
-class Watch(pl.Callback):
-    """Keeps the second stage's plan and the score of the weights it starts from."""
+class Given(pl.Callback):
+    """Replaces the scores of held-out populations by given ones and keeps the weights that were scored."""
 
-    def __init__(self) -> None:
-        self.plan: Any = None
-        self.start = np.inf
+    def __init__(self, scores: list[float]) -> None:
+        self.scores, self.weights = scores, []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if hasattr(pl_module, "validation_scores"):
-            self.plan = pl_module
-            self.start = float(pl_module.validation_scores()[0].mean())
+        if not hasattr(pl_module, "validation_scores"):
+            return  # the first stage
+        n, generator = pl_module.validation[0].n_populations, pl_module.module.generator_ema
+
+        def scored() -> tuple[torch.Tensor, torch.Tensor]:
+            value = self.scores[len(self.weights)]
+            self.weights.append({name: w.clone() for name, w in generator.state_dict().items()})
+            return torch.full((n,), value), torch.full((n, 4), value)
+
+        pl_module.validation_scores = scored
 
 
-@pytest.mark.parametrize("early_stopping", [True, False])
+@pytest.mark.parametrize(
+    ("scores", "best", "early_stopping"),
+    # the first is that without the network; kept weights must be better by 5 %
+    [
+        ([1.0, 0.9, 0.4, 0.7, 0.8], 2, True),
+        ([1.0, 0.9, 0.4, 0.7, 0.8], 2, False),
+        ([1.0, 0.99, 1.2, 0.96, 1.0], None, True),
+        ([1.0, 1.3, 1.2, 1.1, 0.8], 4, False),
+    ],
+)
 def test_the_weights_kept_are_the_best_that_were_scored(
-    screen: AnnData, controls: AnnData, early_stopping: bool, tmp_path: Path
+    screen: AnnData, controls: AnnData, scores: list[float], best: int | None, early_stopping: bool, tmp_path: Path
 ) -> None:
-    watch = Watch()
+    given = Given(scores)
     model = trained(
-        screen.copy(),
-        callbacks=[watch],
-        early_stopping=early_stopping,
-        max_epochs_generator=6,
-        # far too large a step: the score gets worse, so that keeping the last weights would show
-        plan_kwargs={"steps_per_epoch": 3, "lr": 0.3, "warmup_steps": 1, "ema_decay": 0.1},
+        screen.copy(), callbacks=[given], early_stopping=early_stopping, max_epochs_generator=len(scores) - 1
     )
-    scores = model.history[VALIDATION_METRIC].iloc[:, 0].astype(float)
-    best = min(watch.start, scores.min())
-    assert scores.iloc[-1] > best + 1e-3
-    kept = float(watch.plan.validation_scores()[0].mean())
-    # the anchor alone, from which training starts, is kept unless it is clearly beaten
-    assert kept == pytest.approx(watch.start, abs=1e-6) or kept == pytest.approx(best, abs=1e-6)
+    np.testing.assert_allclose(model.history[VALIDATION_METRIC].to_numpy(float).ravel(), scores[1:], rtol=1e-6)
+    kept, wanted = model.module.generator_ema.state_dict(), given.weights[0 if best is None else best]
+    assert kept["network_weight"] == wanted["network_weight"] == (best is not None)
+    # the law of replicates is measured again when training ends
+    for name in kept.keys() - {"replicate_factors"}:
+        assert torch.equal(kept[name], wanted[name]), name
+    moved = [not torch.equal(given.weights[-1][name], w) for name, w in given.weights[1].items()]
+    assert any(moved), "epochs have weights of their own"
     pred = model.predict(controls, ["P01"], **QUIET)
+    assert pred.uns["scperturbdiff"]["n_steps"] == (best is not None)
     model.save(tmp_path / "model")
     assert_same_cells(pred, PerturbDiff.load(tmp_path / "model", adata=False).predict(controls, ["P01"], **QUIET))
 
