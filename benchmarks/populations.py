@@ -1,8 +1,7 @@
 """Do draws of a population vary as replicates do? Spread, shape and coverage against replicates never seen.
 
-    python benchmarks/populations.py toy --objectives energy_score mmd "mmd+mse" mse --n-steps 1 2 4 10 50 --moves-mean
+    python benchmarks/populations.py toy --objectives energy_score mmd "mmd+mse" mse --n-steps 1 2 4 10 50
     python benchmarks/populations.py toy --replicates 5 20 50 --cells 32 128 512
-    python benchmarks/populations.py toy --rho 0 0.1 0.3
     python benchmarks/populations.py screen              # simulated counts from end to end, donors held out
     python benchmarks/populations.py papalexi            # a real replicate held out
 
@@ -11,7 +10,6 @@ Prints tables and merges them into benchmarks/results/populations_*.csv. Real da
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,17 +18,18 @@ import numpy as np
 import pandas as pd
 import scvi
 import torch
-from quality import load_papalexi, mean_expression, save
+from common import found, parser, quiet, save
+from quality import load_papalexi, mean_expression
 from scipy.stats import ks_2samp
-from toy_law import LAWS, WITHIN, Screen, draw, fit, quiet
+from toy_law import LAWS, WITHIN, Screen, draw, fit
 
 import scperturbdiff as spd
 
 if TYPE_CHECKING:
+    import argparse
+
     from anndata import AnnData
     from numpy.typing import NDArray
-
-    from scperturbdiff.diffusion._scores import Objective
 
 LEVEL, N_DRAWS, N_TRUE = 0.8, 50, 200
 SIZE = {"width": 32, "n_layers": 1, "n_heads": 2}
@@ -82,32 +81,26 @@ def measure_toy(screen: Screen, drawn: NDArray[np.float64], seed: int) -> dict[s
 def toy(options: argparse.Namespace) -> None:
     """Toy screens: every combination of the options, one training each."""
     torch.set_num_threads(1)  # matrices this small are slower on several threads
-    keys = ["law", "objective", "replicates", "cells", "rho", "n_steps"]
-    keys += ["epochs", "validation", "jitter", "seed", "moves_mean"]
-    grid = itertools.product(
-        options.laws, options.objectives, options.replicates, options.cells, options.rho, options.seeds
-    )
-    for law, objective, replicates, cells, rho, seed in grid:
+    keys = ["law", "objective", "replicates", "cells", "n_steps", "epochs", "validation", "seed"]
+    grid = itertools.product(options.laws, options.objectives, options.replicates, options.cells, options.seeds)
+    for law, objective, replicates, cells, seed in grid:
         screen = Screen.make(law, seed=seed)
         start = time.perf_counter()
         model = fit(
             screen.training_cells(replicates, cells, seed),
             objective,
             epochs=options.epochs,
-            rho=rho,
             seed=seed,
             validation_size=options.validation,
+            plan={"n_cells": 32},
             **SIZE,
-            generator_kwargs={"moves_mean": options.moves_mean},
-            plan={"n_cells": 32, "jitter": options.jitter},
         )
         seconds = time.perf_counter() - start
         for n_steps in options.n_steps:
             drawn, _ = draw(model, screen.names, N_DRAWS, cells, n_steps, seed)
-            values = (law, objective, replicates, cells, rho, n_steps)
-            settings = (options.epochs, options.validation, options.jitter, seed, options.moves_mean)
-            named = dict(zip(keys, (*values, *settings), strict=True))
-            row = pd.DataFrame([{**named, **measure_toy(screen, drawn, seed), "seconds": seconds}])
+            values = (law, objective, replicates, cells, n_steps, options.epochs, options.validation, seed)
+            measured = {**measure_toy(screen, drawn, seed), "seconds": seconds, **found(model)}
+            row = pd.DataFrame([{**dict(zip(keys, values, strict=True)), **measured}])
             save(row, "populations_toy", keys)
             print(row.round(3).to_csv(index=False, header=n_steps == options.n_steps[0]), end="", flush=True)
 
@@ -131,8 +124,7 @@ def held_out_coverage(
     batch: str,
     control: str,
     seed: int,
-    rho: float,
-    objective: Objective,
+    objective: str,
     n_steps: list[int],
     min_cells: int = 20,
 ) -> pd.DataFrame:
@@ -142,7 +134,7 @@ def held_out_coverage(
     train, test = adata[~is_held].copy(), adata[is_held].copy()
     setup = {"context_keys": context_keys, "batch_key": batch}
     spd.PerturbDiff.setup_anndata(train, "perturbation", control, **setup)
-    model = spd.PerturbDiff(train, rho=rho)
+    model = spd.PerturbDiff(train)
     model.train(enable_progress_bar=False, plan_kwargs={"objective": objective})
     keys = ["perturbation", *context_keys, batch]
     before, real = (shift_table(cells, keys, control) for cells in (train, test))
@@ -189,21 +181,21 @@ def held_out_coverage(
                     "n_replicates": len(known),
                 }
             )
-    return pd.DataFrame(rows).assign(objective=objective, rho=rho, seed=seed)
+    return pd.DataFrame(rows).assign(objective=objective, seed=seed, **found(model))
 
 
 def report(table: pd.DataFrame, name: str, keys: list[str]) -> None:
     """Save and print the mean over conditions."""
     save(table, name, keys)
     columns = [c for c in table if c.startswith(("coverage", "width", "error"))]
-    by = [k for k in ("law", "objective", "rho", "n_steps") if k in table]
+    by = [k for k in ("law", "objective", "n_steps") if k in table]
     print(table.groupby(by)[columns].mean().round(3).to_string(), flush=True)
 
 
 def screen(options: argparse.Namespace) -> None:
     """Simulated counts with a hidden factor, donors held out."""
     laws = {"two modes": "two_modes", "gaussian": "gaussian", "none": "none"}
-    for law, rho, seed, objective in itertools.product(options.laws, options.rho, options.seeds, options.objectives):
+    for law, seed, objective in itertools.product(options.laws, options.seeds, options.objectives):
         adata = spd.datasets.simulate(
             n_contexts=2,
             n_perturbations=6,
@@ -215,43 +207,38 @@ def screen(options: argparse.Namespace) -> None:
         )
         del adata.uns["truth"]
         table = held_out_coverage(
-            adata, ["D10", "D11", "D12"], ["cell_type"], "donor", "control", seed, rho, objective, options.n_steps
+            adata, ["D10", "D11", "D12"], ["cell_type"], "donor", "control", seed, objective, options.n_steps
         )
-        keys = ["law", "objective", "rho", "n_steps", "seed", "held_out", "cell_type", "perturbation"]
+        keys = ["law", "objective", "n_steps", "seed", "held_out", "cell_type", "perturbation"]
         report(table.assign(law=law), "populations_screen", keys)
 
 
 def papalexi(options: argparse.Namespace) -> None:
     """A replicate of a real CRISPR screen held out."""
     adata = load_papalexi()
-    for rho, seed, objective in itertools.product(options.rho, options.seeds, options.objectives):
-        for held in options.held:
-            table = held_out_coverage(adata, [held], [], "replicate", "NT", seed, rho, objective, options.n_steps)
-            keys = ["objective", "rho", "n_steps", "seed", "held_out", "perturbation"]
-            report(table, "populations_papalexi", keys)
+    for seed, objective, held in itertools.product(options.seeds, options.objectives, options.held):
+        table = held_out_coverage(adata, [held], [], "replicate", "NT", seed, objective, options.n_steps)
+        report(table, "populations_papalexi", ["objective", "n_steps", "seed", "held_out", "perturbation"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["toy", "screen", "papalexi"])
-    parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=LAWS)
-    parser.add_argument("--objectives", nargs="+", default=["energy_score"], choices=OBJECTIVES)
-    parser.add_argument("--n-steps", nargs="+", type=int, default=[1])
-    parser.add_argument("--replicates", nargs="+", type=int, default=[20])
-    parser.add_argument("--cells", nargs="+", type=int, default=[64], help="cells of a population")
-    parser.add_argument("--rho", nargs="+", type=float, default=[0.0])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--epochs", type=int, default=24, help="of 50 steps (toy)")
-    parser.add_argument(
+    arguments = parser(__doc__)
+    arguments.add_argument("what", choices=["toy", "screen", "papalexi"])
+    arguments.add_argument("--laws", nargs="+", default=list(LAWS), choices=LAWS)
+    arguments.add_argument("--objectives", nargs="+", default=["energy_score"], choices=OBJECTIVES)
+    arguments.add_argument("--n-steps", nargs="+", type=int, default=[1])
+    arguments.add_argument("--replicates", nargs="+", type=int, default=[20])
+    arguments.add_argument("--cells", nargs="+", type=int, default=[64], help="cells of a population")
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[0])
+    arguments.add_argument("--epochs", type=int, default=24, help="of 50 steps (toy)")
+    arguments.add_argument(
         "--validation",
         type=lambda share: None if share == "default" else float(share),
         default=0.0,
         help="share of the populations held out (toy), or 'default'; the default is empty in the results",
     )
-    parser.add_argument("--moves-mean", action="store_true", help="let networks move the means of populations (toy)")
-    parser.add_argument("--jitter", type=float, default=0.0, help="see GeneratorTrainingPlan (toy)")
-    parser.add_argument("--held", nargs="+", default=["rep_3"], help="replicates held out in turn (papalexi)")
-    options = parser.parse_args()
+    arguments.add_argument("--held", nargs="+", default=["rep_3"], help="replicates held out in turn (papalexi)")
+    options = arguments.parse_args()
     quiet()
     {"toy": toy, "screen": screen, "papalexi": papalexi}[options.what](options)
 
