@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PACKAGE = "scperturbdiff"
-# an entry of an autosummary, or a directive of its own such as autodata
-LISTED = re.compile(rf"^(?:    |\.\. auto\w+:: (?:{PACKAGE}\.)?)([A-Za-z_][\w.]*)$", re.MULTILINE)
+# an entry of an autosummary, or a directive of its own
+LISTED = re.compile(rf"^(?:    |\.\. (?:auto\w+|py:data):: (?:{PACKAGE}\.)?)([A-Za-z_][\w.]*)$", re.MULTILINE)
 
 
 def alias_modules(package: ModuleType) -> None:
