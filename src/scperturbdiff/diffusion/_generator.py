@@ -219,11 +219,12 @@ class Generator(nn.Module):
         treated = condition.components.mask.any(-1, keepdim=True)
         population_noise = population_noise * treated
         offset = self.replicate_offset(population_noise)[:, None]
+        apart = torch.zeros_like(offset)  # of each cell from its population: added last, as samplers reorder cells
         if mixture:
             noise = torch.randn(b, m, self.n_population_noise, device=start.device)
-            offset = self.replicate_offset(noise * treated[:, None])
+            offset, apart = apart, self.replicate_offset(noise * treated[:, None])
         if not self.n_evaluations(n_steps):
-            return condition.prior.move(start) + offset
+            return condition.prior.move(start) + offset + apart
         embedded = self.embed(condition, features, has_features)
         unconditional = self.embed(condition.hidden(), features, has_features) if guidance != 1.0 else None
 
@@ -236,7 +237,7 @@ class Generator(nn.Module):
             # where a draw lies was decided at pure noise, and the network does not bring it back
             return estimate + ((t < 1) * self.schedule.sigma(t).square())[:, None, None] * offset
 
-        return sample(denoise, self.schedule.noise_like(start), self.schedule, n_steps, sampler)
+        return sample(denoise, self.schedule.noise_like(start), self.schedule, n_steps, sampler) + apart
 
 
 def _mean_of_cells(values: Tensor, mask: Tensor | None) -> Tensor:
