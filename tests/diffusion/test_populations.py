@@ -50,10 +50,14 @@ def table(screen: ad.AnnData) -> PopulationTable:
     return build(screen, context_keys="cell_type", batch_key="donor", dose_key="dose")
 
 
+def as_tuple(groups: Ragged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return groups.rows, groups.start, groups.count
+
+
 def index_of(*sizes: int) -> tuple[GroupIndex, list[np.ndarray]]:
     ends = np.cumsum(sizes)
     groups = [1000 + np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    return GroupIndex(Ragged.from_lists(groups), "cpu"), groups
+    return GroupIndex(as_tuple(Ragged.from_lists(groups)), "cpu"), groups
 
 
 @SETTINGS
@@ -102,15 +106,13 @@ def test_shuffling_keeps_the_groups() -> None:
         assert sorted(index.rows[start : start + count].tolist()) == group.tolist()
 
 
-def sampler(table: PopulationTable, p_control: float) -> PopulationSampler:
-    match = table.match
-    return PopulationSampler(table.cells, match.pools, torch.as_tensor(match.pool), table.controls, p_control, "cpu")
-
-
 def test_drawn_populations_have_their_own_controls(screen: ad.AnnData, table: PopulationTable) -> None:
-    batch = sampler(table, 0.25).draw(40, 5, 3)
+    match = table.match
+    control_group = torch.as_tensor(match.pool)
+    batch = PopulationSampler(as_tuple(table.cells), as_tuple(match.pools), control_group, "cpu").draw(40, 5, 3)
     assert batch.cells.shape == batch.mask.shape == (40, 5) and batch.starts.shape == (40, 3, 5)
-    assert (batch.group >= 0).sum() == 30 and (batch.group[30:] == -1).all()
+    assert batch.group.min() >= 0 and len(batch.group.unique()) > 10
+    assert torch.equal(batch.controls, batch.starts[:, 0])
     labels = table.labels
     obs = screen.obs
     for i in range(40):
@@ -119,13 +121,16 @@ def test_drawn_populations_have_their_own_controls(screen: ad.AnnData, table: Po
         assert (starts["perturbation"] == "control").all()
         assert starts["cell_type"].unique().tolist() == drawn["cell_type"].unique().tolist()
         assert starts["donor"].unique().tolist() == drawn["donor"].unique().tolist()
-        if group < 0:
-            assert (drawn["perturbation"] == "control").all()
-        else:
-            assert sorted(drawn["perturbation"].iloc[0].split("+")) == labels[PERTURBATION].iloc[group].split("+")
+        assert sorted(drawn["perturbation"].iloc[0].split("+")) == labels[PERTURBATION].iloc[group].split("+")
     assert len({tuple(s) for s in batch.starts[0].tolist()}) == 3  # draws start from different controls
 
 
-def test_without_treated_cells_only_controls_are_drawn(table: PopulationTable) -> None:
-    batch = sampler(table.take(np.empty(0, np.int64)), 0.1).draw(6, 4, 2)
+def test_control_populations_have_no_number(table: PopulationTable) -> None:
+    """To be pretrained on: controls as populations of themselves."""
+    controls = as_tuple(table.controls)
+    sampler = PopulationSampler(controls, controls, torch.arange(len(table.controls)), "cpu", perturbed=False)
+    batch = sampler.draw(6, 4, 2)
     assert (batch.group == -1).all() and batch.cells.shape == (6, 4)
+    for cells, starts in zip(batch.cells, batch.starts, strict=True):
+        groups = [g for g in range(len(table.controls)) if int(cells[0]) in table.controls[g]]
+        assert np.isin(torch.cat([cells, starts.flatten()]).numpy(), table.controls[groups[0]]).all()

@@ -160,20 +160,6 @@ def test_deterministic_samplers_want_posterior_means() -> None:
     assert spread["posterior_sample", "dpm++"] > 1.04 * SD
 
 
-def test_renoising_draws_noise_common_to_the_population() -> None:
-    seen: list[Tensor] = []
-
-    def nothing(z: Tensor, t: Tensor) -> Tensor:
-        seen.append(z)
-        return torch.zeros_like(z)
-
-    sample(nothing, torch.randn(4000, 2, 1), NoiseSchedule(0.6), 2, "renoise")
-    first, second = seen[1][:, 0, 0], seen[1][:, 1, 0]
-    sigma = math.sin(math.pi / 4)
-    assert first.var().item() == pytest.approx(sigma**2, rel=0.1)
-    assert torch.corrcoef(torch.stack([first, second]))[0, 1].item() == pytest.approx(0.6, abs=0.05)
-
-
 # ---- contract ------------------------------------------------------------------------------------------------------
 
 
