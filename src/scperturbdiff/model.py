@@ -233,18 +233,12 @@ class PerturbDiff(BaseModelClass):
             If counts are not counts, names repeat, or labels or doses are wrong.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
-        space = _read_space(adata, layer, setup_method_args, kwargs)
-        manager = AnnDataManager(
-            fields=[
-                LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
-                CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-                CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, None),
-            ],
-            setup_method_args=setup_method_args,
-        )
-        manager.register_fields(adata, **kwargs)
-        manager.registry[CONDITIONS] = asdict(space)
-        cls.register_manager(manager)
+        fields = [
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, None),
+        ]
+        cls._register(adata, adata, layer, fields, setup_method_args, kwargs)
 
     @classmethod
     @setup_anndata_dsp.dedent
@@ -284,18 +278,29 @@ class PerturbDiff(BaseModelClass):
         setup_method_args = cls._get_setup_method_args(**locals())
         of = cls._create_modalities_attr_dict(dict(modalities or {}), setup_method_args)
         cells = rna_view(mdata, setup_method_args["setup_args"])
-        space = _read_space(cells, rna_layer, setup_method_args, kwargs)
-        manager = AnnDataManager(
-            fields=[
-                MuDataLayerField(
-                    REGISTRY_KEYS.X_KEY, rna_layer, mod_key=of.rna_layer, mod_required=True, is_count_data=True
-                ),
-                MuDataCategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key, mod_key=of.batch_key),
-                MuDataCategoricalObsField(REGISTRY_KEYS.LABELS_KEY, None, mod_key=None),
-            ],
-            setup_method_args=setup_method_args,
-        )
-        manager.register_fields(mdata, **kwargs)
+        x = REGISTRY_KEYS.X_KEY
+        fields = [
+            MuDataLayerField(x, rna_layer, mod_key=of.rna_layer, mod_required=True, is_count_data=True),
+            MuDataCategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key, mod_key=of.batch_key),
+            MuDataCategoricalObsField(REGISTRY_KEYS.LABELS_KEY, None, mod_key=None),
+        ]
+        cls._register(mdata, cells, rna_layer, fields, setup_method_args, kwargs)
+
+    @classmethod
+    def _register(
+        cls,
+        data: AnnData | MuData,
+        cells: AnnData,
+        layer: str | None,
+        fields: list[Any],
+        setup_method_args: dict[str, Any],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Read the conditions of `cells` and register `data` with scvi-tools."""
+        given = setup_method_args["setup_args"]
+        space = read_space(cells, layer, kwargs.get("source_registry"), **{name: given[name] for name in DESCRIBED})
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        manager.register_fields(data, **kwargs)
         manager.registry[CONDITIONS] = asdict(space)
         cls.register_manager(manager)
 
@@ -755,10 +760,3 @@ class PerturbDiff(BaseModelClass):
             return layer
         at_setup = stored_layer(self.registry_)
         return at_setup if at_setup in adata.layers else None
-
-
-def _read_space(
-    adata: AnnData, layer: str | None, setup_method_args: Mapping[str, Any], kwargs: Mapping[str, Any]
-) -> ConditionSpace:
-    given = setup_method_args["setup_args"]
-    return read_space(adata, layer, kwargs.get("source_registry"), **{name: given[name] for name in DESCRIBED})
