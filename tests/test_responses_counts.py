@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,155 +15,155 @@ from anndata import AnnData
 from scipy import sparse
 
 from scperturbdiff import PerturbDiff, datasets
-from scperturbdiff import responses as module_of_counts
+from scperturbdiff import responses as module_of_responses
 from scperturbdiff.data import Ragged
-from scperturbdiff.latent import LatentVAE
-from scperturbdiff.responses import PRIOR_COUNTS, count_response
-from scperturbdiff.retrieval import Conditions, ResponseAnchor
-from scperturbdiff.retrieval._conditions import NOVELTIES
-from scperturbdiff.retrieval._retrieval import RESIDUAL_NUGGET
+from scperturbdiff.module import PerturbDiffModule
+from scperturbdiff.responses import MeasuredPopulations, ResponseSettings, measure_populations
+from scperturbdiff.retrieval import Retrieval
 
 N, GENES = 60, 4
 
 
-class KnownDecoder:
-    """A module whose decoder expects fixed shares that depend on the batch alone."""
+SHARES = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]])
+"""Shares of genes that the decoder expects in each batch."""
 
-    def __init__(self) -> None:
-        self.shares = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]])
-        self.vae = SimpleNamespace(decode_frequencies=lambda latent, batch: self.shares[batch])
 
-    def unstandardize(self, latent: torch.Tensor) -> torch.Tensor:
-        return latent
+@dataclass
+class Cells:
+    """Counts, batches, latent vectors, and populations that share a pool of controls; some cells belong to nothing."""
+
+    counts: np.ndarray
+    batch: np.ndarray
+    latent: torch.Tensor
+    table: Any
+
+    def measure(self, settings: ResponseSettings = ResponseSettings(), form: Any = np.asarray) -> MeasuredPopulations:
+        return measure_populations(self.table, self.latent, form(self.counts), self.batch, self.decode, settings)
+
+    @staticmethod
+    def decode(latent: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        return SHARES[batch]
 
 
 @pytest.fixture
-def measured() -> tuple[np.ndarray, np.ndarray, SimpleNamespace]:
-    """Counts, batches and two populations that share a pool of controls; some cells belong to nothing."""
+def cells() -> Cells:
     rng = np.random.default_rng(0)
     counts = rng.poisson(3.0, (N, GENES)).astype(np.float32)
     order = rng.permutation(N)
     pools = Ragged.from_lists([np.sort(order[:20]), np.sort(order[20:30])])
-    cells = Ragged.from_lists([np.sort(order[30:35]), np.sort(order[35:50]), np.sort(order[50:52])])
-    table = SimpleNamespace(cells=cells, match=SimpleNamespace(pools=pools, pool=np.array([1, 0, 1])))
-    return counts, rng.integers(0, 2, N), table
+    treated = Ragged.from_lists([np.sort(order[30:35]), np.sort(order[35:50]), np.sort(order[50:52])])
+    match = SimpleNamespace(pools=pools, pool=np.array([1, 0, 1]))
+    conditions = {"component": np.zeros((3, 1), np.int64), "dose": np.zeros((3, 1)), "context": np.arange(3)}
+    table = SimpleNamespace(cells=treated, match=match, **conditions)
+    latent = torch.as_tensor(rng.normal(size=(N, 3)) * np.linspace(1, 2, N)[:, None], dtype=torch.float32)
+    return Cells(counts, rng.integers(0, 2, N), latent, table)
 
 
-def test_residuals_are_posterior_ratios_of_counts_less_those_of_the_controls(measured) -> None:
-    counts, batch, table = measured
-    module = KnownDecoder()
-    found = count_response(module, counts, batch, torch.zeros(N, 2), table).residuals
-    expected = counts.sum(1, keepdims=True) * module.shares[batch].numpy()
+@pytest.mark.parametrize("prior_counts", [5.0, 0.5])
+def test_residuals_are_posterior_ratios_of_counts_less_those_of_the_controls(cells: Cells, prior_counts: float) -> None:
+    found = cells.measure(ResponseSettings(prior_counts=prior_counts)).responses.residual
+    expected = cells.counts.sum(1, keepdims=True) * SHARES[cells.batch].numpy()
 
     def log_ratio(rows: np.ndarray) -> np.ndarray:
-        return np.log((counts[rows].sum(0) + PRIOR_COUNTS) / (expected[rows].sum(0) + PRIOR_COUNTS))
+        return np.log((cells.counts[rows].sum(0) + prior_counts) / (expected[rows].sum(0) + prior_counts))
 
     for i in range(3):
-        by_hand = log_ratio(table.cells[i]) - log_ratio(table.match.pools[table.match.pool[i]])
+        by_hand = log_ratio(cells.table.cells[i]) - log_ratio(cells.table.match.pools[cells.table.match.pool[i]])
         np.testing.assert_allclose(found[i], by_hand, atol=2e-3)
 
 
 @pytest.mark.parametrize("chunk", [7, 60])
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
-def test_residuals_do_not_depend_on_how_counts_are_read(measured, chunk: int, form, monkeypatch) -> None:
-    counts, batch, table = measured
-    whole = count_response(KnownDecoder(), counts, batch, torch.zeros(N, 2), table)
-    monkeypatch.setattr(module_of_counts, "CHUNK", chunk)
-    found = count_response(KnownDecoder(), form(counts), batch, torch.zeros(N, 2), table)
-    for part, of in zip(found, whole, strict=True):
-        np.testing.assert_allclose(part, of, atol=2e-3)
+def test_residuals_do_not_depend_on_how_counts_are_read(
+    cells: Cells, chunk: int, form: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = cells.measure().responses
+    monkeypatch.setattr(module_of_responses, "CHUNK", chunk)
+    found = cells.measure(form=form).responses
+    np.testing.assert_allclose(found.residual, whole.residual, atol=2e-3)
+    np.testing.assert_allclose(found.library, whole.library, rtol=1e-6)
 
 
-def test_library_sizes_are_compared_with_those_of_the_controls(measured) -> None:
-    counts, batch, table = measured
-    found = count_response(KnownDecoder(), counts, batch, torch.zeros(N, 2), table).libraries
-    library = counts.sum(1)
+def test_library_sizes_are_compared_with_those_of_the_controls(cells: Cells) -> None:
+    found = cells.measure().responses.library
+    library = cells.counts.sum(1)
     for i in range(3):
-        controls = table.match.pools[table.match.pool[i]]
-        assert found[i] == pytest.approx(np.log(library[table.cells[i]].mean() / library[controls].mean()), rel=1e-5)
+        controls = cells.table.match.pools[cells.table.match.pool[i]]
+        assert found[i] == pytest.approx(
+            np.log(library[cells.table.cells[i]].mean() / library[controls].mean()), rel=1e-5
+        )
 
 
-@pytest.mark.parametrize("novelty", NOVELTIES)
-def test_residuals_are_retrieved_as_shifts_of_more_variance_are(novelty) -> None:
-    rng = np.random.default_rng(0)
-    n = 12
-    conditions = Conditions(
-        rng.normal(size=(n, 3)), rng.integers(0, 3, (n, 1)), np.zeros((n, 1)), np.arange(n) % 4, np.full(n, 0.1)
-    )
-    shifts = rng.normal(size=(n, 3))
-    anchor = ResponseAnchor()
-    anchor.fit(conditions, shifts, None)
-    anchor.gains.clear()
-    assert anchor.predict(conditions, novelty).residual.shape == (n, 0)
-    anchor.keep_counts(shifts[:, 0], shifts.astype(np.float16))
-    found = anchor.predict(conditions, novelty)
-    widths = anchor.widths[novelty]
-    anchor.widths[novelty] = replace(widths, nugget=widths.nugget + RESIDUAL_NUGGET)
-    np.testing.assert_allclose(found.residual, anchor.predict(conditions, novelty).mean, atol=5e-3)
-    anchor.widths[novelty] = widths
-    np.testing.assert_allclose(found.library, anchor.library_slopes.get(novelty, 1.0) * found.mean[:, 0])
-    assert anchor.leave_out(novelty).residual.shape == (n, 0)
-    restored = ResponseAnchor()
-    restored.set_extra_state(anchor.get_extra_state())
-    for part, of in zip(restored.predict(conditions, novelty), found, strict=True):
-        np.testing.assert_array_equal(part, of)
+@pytest.mark.parametrize("pseudo_cells", [5.0, 50.0])
+def test_shifts_spreads_and_noise_are_those_of_the_cells(cells: Cells, pseudo_cells: float) -> None:
+    """From the definitions; the spread is drawn towards that of the controls by so many cells."""
+    measured = cells.measure(ResponseSettings(pseudo_cells=pseudo_cells))
+    latent, pools, found = cells.latent.double().numpy(), cells.table.match.pools, measured.responses
+    variances = [latent[pools[g]].var(axis=0).mean() * len(pools[g]) for g in range(2)]
+    within = sum(variances) / 30
+    for i in range(3):
+        treated, controls = latent[cells.table.cells[i]], latent[pools[cells.table.match.pool[i]]]
+        np.testing.assert_allclose(found.shift[i], treated.mean(0) - controls.mean(0), atol=1e-6)
+        np.testing.assert_allclose(measured.treated_mean[i], treated.mean(0), atol=1e-6)
+        np.testing.assert_allclose(found.conditions.control_mean[i], controls.mean(0), atol=1e-6)
+        noise = within * (1 / len(treated) + 1 / len(controls))
+        assert found.conditions.noise[i] == pytest.approx(noise, rel=1e-5)
+        before, after = (x.var(axis=0, ddof=1).mean() for x in (controls, treated))
+        mean = ((len(treated) - 1) * after + pseudo_cells * before) / (len(treated) - 1 + pseudo_cells)
+        assert found.spread[i] == pytest.approx(0.5 * np.log(mean / before), rel=1e-4)
 
 
-def test_library_sizes_are_used_as_far_as_they_carry_over() -> None:
-    """Four contexts, five perturbations: ratios that each perturbation has everywhere, and ratios of chance alone."""
-    rng = np.random.default_rng(0)
-    context, perturbation = np.repeat(np.arange(4), 5), np.tile(np.arange(5), 4)
-    conditions = Conditions(
-        0.1 * rng.normal(size=(20, 3)), perturbation[:, None], np.zeros((20, 1)), context, np.full(20, 0.02)
-    )
-    shifts = rng.normal(size=(5, 3))[perturbation] + 0.1 * rng.normal(size=(20, 3))
-    anchor = ResponseAnchor()
-    anchor.fit(conditions, shifts, None)
-    none = np.zeros((20, 0), np.float16)
-    anchor.keep_counts(np.linspace(-0.5, 0.5, 5)[perturbation], none)
-    assert anchor.library_slopes["pair"] > 0.9
-    np.testing.assert_allclose(
-        anchor.predict(conditions, "pair").library, np.linspace(-0.5, 0.5, 5)[perturbation], atol=0.1
-    )
-    anchor.keep_counts(0.3 * rng.choice([-1.0, 1.0], 20), none)
-    assert anchor.library_slopes["pair"] < 0.4
+def test_measuring_changes_nothing_it_is_given(cells: Cells) -> None:
+    before = cells.counts.copy(), cells.latent.clone(), cells.batch.copy()
+    cells.measure()
+    assert np.array_equal(cells.counts, before[0]) and torch.equal(cells.latent, before[1])
+    assert np.array_equal(cells.batch, before[2])
 
 
 @pytest.fixture
-def vae() -> LatentVAE:
+def module() -> PerturbDiffModule:
     torch.manual_seed(0)
-    return LatentVAE(GENES, n_latent=2, n_hidden=8, gene_likelihood="nb", use_batch_norm="none").eval()
+    small = {"n_hidden": 8, "generator_kwargs": {"width": 4, "n_layers": 1, "n_heads": 1}}
+    return PerturbDiffModule(GENES, 1, 2, 1, **small, vae_kwargs={"use_layer_norm": "none"}).eval()
 
 
 START, DRAWN = torch.tensor([[30.0, 50.0, 40.0, 80.0]]), 40_000
 
 
-def generated(vae: LatentVAE, start: torch.Tensor = START, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def generated(
+    module: PerturbDiffModule, start: torch.Tensor = START, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean counts of cells that start from these counts, and the mean of the VAE for their library size."""
     latent, batch = torch.zeros(DRAWN, 2), torch.zeros(DRAWN)
-    counts = vae.counterfactual_counts(latent, batch, start.expand(DRAWN, -1), latent, batch, **kwargs)
-    return counts.mean(0), start.sum() * vae.decode_frequencies(latent[:1], batch[:1])[0]
+    counts = module.moved_counts(latent, batch, start.expand(DRAWN, -1), latent, batch, **kwargs)
+    with torch.no_grad():
+        return counts.mean(0), start.sum() * module.vae.decode_frequencies(latent[:1], batch[:1])[0]
 
 
-def test_counts_follow_the_residual_and_keep_the_library_size(vae: LatentVAE) -> None:
+def test_counts_follow_the_residual_and_keep_the_library_size(module: PerturbDiffModule) -> None:
     residual = torch.tensor([0.7, 0.0, -0.7, 0.2])
-    _, decoded = generated(vae)
+    _, decoded = generated(module)
     after = decoded * residual.exp()
     after = after * decoded.sum() / after.sum()
-    theta = vae.px_r.exp()
+    theta = module.vae.px_r.detach().exp()
     weight = (theta + START[0]) / (theta + decoded)
-    mean, _ = generated(vae, residual=residual, again=torch.ones(DRAWN, dtype=torch.bool))
+    mean, _ = generated(module, residual=residual, again=torch.ones(DRAWN, dtype=torch.bool))
     torch.testing.assert_close(mean, after * weight, rtol=0.02, atol=0)
-    mean, _ = generated(vae, residual=residual)
+    mean, _ = generated(module, residual=residual)
     kept = torch.where(after < decoded, START[0] * after / decoded, START[0] + (after - decoded) * weight)
     torch.testing.assert_close(mean, kept, rtol=0.02, atol=0)
 
 
+def test_counts_of_cells_that_do_not_move_stay(module: PerturbDiffModule) -> None:
+    mean, _ = generated(module)
+    assert torch.equal(mean, START[0])
+
+
 @pytest.mark.parametrize("ratio", [0.6, 1.6])
-def test_library_sizes_are_those_of_the_controls_times_the_ratio(vae: LatentVAE, ratio: float) -> None:
+def test_library_sizes_are_those_of_the_controls_times_the_ratio(module: PerturbDiffModule, ratio: float) -> None:
     """Exactly where the counts of the control cell are what the VAE expects."""
-    _, decoded = generated(vae)
-    mean, _ = generated(vae, decoded.round()[None], library_ratio=ratio)
+    _, decoded = generated(module)
+    mean, _ = generated(module, decoded.round()[None], library_ratio=ratio)
     torch.testing.assert_close(mean, ratio * decoded, rtol=0.03, atol=0)
 
 
@@ -184,7 +184,17 @@ def model(screen: AnnData) -> PerturbDiff:
     return out
 
 
-def test_measured_populations_are_met_where_the_decoder_misses_them(model: PerturbDiff, screen: AnnData) -> None:
+def without_residuals(model: PerturbDiff) -> Retrieval:
+    """Its retrieval, with no gene measured to differ from what is decoded."""
+    retrieval = model.module.retrieval
+    assert retrieval is not None and retrieval.responses.residual.any()
+    nothing = np.zeros_like(retrieval.responses.residual)
+    return replace(retrieval, responses=replace(retrieval.responses, residual=nothing))
+
+
+def test_measured_populations_are_met_where_the_decoder_misses_them(
+    model: PerturbDiff, screen: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = screen.obs.loc[screen.obs["perturbation"] != "control", ["perturbation", "cell_type"]].drop_duplicates()
 
     def error() -> float:
@@ -199,11 +209,9 @@ def test_measured_populations_are_met_where_the_decoder_misses_them(model: Pertu
             out += float(np.square(np.log1p(1e4 * shares[0]) - np.log1p(1e4 * shares[1])).mean())
         return out
 
-    corrected, kept = error(), model.module.anchor.residuals
-    model.module.anchor.residuals = None
-    uncorrected = error()
-    model.module.anchor.residuals = kept
-    assert corrected < 0.6 * uncorrected
+    corrected = error()
+    monkeypatch.setattr(model.module, "retrieval", without_residuals(model))
+    assert corrected < 0.6 * error()
 
 
 def test_cells_with_more_rna_are_predicted_with_more_counts(screen: AnnData) -> None:
@@ -229,10 +237,9 @@ def test_cells_with_more_rna_are_predicted_with_more_counts(screen: AnnData) -> 
     assert mean["P02", contexts[1]] == pytest.approx(before[contexts[1]], rel=0.15)
 
 
-def test_controls_are_not_corrected(model: PerturbDiff, screen: AnnData) -> None:
+def test_controls_are_not_corrected(model: PerturbDiff, screen: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"n_cells": 50, "seed": 0, "progress": False}
-    with_residuals, kept = model.predict(screen, ["control"], **asked), model.module.anchor.residuals
-    model.module.anchor.residuals = None
+    with_residuals = model.predict(screen, ["control"], **asked)
+    monkeypatch.setattr(model.module, "retrieval", without_residuals(model))
     without = model.predict(screen, ["control"], **asked)
-    model.module.anchor.residuals = kept
     assert (with_residuals.layers["counts"] != without.layers["counts"]).nnz == 0
