@@ -26,18 +26,21 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
+from common import found, parser, save
 
-RESULTS = Path(__file__).parent / "results"
 N_CONTEXTS, N_PERTURBATIONS, POPULATION = 10, 49, 200
 CELLS_PER_DONOR = N_CONTEXTS * (N_PERTURBATIONS + 1) * POPULATION
 BYTES_PER_CELL = 6000
 """On disk, generously."""
+PLAIN = ("cells", "predicted", "network_weight", "network", "commit")
+"""What is reported without the name of the phase."""
 
 
 def write(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Simulate donor by donor and append each to the file."""
     from anndata.io import sparse_dataset, write_elem
 
+    # no public name draws a part of a screen: simulate() holds all of its cells in memory
     from scperturbdiff.datasets._cells import draw_cells
     from scperturbdiff.datasets._truth import draw_contexts, draw_genes, draw_perturbations
 
@@ -55,7 +58,8 @@ def write(path: Path, options: argparse.Namespace) -> dict[str, Any]:
                 index=False
             )
             table["n_cells"], table["hidden_factor"] = POPULATION, 0.0
-            counts = draw_cells(rng, table, genes, contexts, effects, batch_effect, genes.hidden, 1000.0)
+            responds = np.repeat(table["label"].to_numpy() >= 0, POPULATION)
+            counts = draw_cells(rng, table, genes, contexts, effects, batch_effect, genes.hidden, 1000.0, responds)
             counts.data = counts.data.astype(np.float32)
             frames.append(table.loc[np.repeat(np.arange(len(table)), POPULATION), ["context", "label", "batch"]])
             if donor:
@@ -98,7 +102,7 @@ def train(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     model.train(max_epochs_vae=0, max_epochs_generator=max(1, options.steps // 50), **common)
     times["generator_s"] = time.perf_counter() - start
     model.save(str(path.parent / "model"), overwrite=True)
-    return times
+    return {**times, **found(model)}
 
 
 def predict(path: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -128,15 +132,15 @@ def in_process(phase: str, path: Path, options: argparse.Namespace) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--donors", type=int, default=1, help=f"of {CELLS_PER_DONOR:,} cells each")
-    parser.add_argument("--genes", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=300, help="training steps of each stage")
-    parser.add_argument("--predict", type=int, default=200_000, help="cells to predict")
-    parser.add_argument("--folder", type=Path, help="where the files go; default: a temporary folder")
-    parser.add_argument("--phase", choices=list(PHASES), help=argparse.SUPPRESS)
-    parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--donors", type=int, default=1, help=f"of {CELLS_PER_DONOR:,} cells each")
+    arguments.add_argument("--genes", type=int, default=2000)
+    arguments.add_argument("--steps", type=int, default=300, help="training steps of each stage")
+    arguments.add_argument("--predict", type=int, default=200_000, help="cells to predict")
+    arguments.add_argument("--folder", type=Path, help="where the files go; default: a temporary folder")
+    arguments.add_argument("--phase", choices=list(PHASES), help=argparse.SUPPRESS)
+    arguments.add_argument("--path", type=Path, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.phase:
         start = time.perf_counter()
         report = PHASES[options.phase](options.path, options)
@@ -152,15 +156,11 @@ def main() -> None:
         row: dict[str, Any] = {"genes": options.genes, "steps": options.steps}
         for phase in PHASES:
             report = in_process(phase, folder / "screen.h5ad", options)
-            row |= {key if key in ("cells", "predicted") else f"{phase}_{key}": v for key, v in report.items()}
+            row |= {key if key in PLAIN else f"{phase}_{key}": value for key, value in report.items()}
     finally:
         shutil.rmtree(folder)
     row["machine"] = f"CPU {platform.machine()}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads"
-    path = RESULTS / "scale.csv"
-    RESULTS.mkdir(exist_ok=True)
-    table = pd.DataFrame([row])
-    table = pd.concat([pd.read_csv(path), table]) if path.is_file() else table
-    table.drop_duplicates(["cells", "genes", "steps"], keep="last").round(3).to_csv(path, index=False)
+    save(pd.DataFrame([row]), "scale", ["cells", "genes", "steps"])
 
 
 if __name__ == "__main__":

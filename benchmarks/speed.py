@@ -10,7 +10,6 @@ every boundary of the split, and not at all where whole epochs are timed.
 
 from __future__ import annotations
 
-import argparse
 import platform
 import resource
 import time
@@ -22,14 +21,14 @@ import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
-from quality import RESULTS
+from common import RESULTS, found, parser, quiet
 from torch.utils.flop_counter import FlopCounterMode
-from toy_law import quiet
 
 import scperturbdiff as spd
-from scperturbdiff.diffusion import Anchor, Components, Condition, Generator
+from scperturbdiff.diffusion import Components, Condition, Generator, Prior
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     from anndata import AnnData
@@ -212,7 +211,7 @@ def training(options: argparse.Namespace) -> tuple[pd.DataFrame, spd.PerturbDiff
 def prediction(options: argparse.Namespace, model: spd.PerturbDiff, adata: AnnData) -> pd.DataFrame:
     """Predicted cells per second and where the time goes, for growing numbers of cells."""
     model.module.to(options.device)
-    generator, vae = model.module.generator_ema, model.module.vae
+    module, generator = model.module, model.module.generator_ema
     spent: dict[str, float] = defaultdict(float)
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -227,8 +226,8 @@ def prediction(options: argparse.Namespace, model: spd.PerturbDiff, adata: AnnDa
         return run
 
     generator.sample = timed("sampling", generator.sample)
-    vae.counterfactual_counts = timed("decoding", vae.counterfactual_counts)
-    rows = []
+    module.moved_counts = timed("decoding", module.moved_counts)
+    rows: list[dict[str, Any]] = []
     for n_cells in options.predict:
         spent.clear()
         start = time.perf_counter()
@@ -255,7 +254,7 @@ def one_population(n_latent: int, device: str) -> Condition:
     none = torch.zeros(1, 0, device=device)
     return Condition(
         Components(torch.zeros(1, 1, dtype=torch.long, device=device), torch.zeros(1, 1, device=device)),
-        Anchor.none(1, n_latent, device),
+        Prior.none(1, n_latent, device),
         none.long(),
         none,
         torch.ones(1, device=device),
@@ -271,6 +270,7 @@ def seconds_per_cell(options: argparse.Namespace, n_latent: int, n_steps: int, c
         .to(device)
         .eval()
     )
+    generator.network_weight.fill_(1)  # a network without weight is not evaluated
     start = torch.randn(1, cells, n_latent, device=device)
     condition, times = one_population(n_latent, device), []
     for _ in range(7):
@@ -310,21 +310,21 @@ def machine(options: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--cells", type=int, default=64, help="cells of a population in training")
-    parser.add_argument("--populations", type=int, default=16, help="populations of a training step")
-    parser.add_argument("--steps", type=int, default=20, help="steps of an epoch; two epochs are timed")
-    parser.add_argument("--genes", type=int, default=2000)
-    parser.add_argument("--predict", type=int, nargs="+", default=[250, 500, 1000, 2000], help="cells per condition")
-    parser.add_argument("--only-base", action="store_true", help="train the base size only")
-    parser.add_argument("--name", default="", help="suffix of the results files")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    arguments.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
+    arguments.add_argument("--compile", action="store_true")
+    arguments.add_argument("--width", type=int, default=64)
+    arguments.add_argument("--layers", type=int, default=2)
+    arguments.add_argument("--heads", type=int, default=4)
+    arguments.add_argument("--cells", type=int, default=64, help="cells of a population in training")
+    arguments.add_argument("--populations", type=int, default=16, help="populations of a training step")
+    arguments.add_argument("--steps", type=int, default=20, help="steps of an epoch; two epochs are timed")
+    arguments.add_argument("--genes", type=int, default=2000)
+    arguments.add_argument("--predict", type=int, nargs="+", default=[250, 500, 1000, 2000], help="cells per condition")
+    arguments.add_argument("--only-base", action="store_true", help="train the base size only")
+    arguments.add_argument("--name", default="", help="suffix of the results files")
+    options = arguments.parse_args()
     quiet()
     print(machine(options))
     trained, model, adata = training(options)
@@ -333,7 +333,9 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     for name, table in tables.items():
         settings = {"precision": options.precision, "compile": options.compile, "machine": machine(options)}
-        table.assign(**settings).round(5).to_csv(RESULTS / f"speed_{name}{options.name}.csv", index=False)
+        table.assign(**settings, **found(model)).round(5).to_csv(
+            RESULTS / f"speed_{name}{options.name}.csv", index=False
+        )
 
 
 if __name__ == "__main__":
