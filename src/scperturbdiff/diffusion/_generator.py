@@ -30,9 +30,10 @@ class Generator(nn.Module):
     unit Gaussian noise; the network :math:`f_\theta` adds what that leaves out, with the weight :math:`w` in [0, 1]
     that held-out populations support. At pure noise, where nothing tells yet which population is drawn, :math:`a` also
     has a random offset :math:`L \varepsilon`, one for each population: `L` holds the directions along which replicates
-    of a condition differ (``replicate_factors``), :math:`\varepsilon` is the population's noise, which the network sees.
-    "No effect" is the zero of the network, an unseen context carries its own state and the shape of its populations,
-    and which control a cell starts from is part of the noise: no treated cell is ever paired with a control.
+    of a condition differ (``replicate_factors``), :math:`\varepsilon` is the population's noise, which the network
+    sees. "No effect" is the zero of the network, an unseen context carries its own state and the shape of its
+    populations, and which control a cell starts from is part of the noise: no treated cell is ever paired with a
+    control.
 
     The network shapes populations: the mean of its correction over the cells of a population is taken off, and it sees
     noise of a population only along the directions of `L`. Where a population lies is said by retrieval, which a few
