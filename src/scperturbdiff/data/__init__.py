@@ -16,6 +16,7 @@ from scperturbdiff.data._counts import (
     read_genes,
 )
 from scperturbdiff.data._features import FeatureTable, explain_unknown
+from scperturbdiff.data._grouped import grouped_sums, member_weights
 from scperturbdiff.data._groups import Ragged, group_rows
 from scperturbdiff.data._labels import (
     DOSE,
@@ -83,12 +84,14 @@ __all__ = [
     "gene_positions",
     "get_matrix",
     "group_rows",
+    "grouped_sums",
     "iter_rows",
     "log_normalize",
     "match_controls",
     "match_doses",
     "matrix_name",
     "parse_doses",
+    "member_weights",
     "preview",
     "read_contexts",
     "read_doses",

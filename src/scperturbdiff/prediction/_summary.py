@@ -14,8 +14,9 @@ from scperturbdiff.data import (
     UNS,
     gene_positions,
     get_matrix,
-    iter_rows,
+    grouped_sums,
     log_normalize,
+    member_weights,
     preview,
 )
 
@@ -149,15 +150,13 @@ def _requested(shown: pd.DataFrame, requested: pd.DataFrame, keys: Sequence[str]
 
 def _moments(pred: AnnData, code: NDArray[np.int64], n: int) -> tuple[Floats, Floats, Floats]:
     """Mean and variance of `X` `(n, n_genes)` and number of cells `(n,)` of each group of cells."""
-    total, squares = np.zeros((n, pred.n_vars)), np.zeros((n, pred.n_vars))
-    start = 0
-    for block in iter_rows(pred.X, chunk=CHUNK):
-        values = sparse.csr_matrix(block, dtype=np.float64)
-        cells = values.shape[0]
-        member = sparse.csr_matrix((np.ones(cells), (code[start : start + cells], np.arange(cells))), shape=(n, cells))
-        total += (member @ values).toarray()
-        squares += (member @ values.power(2)).toarray()
-        start += cells
+    weights = member_weights(code, np.arange(pred.n_obs), (n, pred.n_obs))
+
+    def both(block: sparse.csr_matrix, rows: NDArray[np.intp]) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+        values = block.astype(np.float64)
+        return values, values.power(2)
+
+    total, squares = grouped_sums(pred.X, weights, both, chunk=CHUNK)
     size = np.bincount(code, minlength=n).astype(np.float64)
     mean = total / np.maximum(size, 1)[:, None]
     excess = squares - size[:, None] * mean**2
@@ -173,15 +172,13 @@ def _control_means(
     if (at < 0).any():
         lost = names[at < 0].unique()
         raise KeyError(f"{len(lost)} control cells of pred are not in control.obs_names: {preview(lost)}.")
-    weights = sparse.csr_matrix((np.ones(len(at)), (code, at)), shape=(n, control.n_obs))
-    used = np.unique(at)
+    weights = member_weights(code, at, (n, control.n_obs))
+
+    def logged(counts: sparse.csr_matrix, rows: NDArray[np.intp]) -> tuple[sparse.csr_matrix]:
+        return (log_normalize(counts, target_sum).astype(np.float64),)
+
     columns = gene_positions(control.var_names, pred.var_names)
-    total = np.zeros((n, pred.n_vars))
-    start = 0
-    for block in iter_rows(get_matrix(control, layer), used, CHUNK):
-        values = log_normalize(sparse.csr_matrix(block)[:, columns], target_sum).astype(np.float64)
-        total += (weights[:, used[start : start + values.shape[0]]] @ values).toarray()
-        start += values.shape[0]
+    (total,) = grouped_sums(get_matrix(control, layer), weights, logged, columns=columns, chunk=CHUNK)
     return total / np.asarray(weights.sum(axis=1)).reshape(-1, 1)
 
 

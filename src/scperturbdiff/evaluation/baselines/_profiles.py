@@ -9,17 +9,18 @@ import numpy as np
 from scipy import sparse
 
 from scperturbdiff.data import (
-    CHUNK_ROWS,
     DOSE,
     PERTURBATION,
     check_layer,
     check_obs_key,
     context_name,
+    get_matrix,
+    grouped_sums,
     log_normalize,
+    member_weights,
     parse_doses,
     preview,
     read_contexts,
-    read_genes,
 )
 from scperturbdiff.evaluation.baselines._sampling import PSEUDO, TARGET_SUM
 
@@ -103,14 +104,11 @@ def read_profiles(adata: AnnData, labels: Labels, context_keys: tuple[str, ...],
 
 
 def _group_means(adata: AnnData, layer: str | None, group: NDArray[np.integer], n_groups: int) -> tuple[Floats, Floats]:
-    log_sum = np.zeros((n_groups, adata.n_vars))
-    total = np.zeros((n_groups, adata.n_vars))
-    for start in range(0, adata.n_obs, CHUNK_ROWS):
-        rows = np.arange(start, min(start + CHUNK_ROWS, adata.n_obs))
-        logged = log_normalize(read_genes(adata, None, layer, rows), TARGET_SUM)
-        member = sparse.csr_matrix((np.ones(rows.size), (group[rows], np.arange(rows.size))), (n_groups, rows.size))
-        log_sum += (member @ logged).toarray()
-        logged.data = np.expm1(logged.data)
-        total += (member @ logged).toarray()
+    def both(counts: sparse.csr_matrix, rows: NDArray[np.intp]) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+        logged = log_normalize(counts, TARGET_SUM)
+        return logged, logged.expm1()
+
+    weights = member_weights(group, np.arange(adata.n_obs), (n_groups, adata.n_obs))
+    log_sum, total = grouped_sums(get_matrix(adata, layer), weights, both)
     size = np.bincount(group, minlength=n_groups)[:, None]
     return log_sum / size, total / size
