@@ -122,31 +122,36 @@ class NetworkSelection(pl.Callback):
     def consider(self, found: Scores, generator: Generator) -> None:
         """Keep the averaged weights, beside what they changed, if that is the best so far."""
         change = self.change(found)
-        if change.isfinite().all() and (self.best is None or change.mean() < self.best[0].mean()):
+        if not all(part.isfinite().all() for part in (change, *found)):
+            return
+        if self.best is None or change.mean() < self.best[0].mean():
             self.best = change, found, _copy(generator)
 
     def change(self, found: Scores) -> Tensor:
         """Relative change of the criterion by the network, of each held-out population `(n,)`; negative is better."""
+        return self._judge(found)[1]
+
+    def _judge(self, found: Scores) -> tuple[str, Tensor]:
+        """Which criterion counts, and its relative change `(n,)`."""
         if self.without is None:
             raise RuntimeError("Populations were not scored without the network yet.")
         (scores, distances), (scores_without, distances_without) = found, self.without
         of_distance = relative_difference(distances.mean(1), distances_without.mean(1))
         if not self.replicated or of_distance.mean() > 0:
-            return of_distance
-        return relative_difference(scores, scores_without)
+            return "energy distance", of_distance
+        return "functional energy score", relative_difference(scores, scores_without)
 
     def _decide(self, n: int) -> SelectionResult:
-        criterion = "functional energy score" if self.replicated else "energy distance"
         if self.without is None or self.best is None:
-            return SelectionResult(0.0, "Training brought no finite weights.", n, criterion)
-        change, (_, distances), _ = self.best
-        mean = float(change.mean())
+            return SelectionResult(0.0, "Training brought no finite weights.", n)
+        change, found, _ = self.best
+        criterion, mean = self._judge(found)[0], float(change.mean())
         text = f"{criterion} of {n} held-out populations {mean:+.1%}"
         if is_negative(change + self.margin):
             weight, reason = 1.0, f"The network helps: {text}."
         else:
             weight, reason = 0.0, f"The network is not used: {text}, not better by {self.margin:.0%} beyond chance."
-        without, distance = float(self.without[1].mean()), float(distances.mean())
+        without, distance = float(self.without[1].mean()), float(found[1].mean())
         return SelectionResult(weight, reason, n, criterion, mean, without, distance)
 
 
