@@ -1,0 +1,227 @@
+"""Held-out selection: which weights are kept, and whether the network is used, from scores that are given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scperturbdiff.diffusion import Generator, NetworkSelection, SelectionResult
+from scperturbdiff.diffusion._selection import is_negative
+
+N = 6
+"""Held-out populations."""
+BASE = torch.linspace(1.0, 2.0, N)
+"""Their scores without the network."""
+
+
+def scores(change: float | Tensor, of_distance: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scores that the network changes by so much, relatively; distances alike unless given."""
+    of_distance = change if of_distance is None else of_distance
+    return BASE * (1 + change), (10 * BASE * (1 + of_distance))[:, None].expand(-1, 4)
+
+
+class Run:
+    """A training whose validation scores are given: each goes with weights that are all equal to its number."""
+
+    def __init__(self, replicated: bool = True, **options: Any) -> None:
+        self.generator = Generator(2, 1, width=4, n_layers=1, n_heads=1)
+        self.generator.network_weight.fill_(1)
+        self.selection = NetworkSelection(replicated, **options)
+        self.trainer: Any = SimpleNamespace(sanity_checking=False)
+        self.plan: Any = SimpleNamespace(
+            validation=object(),
+            last_scores=None,
+            module=SimpleNamespace(generator_ema=self.generator),
+            validation_scores=self._without,
+        )
+
+    def _without(self) -> tuple[Tensor, Tensor]:
+        assert self.generator.network_weight == 0
+        return scores(0.0)
+
+    def fill(self, value: float) -> None:
+        with torch.no_grad():
+            for parameter in self.generator.parameters():
+                parameter.fill_(value)
+
+    def __call__(self, found: Iterable[tuple[Tensor, Tensor]]) -> SelectionResult:
+        self.fill(0.0)  # an untrained network is not scored
+        self.selection.on_train_start(self.trainer, self.plan)
+        assert self.generator.network_weight == 1
+        for number, self.plan.last_scores in enumerate(found, 1):
+            self.fill(number)
+            self.selection.on_validation_end(self.trainer, self.plan)
+        self.fill(math.nan)  # what training ends with is not what is kept
+        self.selection.on_train_end(self.trainer, self.plan)
+        return self.selection.result
+
+    @property
+    def kept(self) -> float:
+        values = torch.cat([p.detach().flatten() for p in self.generator.parameters()]).unique()
+        assert len(values) == 1
+        return float(values)
+
+
+def test_differences_are_negative_only_beyond_chance() -> None:
+    noise = torch.tensor([1.0, -1.0] * 4)
+    assert not is_negative(torch.zeros(8))
+    assert not is_negative(noise - 0.5)  # by 1.3 standard errors: one in nine by chance
+    assert is_negative(noise - 0.8)
+    assert not is_negative(noise[:2] - 3)  # of two values, hardly anything is beyond chance
+    assert not is_negative(noise + 0.5)
+    assert is_negative(torch.tensor([-0.1])) and not is_negative(torch.tensor([0.1]))
+
+
+@pytest.mark.parametrize("replicated", [False, True])
+@pytest.mark.parametrize(("change", "used"), [(-0.06, True), (-0.04, False), (0.0, False), (0.06, False)])
+def test_the_network_must_bring_more_than_the_margin(change: float, used: bool, replicated: bool) -> None:
+    """Of five per cent, with nothing left to chance."""
+    run = Run(replicated)
+    found = run([scores(change)])
+    assert found.weight == run.generator.network_weight == float(used)
+    assert run.kept == (1.0 if used else 0.0)
+    assert found.change == pytest.approx(change, abs=1e-6) and found.n_held_out == N
+    assert found.criterion == ("functional energy score" if replicated and change <= 0 else "energy distance")
+    assert f"{found.criterion} of {N} held-out populations {change:+.1%}" in found.reason
+    assert found.without_network == pytest.approx(15) and found.with_network == pytest.approx(15 * (1 + change))
+
+
+@pytest.mark.parametrize(("margin", "used"), [(0.03, True), (0.05, False)])
+def test_the_margin_can_be_chosen(margin: float, used: bool) -> None:
+    assert Run(margin=margin)([scores(-0.04)]).weight == float(used)
+
+
+def test_what_helps_some_and_harms_others_by_chance_is_not_used() -> None:
+    change = torch.tensor([-0.9, 0.5, -0.9, 0.5, -0.5, 0.5])
+    run = Run()
+    found = run([scores(change)])
+    assert found.change < -0.05 and found.weight == 0 and run.kept == 0
+    assert "not better by 5% beyond chance" in found.reason
+
+
+def test_the_best_weights_are_kept_wherever_training_ends() -> None:
+    run = Run()
+    found = run([scores(-0.2), scores(-0.5), scores(-0.4), scores(-0.1)])
+    assert run.kept == 2 and found.weight == 1 and found.change == pytest.approx(-0.5)
+
+
+def test_changes_are_relative_so_that_all_populations_count() -> None:
+    """The mean score falls because of the most distant population; most are made worse."""
+    change = torch.where(BASE == BASE.max(), -0.25, 0.06)
+    assert scores(change)[0].mean() < BASE.mean() and change.mean() > 0
+    run = Run()
+    found = run([scores(change, -0.1)])
+    assert found.change == pytest.approx(float(change.mean()), abs=1e-6) and found.weight == 0
+
+
+def test_tiny_scores_do_not_rule() -> None:
+    """A population that is met exactly without the network would make any change endless."""
+    run = Run()
+    exact = BASE.clone()
+    exact[0] = 0.0
+    run.selection.without = exact, exact[:, None]
+    found = run.selection.change((exact + 0.1, exact[:, None] - 0.01))
+    assert found[0] == pytest.approx(0.1 / (0.25 * float(exact.mean())), rel=1e-5)
+    assert found[1:].tolist() == pytest.approx((0.1 / exact[1:]).tolist(), rel=1e-5)
+
+
+def test_a_better_score_at_a_worse_distance_is_refused_where_replicated() -> None:
+    """Scattering over what is not known lowers the score, not the distance of draws."""
+    run = Run(replicated=True)
+    found = run([scores(-0.5, 0.02)])
+    assert found.weight == 0 and run.kept == 0 and found.change == pytest.approx(0.02, abs=1e-6)
+    assert found.criterion == "energy distance"  # which is what speaks against it
+    run = Run(replicated=True)
+    assert run([scores(-0.9, 0.02), scores(-0.1, -0.01)]).weight == 1 and run.kept == 2
+
+
+def test_where_nothing_is_replicated_distances_decide() -> None:
+    run = Run(replicated=False)
+    assert run([scores(-0.9, -0.01), scores(0.3, -0.2)]).weight == 1 and run.kept == 2
+
+
+def test_what_is_judged() -> None:
+    """Without replicates the distance of draws; with them the energy score of draws that are no further away."""
+    without = torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 5.0], [7.0, 9.0]])
+    nearer = torch.tensor([0.5, 2.0]), torch.tensor([[1.0, 3.0], [7.0, 9.0]])
+    further = torch.tensor([0.5, 2.0]), torch.tensor([[3.0, 5.0], [7.0, 13.0]])
+    for replicated, wanted in ((True, [[-0.5, 0.0], [0.0, 0.25]]), (False, [[-0.5, 0.0], [0.0, 0.25]])):
+        selection = NetworkSelection(replicated)
+        selection.without = without
+        assert [selection.change(found).tolist() for found in (nearer, further)] == wanted
+    scored = torch.tensor([0.8, 2.0]), nearer[1]
+    selection = NetworkSelection(True)
+    selection.without = without
+    assert selection.change(scored).tolist() == pytest.approx([-0.2, 0.0])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("which", ["scores", "distances", "both"])
+@pytest.mark.parametrize("replicated", [False, True])
+def test_scores_that_are_not_finite_are_never_chosen(bad: float, which: str, replicated: bool) -> None:
+    def broken() -> tuple[Tensor, Tensor]:
+        score, distance = (part.clone() for part in scores(-0.9))
+        if which != "distances":
+            score[2] = bad
+        if which != "scores":
+            distance[2] = bad
+        return score, distance
+
+    run = Run(replicated)
+    assert run([broken(), scores(-0.2), broken()]).weight == 1 and run.kept == 2
+    run = Run(replicated)
+    found = run([broken()])
+    assert found.weight == run.generator.network_weight == 0 and run.kept == 0  # finite: those training started from
+    assert found.reason == "Training brought no finite weights." and math.isnan(found.change)
+
+
+def test_weights_of_an_earlier_training_count() -> None:
+    """Training goes on from weights that are scored, too, before the first step."""
+    run = Run()
+    with torch.no_grad():
+        for parameter in run.generator.parameters():
+            parameter.fill_(7.0)
+    told = iter([scores(0.0), scores(-0.4)])
+    run.plan.validation_scores = lambda: next(told)
+    run.selection.on_train_start(run.trainer, run.plan)
+    run.plan.last_scores = scores(-0.3)
+    run.fill(1.0)
+    run.selection.on_validation_end(run.trainer, run.plan)
+    run.selection.on_train_end(run.trainer, run.plan)
+    assert run.kept == 7 and run.selection.result.change == pytest.approx(-0.4)
+
+
+def test_without_held_out_populations_the_network_is_used_untested() -> None:
+    run = Run()
+    run.plan.validation = None
+    run.selection.on_train_start(run.trainer, run.plan)
+    run.selection.on_validation_end(run.trainer, run.plan)
+    run.fill(3.0)
+    run.selection.on_train_end(run.trainer, run.plan)
+    assert run.kept == 3 and run.selection.result.weight == run.generator.network_weight == 1
+    assert "untested" in run.selection.result.reason and run.selection.result.n_held_out == 0
+
+
+def test_scores_of_a_sanity_check_are_not_looked_at() -> None:
+    run = Run()
+    run.trainer.sanity_checking = True
+    assert run([scores(-0.9)]).weight == 0
+
+
+def test_a_selection_goes_on_from_its_state() -> None:
+    first, second = Run(), Run()
+    first([scores(-0.2), scores(-0.5)])
+    second.selection.load_state_dict(first.selection.state_dict())
+    assert second([scores(-0.3)]).weight == 1  # not scored again, and no better than before
+    assert second.kept == 2 and second.selection.result.change == pytest.approx(-0.5)
+
+
+def test_a_change_needs_something_to_compare_with() -> None:
+    with pytest.raises(RuntimeError, match="not scored without the network"):
+        NetworkSelection().change(scores(0.0))
