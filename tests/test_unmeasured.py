@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pytest
+from tests.helpers import FEW_STEPS, TINY
 
 import scperturbdiff as spd
 from scperturbdiff.evaluation.baselines import NoChange, PerturbationMeanShift, default_baselines
@@ -73,6 +74,19 @@ def of_split(fresh: AnnData, split: spd.splits.Split) -> AnnData:
     )
     control = (fresh.obs["perturbation"] == "control").to_numpy()
     return fresh[held | (control & fresh.obs["cell_type"].isin(split.held_out["cell_type"]).to_numpy())].copy()
+
+
+def test_held_out_pairs_of_a_small_screen() -> None:
+    """What perturbations do depends on the context: the model must beat both no change and the mean over contexts."""
+    screen = spd.datasets.simulate(8, 8, 30, 150, n_batches=1, effect_scale=2.0, seed=2)
+    split = spd.splits.hold_out_pairs(screen, **KEYS, fraction=0.2, seed=2)
+    train, real = screen[split.train].copy(), screen[split.test | split.controls].copy()
+    spd.PerturbDiff.setup_anndata(train, **KEYS)
+    model = spd.PerturbDiff(train, **TINY | {"n_latent": 16, "n_hidden": 64})
+    model.train(**FEW_STEPS | {"max_epochs_vae": 20})
+    score = compare({"model": model}, train, real, default_baselines("pairs"))["energy_distance"]
+    assert score["model"] < 0.3 * score["no_change"]
+    assert score["model"] < 0.5 * score["perturbation_mean_shift"]
 
 
 @pytest.mark.slow
