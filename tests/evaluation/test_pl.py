@@ -180,3 +180,19 @@ def test_wrong_input_is_named(pred: ad.AnnData, real: ad.AnnData) -> None:
         pl.violins(real, real, real[real.obs["perturbation"] == "control"], **KEYS)
     with pytest.raises(ValueError, match="control has 1 cells"):
         pl.violins(pred, real, real[:1], perturbation="drug", **KEYS)
+
+
+def test_a_perturbation_is_found_in_any_spelling(pred: ad.AnnData, real: ad.AnnData) -> None:
+    written = real.copy()
+    written.obs["perturbation"] = written.obs["perturbation"].replace({"drug": "drug+control"})
+    shown = [
+        pl.mean_shift(pred, cells, "control", perturbation=name, **KEYS)
+        for cells, name in ((real, "drug"), (written, "drug"), (written, "control+drug"), (written, None))
+    ]
+    offsets = [np.asarray(ax.collections[0].get_offsets()) for ax in shown]
+    for other in offsets[1:]:
+        np.testing.assert_array_equal(other, offsets[0])
+    with pytest.raises(
+        ValueError, match=r"real.obs\['perturbation'\] has no 'drug'. Values: 'control', 'drug\+control'"
+    ):
+        pl.mean_shift(pred, written, "control", perturbation="drug", separator=None, **KEYS)

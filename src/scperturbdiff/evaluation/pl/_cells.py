@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.data import check_obs_key, closest, preview
-from scperturbdiff.evaluation.metrics import rank_genes, read_expression, top_genes
+from scperturbdiff.data import PERTURBATION, Labels, check_obs_key, did_you_mean, preview, read_text, value_text
+from scperturbdiff.evaluation.metrics._expression import rank_genes, top_genes
+from scperturbdiff.evaluation.metrics._inputs import read_expression
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ COLORS = {"control": "#9a9a9a", "real": "#1f6fb4", "predicted": "#e07b1a"}
 
 
 @dataclass
-class Condition:
+class ShownCells:
     """Log-normalised cells of one condition (CSR, same genes), and the `obs` of each."""
 
     pred: Any
@@ -46,10 +47,8 @@ class Condition:
         genes = [genes] if isinstance(genes, str) else list(genes)
         unknown = [gene for gene in genes if gene not in self.genes]
         if unknown or not genes:
-            near = closest(unknown[0], self.genes) if unknown else []
-            raise ValueError(
-                f"{len(unknown)} of the genes are not in real.var_names: {preview(unknown)}. Nearest: {preview(near)}."
-            )
+            hint = did_you_mean(unknown[0], self.genes) if unknown else ""
+            raise ValueError(f"{len(unknown)} of the genes are not in real.var_names: {preview(unknown)}.{hint}")
         return genes
 
 
@@ -61,48 +60,57 @@ def read_condition(
     perturbation_key: str,
     perturbation: str | None,
     context: Mapping[str, str] | None,
+    separator: str | None,
     layer_pred: str | None,
     layer_real: str | None,
     target_sum: float,
-) -> Condition:
+) -> ShownCells:
     """Find and normalise the cells of one condition; messages name what is missing."""
     context = dict(context or {})
-    label = control if isinstance(control, str) else None
+    labels = Labels(perturbation_key, control if isinstance(control, str) else None, separator)
+    check_obs_key(pred, perturbation_key, "perturbation_key")
     if perturbation is None:
-        check_obs_key(pred, perturbation_key, "perturbation_key")
-        rows = _rows(pred, context, "pred")
-        found = [name for name in pd.unique(pred.obs[perturbation_key].astype(str).iloc[rows]) if name != label]
+        names = labels.read(pred.obs.iloc[_rows(pred, context, "pred")], "pred.obs")[PERTURBATION].unique()
+        found = [name for name in names if name != labels.control]
         if len(found) != 1:
             raise ValueError(f"pred holds {len(found)} perturbations: {preview(found)}. Name one: perturbation=...")
         perturbation = found[0]
-    wanted = {**context, perturbation_key: perturbation}
-    sources: dict[str, tuple[AnnData, dict[str, str], str | None]] = {
+    wanted = (labels, labels.canonical(perturbation))
+    controls = None if labels.control is None else (labels, labels.control)
+    sources: dict[str, tuple[AnnData, tuple[Labels, str] | None, str | None]] = {
         "pred": (pred, wanted, layer_pred),
         "real": (real, wanted, layer_real),
-        "control": (real, {**context, perturbation_key: label}, layer_real)
-        if label is not None
-        else (control, context, layer_real),
+        "control": (control, None, layer_real)
+        if labels.control is None
+        else (real, (labels, labels.control), layer_real),
     }
     cells, obs = {}, {}
-    for name, (adata, values, layer) in sources.items():
-        rows = _rows(adata, values, name)
+    for name, (adata, named, layer) in sources.items():
+        rows = _rows(adata, context, name, named)
         cells[name] = read_expression(adata, real.var_names, layer=layer, rows=rows, target_sum=target_sum, where=name)
         obs[name] = adata.obs.iloc[rows]
     title = ", ".join([perturbation, *map(str, context.values())])
-    return Condition(cells["pred"], cells["real"], cells["control"], real.var_names, obs, title)
+    return ShownCells(cells["pred"], cells["real"], cells["control"], real.var_names, obs, title)
 
 
-def _rows(adata: AnnData, values: Mapping[str, str], where: str) -> NDArray[np.intp]:
-    chosen = np.ones(adata.n_obs, dtype=bool)
-    for key, value in values.items():
+def _rows(
+    adata: AnnData, context: Mapping[str, str], where: str, named: tuple[Labels, str] | None = None
+) -> NDArray[np.intp]:
+    """Rows of a context and, with `named`, of one perturbation; two at least."""
+    columns = {} if named is None else {named[0].key: named[1]}
+    for key in (*context, *columns):
         check_obs_key(adata, key, f"{where}: key")
-        column = adata.obs[key].astype(str).to_numpy()
-        if str(value) not in column:
-            raise ValueError(f"{where}.obs[{key!r}] has no {value!r}. Values: {preview(pd.unique(column), 20)}.")
-        chosen &= column == str(value)
-    if chosen.sum() < 2:
-        raise ValueError(f"{where} has {int(chosen.sum())} cells with {dict(values)}; a figure needs 2 at least.")
-    return np.flatnonzero(chosen)
+    text = read_text(adata.obs, list(context), f"{where}.obs")
+    if named is not None:
+        text[named[0].key] = named[0].read(adata.obs, f"{where}.obs")[PERTURBATION].to_numpy()
+    columns |= {key: value_text(value) for key, value in context.items()}
+    for key, value in columns.items():
+        if value not in set(text[key]):
+            raise ValueError(f"{where}.obs[{key!r}] has no {value!r}. Values: {preview(text[key].unique(), 20)}.")
+    rows = np.flatnonzero((text[list(columns)] == pd.Series(columns)).all(axis=1).to_numpy())
+    if len(rows) < 2:
+        raise ValueError(f"{where} has {len(rows)} cells with {columns}; a figure needs 2 at least.")
+    return rows
 
 
 def get_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:

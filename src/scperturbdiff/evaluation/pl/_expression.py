@@ -26,6 +26,7 @@ def mean_shift(
     perturbation_key: str,
     perturbation: str | None = None,
     context: Mapping[str, str] | None = None,
+    separator: str | None = "+",
     n_label: int = 10,
     genes: Sequence[str] | None = None,
     layer_pred: str | None = "counts",
@@ -45,6 +46,8 @@ def mean_shift(
         Which one; `None` where `pred` holds only one.
     context
         Columns and values that choose the cells in all three, such as `{"cell_type": "B"}`.
+    separator
+        Joins the names of a combination; `None`: no label is one.
     n_label
         How many of the genes that change most in the real cells are named.
     genes
@@ -62,7 +65,7 @@ def mean_shift(
     """
     cells = read_condition(
         pred, real, control, perturbation_key=perturbation_key, perturbation=perturbation, context=context,
-        layer_pred=layer_pred, layer_real=layer_real, target_sum=target_sum,
+        separator=separator, layer_pred=layer_pred, layer_real=layer_real, target_sum=target_sum,
     )  # fmt: skip
     names = cells.choose(genes, n_label) if genes is not None or n_label > 0 else []
     observed, predicted = (shift_of_means(matrix, cells.control) for matrix in (cells.real, cells.pred))
@@ -94,6 +97,7 @@ def violins(
     perturbation_key: str,
     perturbation: str | None = None,
     context: Mapping[str, str] | None = None,
+    separator: str | None = "+",
     n_genes: int = 6,
     layer_pred: str | None = "counts",
     layer_real: str | None = None,
@@ -104,7 +108,7 @@ def violins(
 
     Parameters
     ----------
-    pred, real, control, perturbation_key, perturbation, context, layer_pred, layer_real, target_sum, ax
+    pred, real, control, perturbation_key, perturbation, context, separator, layer_pred, layer_real, target_sum, ax
         As in :func:`mean_shift`.
     genes
         Genes to show; `None`: the `n_genes` that change most in the real cells.
@@ -117,7 +121,7 @@ def violins(
     """
     cells = read_condition(
         pred, real, control, perturbation_key=perturbation_key, perturbation=perturbation, context=context,
-        layer_pred=layer_pred, layer_real=layer_real, target_sum=target_sum,
+        separator=separator, layer_pred=layer_pred, layer_real=layer_real, target_sum=target_sum,
     )  # fmt: skip
     names = cells.choose(genes, n_genes)
     at = cells.genes.get_indexer(pd.Index(names))

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from scperturbdiff.data import POPULATION, check_obs_key
-from scperturbdiff.evaluation.metrics import Projection, gene_moments, subsample
+from scperturbdiff.evaluation.metrics._comparison import Projection, subsample
+from scperturbdiff.evaluation.metrics._shifts import gene_moments
 from scperturbdiff.evaluation.pl._cells import COLORS, get_axes, read_condition
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def populations(
     perturbation_key: str,
     perturbation: str | None = None,
     context: Mapping[str, str] | None = None,
+    separator: str | None = "+",
     basis: Literal["pca", "umap"] = "pca",
     n_pcs: int = 50,
     max_cells: int = 2000,
@@ -40,7 +42,7 @@ def populations(
 
     Parameters
     ----------
-    pred, real, control, perturbation_key, perturbation, context, layer_pred, layer_real, target_sum, ax
+    pred, real, control, perturbation_key, perturbation, context, separator, layer_pred, layer_real, target_sum, ax
         As in :func:`mean_shift`.
     basis
         `"pca"`: the first two principal components. `"umap"`: UMAP of `n_pcs` components, fitted on the real cells;
@@ -62,7 +64,7 @@ def populations(
 
     cells = read_condition(
         pred, real, control, perturbation_key=perturbation_key, perturbation=perturbation, context=context,
-        layer_pred=layer_pred, layer_real=layer_real, target_sum=target_sum,
+        separator=separator, layer_pred=layer_pred, layer_real=layer_real, target_sum=target_sum,
     )  # fmt: skip
     groups = {"control": cells.control, "real": cells.real, "predicted": cells.pred}
     groups = {name: subsample(matrix, max_cells, seed) for name, matrix in groups.items()}
@@ -120,6 +122,7 @@ def draws(
     perturbation_key: str,
     perturbation: str | None = None,
     context: Mapping[str, str] | None = None,
+    separator: str | None = "+",
     genes: Sequence[str] | None = None,
     n_genes: int = 5,
     population_key: str = POPULATION,
@@ -137,7 +140,7 @@ def draws(
 
     Parameters
     ----------
-    pred, real, control, perturbation_key, perturbation, context, layer_pred, layer_real, target_sum, ax
+    pred, real, control, perturbation_key, perturbation, context, separator, layer_pred, layer_real, target_sum, ax
         As in :func:`mean_shift`.
     replicate_key
         Column of `real.obs` that names the replicate populations. Replicates with fewer than two cells are left out.
@@ -160,7 +163,7 @@ def draws(
 
     cells = read_condition(
         pred, real, control, perturbation_key=perturbation_key, perturbation=perturbation, context=context,
-        layer_pred=layer_pred, layer_real=layer_real, target_sum=target_sum,
+        separator=separator, layer_pred=layer_pred, layer_real=layer_real, target_sum=target_sum,
     )  # fmt: skip
     check_obs_key(real, replicate_key, "replicate_key")
     check_obs_key(pred, population_key, "population_key")
