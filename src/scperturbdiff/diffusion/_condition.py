@@ -1,20 +1,13 @@
-"""What the generator is told of the populations it draws: anchor, condition, and the noise that tells draws apart."""
+"""What the generator is told of the populations it draws: retrieved response, condition, noise."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scperturbdiff.diffusion._perturbation import Components
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Rows = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class Condition:
     ----------
     components
         Perturbations.
-    anchor
+    prior
         Retrieved response.
     categories
         Codes of the categorical covariates, `(b, n_categorical)`; -1 for a dropped one.
@@ -125,7 +118,7 @@ class PopulationTensors:
     ----------
     components, categories, numbers
         See :class:`Condition`.
-    anchor
+    prior
         Retrieved responses for each way of being new, :class:`Prior` of `(n_novelties, n_populations + 1, ...)`.
     """
 
@@ -136,7 +129,7 @@ class PopulationTensors:
 
     @property
     def n_novelties(self) -> int:
-        """Ways of being new there are anchors for."""
+        """Ways of being new there are retrieved responses for."""
         return len(self.prior.shift)
 
     def condition(self, group: Tensor, novelty: Tensor, keep: Tensor) -> Condition:
