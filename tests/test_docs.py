@@ -9,9 +9,12 @@ from typing import Any
 
 import anndata as ad
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import pytest
 
 import scperturbdiff as spd
+from scperturbdiff.data import log_normalize
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
@@ -75,13 +78,77 @@ def presumed(page: str, folder: Path) -> dict[str, Any]:
     return {"adata": adata, "controls": controls, "perturbations": ["P01"]}
 
 
+def predictions(namespace: dict[str, Any]) -> list[ad.AnnData]:
+    """The predicted cells that a piece of code leaves, each looked at."""
+    found = [x for x in namespace.values() if isinstance(x, ad.AnnData) and "scperturbdiff" in x.uns]
+    for pred in found:
+        made_by = pred.uns["scperturbdiff"]
+        name, control = (made_by["keys"][key] for key in ("perturbation", "control"))
+        columns = [name, *made_by["keys"]["context"]]
+        asked = made_by["conditions"][columns].astype(str).drop_duplicates()
+        given = pred.obs[columns].astype(str).drop_duplicates()
+        assert len(given) and set(map(tuple, given.to_numpy())) == set(map(tuple, asked.to_numpy()))
+        assert control not in set(given[name])
+        counts = pred.layers["counts"]
+        assert counts.dtype.kind == "i" and counts.min() >= 0 and (counts.sum(1) > 0).all()
+        assert (pred.X != log_normalize(counts, made_by["target_sum"])).nnz == 0
+    return found
+
+
+def pairs(table: pd.DataFrame) -> set[tuple[str, str]]:
+    return set(zip(table["perturbation"].astype(str), table["cell_type"].astype(str), strict=True))
+
+
+def check_evaluation(namespace: dict[str, Any]) -> None:
+    """Held-out pairs are what is predicted and scored, beside simple rules."""
+    held_out, table = pairs(namespace["split"].held_out), namespace["table"]
+    assert held_out and pairs(namespace["pred"].obs) == held_out == pairs(table)
+    assert {"prediction", "no_change", "perturbation_mean_shift"} <= set(table["model"])
+    assert np.isfinite(table.loc[table["metric"] == "energy_distance", "value"]).all()
+
+
+def check_readme(namespace: dict[str, Any]) -> None:
+    assert set(namespace["pred"].obs["drug"]) == {"drugA", "drugA+drugB"}
+    assert set(namespace["table"]["drug"]) == {"drugA", "drugA+drugB"}
+    assert (Path("model") / "model.pt").is_file()
+
+
+def check_populations(namespace: dict[str, Any]) -> None:
+    genes, conditions = namespace["summary"]
+    assert namespace["pred"].obs["population"].nunique() == 20 and (conditions["n_draws"] == 20).all()
+    assert (genes["lower"] <= genes["upper"]).all() and (genes["lower"] < genes["upper"]).any()
+
+
+def check_conditions(namespace: dict[str, Any]) -> None:
+    assert set(namespace["pred"].obs["perturbation"]) == {"new drug"}
+    assert namespace["adapted"].is_trained_ and len(namespace["adapted"].populations)
+
+
+def check_paper(namespace: dict[str, Any]) -> None:
+    assert set(namespace["predicted"].obs["perturbation"]) == {"P01"}
+    assert namespace["model"].report_.settings["diffusion"]["objective"] == "mmd+mse"
+    made_by = namespace["predicted"].uns["scperturbdiff"]
+    assert (made_by["sampler"], made_by["guidance"], made_by["n_steps"]) == ("ddim", 1.5, 50)
+
+
+LEFT = {
+    "README": check_readme,
+    "conditions": check_conditions,
+    "evaluation": check_evaluation,
+    "from_the_paper": check_paper,
+    "populations": check_populations,
+    "quickstart": check_evaluation,
+}
+"""Page -> a check of what its code leaves."""
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if with_blocks(page)], ids=lambda page: page.stem)
 def test_python_blocks_of_a_page_run(page: Path, in_short: Path) -> None:
-    namespace = run(page.name, blocks(page), presumed(page.name, in_short))
-    predicted = namespace.get("pred", namespace.get("predicted"))
-    if predicted is not None:
-        assert isinstance(predicted, ad.AnnData)
-        assert predicted.n_obs > 0
+    code = blocks(page)
+    namespace = run(page.name, code, presumed(page.name, in_short))
+    assert bool(predictions(namespace)) == any(".predict(" in block for block in code)
+    if page.stem in LEFT:
+        LEFT[page.stem](namespace)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -92,6 +159,7 @@ def test_tutorial_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     namespace = run(notebook.name, ["".join(c["source"]) for c in cells if c["cell_type"] == "code"], {})
     assert namespace["QUICK"]
+    assert predictions(namespace)
 
 
 def test_tutorials_are_listed() -> None:
