@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from scperturbdiff import datasets
     from scperturbdiff.evaluation import baselines, evaluate, metrics, pl, splits, summarize_evaluation
     from scperturbdiff.model import PerturbDiff
-    from scperturbdiff.prediction._summary import summarize_populations
+    from scperturbdiff.prediction import summarize_populations
 
     __version__: str
 else:
@@ -25,7 +25,7 @@ else:
         "pl": "evaluation",
         "splits": "evaluation",
         "summarize_evaluation": "evaluation",
-        "summarize_populations": "prediction._summary",
+        "summarize_populations": "prediction",
     }
 
     def __getattr__(name: str) -> Any:

@@ -51,6 +51,7 @@ def pred() -> ad.AnnData:
 
 @pytest.fixture(autouse=True)
 def close_figures() -> Iterator[None]:
+    plt.close("all")  # what other tests left
     yield
     plt.close("all")
 

@@ -11,7 +11,7 @@ from scipy import sparse
 from tests.helpers import FEW_STEPS, TINY
 
 import scperturbdiff as spd
-from scperturbdiff.prediction._summary import summarize_populations
+from scperturbdiff.prediction import summarize_populations
 
 GENES = 12
 

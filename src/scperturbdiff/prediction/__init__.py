@@ -4,6 +4,7 @@ from scperturbdiff.prediction._cells import Prediction, predict_cells, prepare
 from scperturbdiff.prediction._generate import PopulationGenerator, Settings, encode_rows
 from scperturbdiff.prediction._genes import response_table
 from scperturbdiff.prediction._novelty import perturbation_novelty, perturbation_representation
+from scperturbdiff.prediction._summary import summarize_populations
 
 __all__ = [
     "PopulationGenerator",
@@ -15,4 +16,5 @@ __all__ = [
     "predict_cells",
     "prepare",
     "response_table",
+    "summarize_populations",
 ]
