@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from scperturbdiff.data._conditions import ConditionSpace
+from scperturbdiff.data._groups import Ragged, group_rows
+from scperturbdiff.data._labels import DOSE, PERTURBATION
 from scperturbdiff.data._messages import preview
 
 if TYPE_CHECKING:
@@ -18,18 +23,7 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 
-import logging
-from functools import cached_property
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-from scperturbdiff.data._conditions import ConditionSpace
-from scperturbdiff.data._groups import Ragged, group_rows
-from scperturbdiff.data._labels import DOSE, PERTURBATION
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,9 +103,6 @@ def match_controls(
     pools = Ragged.from_lists([np.concatenate([members[int(g)] for g in np.flatnonzero(p)]) for p in patterns])
     best = weight.argmax(axis=1)
     return ControlMatch(pools, pool.reshape(-1), n_agreeing[np.arange(len(populations)), best], keys)
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,7 @@ def read_condition(
     sources: dict[str, tuple[AnnData, tuple[Labels, str] | None, str | None]] = {
         "pred": (pred, wanted, layer_pred),
         "real": (real, wanted, layer_real),
-        "control": (control, None, layer_real)
-        if labels.control is None
-        else (real, (labels, labels.control), layer_real),
+        "control": (real if isinstance(control, str) else control, controls, layer_real),
     }
     cells, obs = {}, {}
     for name, (adata, named, layer) in sources.items():
