@@ -193,7 +193,7 @@ class PerturbDiff(BaseModelClass):
         continuous_covariate_keys: Sequence[str] | None = None,
         perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | str | None = None,
         control_match_keys: Sequence[str] | None = None,
-        separator: str = "+",
+        separator: str | None = "+",
         **kwargs: Any,
     ) -> None:
         """%(summary)s
@@ -213,7 +213,8 @@ class PerturbDiff(BaseModelClass):
             Columns that name the context: cell type, line, patient. A response is transferred between contexts.
         %(param_batch_key)s A population does not reach across batches.
         dose_key
-            Column with the dose, in any unit: a number, or one number a component joined like the names. 0 is control.
+            Column with the dose, in any unit: a number, or one number a component in a list or joined like the names.
+            0 is control.
         categorical_covariate_keys, continuous_covariate_keys
             Further conditions, the same for all cells of a population: time, site, sex.
         perturbation_embeddings
@@ -223,7 +224,8 @@ class PerturbDiff(BaseModelClass):
             Columns on which a population and its controls should agree, the most important first; controls that agree
             on most of them are taken. Default: contexts, covariates and batch. Agreement on contexts is required.
         separator
-            Joins the components of a combination.
+            Joins the components of a combination; `None`: no name is one. Components of lists are never cut, whatever
+            their names hold.
 
         Raises
         ------
@@ -256,7 +258,7 @@ class PerturbDiff(BaseModelClass):
         continuous_covariate_keys: Sequence[str] | None = None,
         perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | str | None = None,
         control_match_keys: Sequence[str] | None = None,
-        separator: str = "+",
+        separator: str | None = "+",
         modalities: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
