@@ -369,6 +369,11 @@ def test_the_report_is_two_lines_and_a_table(reported: spd.PerturbDiff) -> None:
     assert (table[table["part"] == "little evidence"]["value"].str.contains("C0")).sum() == 8
 
 
+def test_shares_that_round_to_nothing_have_no_sign() -> None:
+    text = str(TrainingReport(retrieval={"pair": -0.001, "context": 0.996, "perturbation": float("nan")}))
+    assert "explains 0% of a new pair, 100% of a new context when left out" in text
+
+
 def test_settings_in_the_report_are_those_that_were_used(cells: AnnData) -> None:
     torch.manual_seed(0)
     model = spd.PerturbDiff(cells, n_latent=4, width=8, n_heads=1, retrieval_kwargs={"n_neighbors": 7})

@@ -64,7 +64,8 @@ class TrainingReport:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        explained = ", ".join(f"{share:.0%} of a new {way}" for way, share in self.retrieval.items() if share == share)
+        shares = {way: round(share, 2) + 0.0 for way, share in self.retrieval.items() if share == share}  # never -0%
+        explained = ", ".join(f"{share:.0%} of a new {way}" for way, share in shares.items())
         retrieval = f"explains {explained} when left out" if explained else "nothing could be left out"
         return (
             f"Retrieval from {self.n_populations} populations of {self.n_conditions} conditions in {self.n_contexts} "
