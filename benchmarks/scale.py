@@ -86,14 +86,14 @@ def write(path: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def train(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Both stages, a fixed number of steps of each, from the file."""
-    import scperturbdiff as spd
+    from scperturbdiff import PerturbDiff  # not before: what one process imports is no other's memory
 
     times = {}
     start = time.perf_counter()
     cells = ad.read_h5ad(path, backed="r")
-    spd.PerturbDiff.setup_anndata(cells, "perturbation", "control", context_keys=["cell_type"], batch_key="donor")
+    PerturbDiff.setup_anndata(cells, "perturbation", "control", context_keys=["cell_type"], batch_key="donor")
     times["setup_s"] = time.perf_counter() - start
-    model = spd.PerturbDiff(cells)
+    model = PerturbDiff(cells)
     common: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "seed": 0}
     start = time.perf_counter()
     model.train(max_epochs_vae=1, max_epochs_generator=0, limit_train_batches=options.steps, **common)
@@ -107,9 +107,9 @@ def train(path: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def predict(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Predict from the controls in the file, streamed to another file."""
-    import scperturbdiff as spd
+    from scperturbdiff import PerturbDiff
 
-    model = spd.PerturbDiff.load(str(path.parent / "model"), adata=False, accelerator="cpu")
+    model = PerturbDiff.load(str(path.parent / "model"), adata=False, accelerator="cpu")
     cells = ad.read_h5ad(path, backed="r")
     names = [f"P{i + 1:02d}" for i in range(N_PERTURBATIONS)]
     n_cells = -(-options.predict // (N_CONTEXTS * N_PERTURBATIONS))
