@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from scperturbdiff.data import PopulationTable, iter_rows
+from scperturbdiff.data import PopulationTable, grouped_sums
 from scperturbdiff.retrieval import Conditions, Responses
 
 if TYPE_CHECKING:
@@ -143,21 +143,15 @@ def _count_responses(
     :math:`(o + a) / (e + a)`, its mean under a gamma prior with shape and rate :math:`a` (`prior_counts`).
     """
     n_pools = len(table.match.pools)
-    groups = sparse.vstack([_members(table.match.pools, len(latent)), _members(table.cells, len(latent))], format="csc")
-    measured, decoded = (np.zeros((groups.shape[0], matrix.shape[1]), np.float32) for _ in range(2))
-    start = 0
-    for block in iter_rows(matrix, chunk=CHUNK):
-        counts = np.asarray(block.toarray() if sparse.issparse(block) else block, np.float32)
-        rows = slice(start, start + len(counts))
-        start += len(counts)
-        part = groups[:, rows].tocsr()
-        there = np.flatnonzero(np.diff(part.indptr))
-        if not len(there):
-            continue
-        share = decode(latent[rows], torch.as_tensor(batch[rows], device=latent.device)).cpu().numpy()
-        part = part[there]
-        measured[there] += part @ counts
-        decoded[there] += part @ (share * counts.sum(1, keepdims=True))
+    groups = sparse.vstack([_members(table.match.pools, len(latent)), _members(table.cells, len(latent))], format="csr")
+
+    def measured_and_decoded(counts: sparse.csr_matrix, rows: NDArray[np.intp]) -> tuple[Any, Any]:
+        at = torch.as_tensor(rows, device=latent.device)
+        share = decode(latent[at], torch.as_tensor(batch[rows], device=latent.device)).cpu().numpy()
+        counts = counts.astype(np.float32)
+        return counts, share * np.asarray(counts.sum(axis=1))
+
+    measured, decoded = grouped_sums(matrix, groups, measured_and_decoded, chunk=CHUNK, dtype=np.float32)
     ratio = np.log((measured + prior_counts) / (decoded + prior_counts))
     size = np.concatenate([table.match.pools.count, table.cells.count])
     library = np.log(np.maximum(measured.sum(1, dtype=np.float64), 1) / np.maximum(size, 1))

@@ -22,7 +22,8 @@ def grouped_sums(
     *,
     columns: NDArray[np.integer] | None = None,
     chunk: int = CHUNK_ROWS,
-) -> list[NDArray[np.float64]]:
+    dtype: Any = np.float64,
+) -> list[NDArray[Any]]:
     """Weighted sums over groups of rows of what is made of the matrix.
 
     Parameters
@@ -37,21 +38,27 @@ def grouped_sums(
         Columns wanted, in order; `None`: all.
     chunk
         Rows of a block.
+    dtype
+        Of the sums.
 
     Returns
     -------
     For each matrix of `transform` its sums, `(n_groups, n_columns)`.
     """
-    used = np.unique(weights.indices)
-    sums: list[NDArray[np.float64]] = []
+    used, by_row = np.unique(weights.indices), weights.tocsc()
+    sums: list[NDArray[Any]] = []
     start = 0
     for stored in iter_rows(matrix, used, chunk) if used.size else [matrix[:0]]:
         block = sparse.csr_matrix(stored)
         rows = used[start : start + block.shape[0]]
         start += len(rows)
-        parts = [weights[:, rows] @ part for part in transform(block if columns is None else block[:, columns], rows)]
-        dense = [part.toarray() if sparse.issparse(part) else np.asarray(part) for part in parts]
-        sums = [total + part for total, part in zip(sums, dense, strict=True)] if sums else dense
+        here = by_row[:, rows].tocsr()
+        groups = np.flatnonzero(np.diff(here.indptr))  # of many groups few have rows in a block
+        parts = transform(block if columns is None else block[:, columns], rows)
+        sums = sums or [np.zeros((weights.shape[0], part.shape[1]), dtype) for part in parts]
+        for total, part in zip(sums, parts, strict=True):
+            of_groups = here[groups] @ part
+            total[groups] += of_groups.toarray() if sparse.issparse(of_groups) else of_groups
     return sums
 
 
