@@ -142,6 +142,20 @@ def test_embeddings_reach_perturbations_never_seen(folder: Path, tmp_path: Path)
     assert set(ad.read_h5ad(tmp_path / "pred.h5ad").obs["perturbation"]) == {"P04"}
 
 
+@pytest.mark.parametrize(("separator", "components"), [("+", {"A", "B", "C"}), ("none", {"A", "B+C"})])
+def test_names_with_a_separator_in_them(
+    separator: str, components: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obs = pd.DataFrame({"drug": ["DMSO", "A", "B+C"] * 4}, index=[f"c{i}" for i in range(12)])
+    ad.AnnData(np.ones((12, 5), np.float32), obs=obs).write_h5ad(tmp_path / "screen.h5ad")
+    found = set()
+    monkeypatch.setattr(PerturbDiff, "train", lambda model, **_: found.update(model.conditions.components))
+    monkeypatch.setattr(PerturbDiff, "save", lambda *_, **__: None)
+    words = ["train", tmp_path / "screen.h5ad", "--out", tmp_path / "model", "--separator", separator]
+    assert run(*words, "--perturbation-key", "drug", "--control", "DMSO") == 0
+    assert found == components
+
+
 # ---- evaluate -----------------------------------------------------------------------------------------------------
 
 

@@ -67,7 +67,8 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--dose-key", metavar="COLUMN", help="column of obs with doses")
     command.add_argument("--layer", help="layer with raw counts (default: X)")
     _add_embeddings(command)
-    command.add_argument("--separator", default="+", help="joins the names of a combination (default: +)")
+    command.add_argument("--separator", type=_separator, default="+",
+                         help="joins names of a combination; none: no name is one (default: +)")  # fmt: skip
     command.add_argument("--max-epochs", type=_positive, help="upper bound on the epochs of both stages")
     command.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, mps (default: auto)")
     _add_seed(command)
@@ -144,3 +145,7 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} must be at least 1")
     return number
+
+
+def _separator(text: str) -> str | None:
+    return None if text == "none" else text
