@@ -342,7 +342,7 @@ def test_conditions_of_a_prediction_say_how_they_are_new() -> None:
         ("new", "T"): "perturbation",
         ("new", "NK"): "perturbation",
     }
-    assert conditions["anchor_variance"].between(0, 1 + 1e-6).all()
+    assert conditions["unexplained_variance"].between(0, 1 + 1e-6).all()
 
 
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])

@@ -32,7 +32,7 @@ from scperturbdiff.data import (
 from scperturbdiff.diffusion import restore_module
 from scperturbdiff.module import PerturbDiffModule
 from scperturbdiff.prediction import (
-    Prediction,
+    PreparedRequest,
     Settings,
     encode_rows,
     perturbation_novelty,
@@ -562,8 +562,9 @@ class PerturbDiff(BaseModelClass):
         A new AnnData of predicted cells: log-normalised expression in `X`, sampled counts in ``layers["counts"]``,
         latent vectors in ``obsm["X_perturbdiff"]``; in `obs` the perturbation, dose, contexts, covariates and batch
         under the names of :meth:`setup_anndata`, the control cell each cell started from, and the draw; in
-        ``uns["scperturbdiff"]`` how it was made, the conditions with how each is new to the model, and doses outside
-        the measured range. With `output`, the matrices of the returned AnnData stay on disk.
+        ``uns["scperturbdiff"]`` how it was made, the conditions with how each is new to the model, doses outside the
+        measured range, and the gist of ``model.report_``. With `output`, the matrices of the returned AnnData stay on
+        disk.
 
         Raises
         ------
@@ -572,7 +573,7 @@ class PerturbDiff(BaseModelClass):
         ValueError
             If genes are missing, there are no controls, or counts are not counts.
         """
-        prediction = self._prepare(
+        prepared = self._prepare(
             adata,
             perturbations,
             perturbation_embeddings,
@@ -581,7 +582,7 @@ class PerturbDiff(BaseModelClass):
             settings=Settings(resolve_seed(seed), n_populations, 1 if n_steps is None else n_steps, sampler, guidance),
             transform_batch=transform_batch,
         )
-        return predict_cells(prediction, target_sum=target_sum, progress=progress, output=output)
+        return predict_cells(prepared, target_sum=target_sum, progress=progress, output=output)
 
     def response(
         self,
@@ -621,7 +622,7 @@ class PerturbDiff(BaseModelClass):
         `observed_mean`, `observed_log2_fold_change` (against the observed cells' own matched controls) and
         `n_observed`; NaN where a condition was not observed.
         """
-        prediction = self._prepare(
+        prepared = self._prepare(
             adata,
             perturbations,
             perturbation_embeddings,
@@ -632,8 +633,8 @@ class PerturbDiff(BaseModelClass):
         )
         real = self._annotated() if real is None and self.adata is not None else real
         return response_table(
-            prediction,
-            layer=self._layer(prediction.controls, layer),
+            prepared,
+            layer=self._layer(prepared.controls, layer),
             real=real,
             real_layer=None if real is None else self._layer(real, None),
             pseudocount=pseudocount,
@@ -706,8 +707,8 @@ class PerturbDiff(BaseModelClass):
         Returns
         -------
         One row per component: `in_training`, `has_features`, `feature_distance` (cosine distance of its features to the
-        `nearest` other training component; 0 is the same direction, 1 unrelated) and `anchor_variance` (share of the
-        variance of its response that the training populations leave open, averaged over contexts; near 1 they say
+        `nearest` other training component; 0 is the same direction, 1 unrelated) and `unexplained_variance` (share of
+        the variance of its response that the training populations leave open, averaged over contexts; near 1 they say
         nothing about it).
         """
         self._check_trained("perturbation_novelty")
@@ -722,7 +723,7 @@ class PerturbDiff(BaseModelClass):
         perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | None,
         layer: str | None,
         **options: Any,
-    ) -> Prediction:
+    ) -> PreparedRequest:
         """Check a request before anything is generated."""
         self._check_trained("predict")
         space = self._space(perturbation_embeddings)
@@ -737,6 +738,7 @@ class PerturbDiff(BaseModelClass):
             genes=stored_genes(self.registry_),
             batches=stored_batches(self.registry_),
             layer=self._layer(cells, layer),
+            report=None if self.report_ is None else self.report_.summary(),
             **options,
         )
 

@@ -120,7 +120,7 @@ def test_novelty_grows_with_the_distance_of_features(model: spd.PerturbDiff) -> 
     assert table.loc["near A", "nearest"] == "A" and table.loc["A", "nearest"] == "B"
     assert table.loc["near A", "feature_distance"] == pytest.approx(1 - 2 / np.hypot(2, 0.1), abs=1e-6)
     assert table.loc["far", "feature_distance"] == pytest.approx(1 + 1 / np.sqrt(2), abs=1e-6)
-    variance = table["anchor_variance"]
+    variance = table["unexplained_variance"]
     assert (variance >= 0).all() and variance["near A"] <= variance["far"] + 1e-9
     assert variance["far"] <= 1 + 1e-6
     with pytest.raises(KeyError, match="'nobody'"):
@@ -158,7 +158,7 @@ def drawn(
     obs.index = obs.index.astype(str)
     pred = AnnData(sparse.csr_matrix(x.astype(np.float32)), obs=obs, var=control.var.copy())
     conditions = pd.DataFrame(
-        {"perturbation": ["A"], "novelty": ["pair"], "anchor_variance": [0.3], "n_controls": [n_controls]}
+        {"perturbation": ["A"], "novelty": ["pair"], "unexplained_variance": [0.3], "n_controls": [n_controls]}
     )
     keys = {"perturbation": "perturbation", "control": "control", "context": [], "covariates": []}
     pred.uns["scperturbdiff"] = {"target_sum": 1e4, "conditions": conditions, "keys": keys}

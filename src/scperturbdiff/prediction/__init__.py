@@ -1,6 +1,6 @@
 """Prediction: from a request to cells."""
 
-from scperturbdiff.prediction._cells import Prediction, predict_cells, prepare
+from scperturbdiff.prediction._cells import PreparedRequest, predict_cells, prepare
 from scperturbdiff.prediction._generate import PopulationGenerator, Settings, encode_rows
 from scperturbdiff.prediction._genes import response_table
 from scperturbdiff.prediction._novelty import perturbation_novelty, perturbation_representation
@@ -8,7 +8,7 @@ from scperturbdiff.prediction._summary import summarize_populations
 
 __all__ = [
     "PopulationGenerator",
-    "Prediction",
+    "PreparedRequest",
     "Settings",
     "encode_rows",
     "perturbation_novelty",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PreparedRequest:
     """A request, checked and ready to be generated.
 
     Attributes
@@ -53,6 +53,8 @@ class Prediction:
         What is wanted.
     generator
         Generates it.
+    report
+        Summary of what training found.
     """
 
     space: ConditionSpace
@@ -60,6 +62,7 @@ class Prediction:
     genes: list[str]
     request: PopulationRequest
     generator: PopulationGenerator
+    report: dict[str, Any]
 
     def annotate(self, pieces: Iterable[Piece]) -> pd.DataFrame:
         """The `obs` of the cells of `pieces`."""
@@ -88,7 +91,7 @@ class Prediction:
         table["n_cells"] = request.n_cells
         table["n_controls"] = self.generator.groups.cells.count[request.group]
         table["novelty"] = [e.novelty for e in evidence]
-        table["anchor_variance"] = [e.anchor_variance for e in evidence]
+        table["unexplained_variance"] = [e.unexplained_variance for e in evidence]
         table.index = table.index.astype(str)
         return table
 
@@ -116,6 +119,7 @@ class Prediction:
             "keys": keys,
             "doses_outside_training": sorted(outside),
             "conditions": self.conditions(),
+            "training": self.report,
         }
 
 
@@ -131,7 +135,8 @@ def prepare(
     n_cells: int | None,
     settings: Settings,
     transform_batch: str | None,
-) -> Prediction:
+    report: dict[str, Any] | None = None,
+) -> PreparedRequest:
     """Check a request against the control cells and the model; see :meth:`scperturbdiff.PerturbDiff.predict`."""
     if space.perturbation_key is None:
         raise ValueError(
@@ -153,11 +158,11 @@ def prepare(
     generator = PopulationGenerator(
         module, space, adata, pd.Index(genes), layer, list(batches), groups, settings, transform_batch=transform_batch
     )
-    return Prediction(space, adata, list(genes), request, generator)
+    return PreparedRequest(space, adata, list(genes), request, generator, report or {})
 
 
 def predict_cells(
-    prediction: Prediction, *, target_sum: float, progress: bool, output: str | Path | None = None
+    prepared: PreparedRequest, *, target_sum: float, progress: bool, output: str | Path | None = None
 ) -> AnnData:
     """Generate cells into memory or, with `output`, piece by piece onto disk.
 
@@ -165,19 +170,19 @@ def predict_cells(
     -------
     The cells; with `output` they are backed by that file.
     """
-    pieces = prediction.generator.generate(prediction.request, progress)
-    var = prediction.controls.var.loc[prediction.genes]
+    pieces = prepared.generator.generate(prepared.request, progress)
+    var = prepared.controls.var.loc[prepared.genes]
     if output is not None:
         with CellWriter(output, target_sum) as writer:
             kept = [writer.write(piece) for piece in pieces]
-            writer.finish(prediction.annotate(kept), var, kept, prediction.made_by())
+            writer.finish(prepared.annotate(kept), var, kept, prepared.made_by())
         return writer.open()
     made = list(pieces)
     return assemble_cells(
         sparse.vstack([piece.counts for piece in made], format="csr"),
-        prediction.annotate(made),
+        prepared.annotate(made),
         var,
         latent=np.concatenate([piece.latent for piece in made]),
         target_sum=target_sum,
-        made_by=prediction.made_by(),
+        made_by=prepared.made_by(),
     )

@@ -115,14 +115,14 @@ class Evidence:
     Attributes
     ----------
     novelty
-        How the condition is new; see :data:`scperturbdiff.module.kernel.Novelty`.
-    anchor_variance
+        How the condition is new; see :data:`scperturbdiff.retrieval.Novelty`.
+    unexplained_variance
         Share of the variance of the mean shift that the training populations leave open: near 0 where they say what
-        happens, near 1 where they say nothing. NaN where there is no retrieved anchor.
+        happens, near 1 where they say nothing. NaN where nothing is retrieved.
     """
 
     novelty: str
-    anchor_variance: float
+    unexplained_variance: float
 
 
 class CountChange(NamedTuple):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scperturbdiff.data import ConditionSpace
-    from scperturbdiff.prediction._cells import Prediction
+    from scperturbdiff.prediction._cells import PreparedRequest
 
     Floats = NDArray[np.float64]
 
@@ -68,7 +68,7 @@ def condition_keys(space: ConditionSpace) -> list[str]:
 
 
 def response_table(
-    prediction: Prediction,
+    prepared: PreparedRequest,
     *,
     layer: str | None,
     real: AnnData | None,
@@ -80,10 +80,10 @@ def response_table(
     """Log2 fold change of every gene in every condition; see :meth:`scperturbdiff.PerturbDiff.response`."""
     if not pseudocount > 0:
         raise ValueError(f"pseudocount={pseudocount} must be positive.")
-    space, request = prediction.space, prediction.request
+    space, request = prepared.space, prepared.request
     keys = [PERTURBATION, DOSE, *dict.fromkeys(condition_keys(space))]
     conditions, code = group_rows(request.table.astype(dict.fromkeys(keys, str)), keys)
-    predicted, control = _predicted_means(prediction, code, len(conditions), layer, target_sum, progress)
+    predicted, control = _predicted_means(prepared, code, len(conditions), layer, target_sum, progress)
     first = np.unique(code, return_index=True)[1]
     shown = pd.DataFrame({str(space.perturbation_key): [request.label[i] for i in first]})
     if space.dose_key is not None:
@@ -99,11 +99,11 @@ def response_table(
     observed = observed_control = np.full_like(predicted, np.nan)
     if real is not None:
         observed, observed_control, n_observed = _observed_means(
-            space, conditions, keys, real, prediction.genes, real_layer, target_sum
+            space, conditions, keys, real, prepared.genes, real_layer, target_sum
         )
     values["observed_mean"] = observed
     values["observed_log2_fold_change"] = np.log2((observed + pseudocount) / (observed_control + pseudocount))
-    return _tidy(shown, prediction.genes, values, n_observed)
+    return _tidy(shown, prepared.genes, values, n_observed)
 
 
 def _tidy(shown: pd.DataFrame, genes: Sequence[str], values: dict[str, Floats], n_observed: NDArray) -> pd.DataFrame:
@@ -117,22 +117,22 @@ def _tidy(shown: pd.DataFrame, genes: Sequence[str], values: dict[str, Floats], 
 
 
 def _predicted_means(
-    prediction: Prediction, code: NDArray[np.int64], n: int, layer: str | None, target_sum: float, progress: bool
+    prepared: PreparedRequest, code: NDArray[np.int64], n: int, layer: str | None, target_sum: float, progress: bool
 ) -> tuple[Floats, Floats]:
     """Means of generated cells, and of the control cells that they started from."""
-    predicted = np.zeros((n, len(prediction.genes)))
+    predicted = np.zeros((n, len(prepared.genes)))
     size = np.zeros(n)
     starts: list[NDArray[np.int64]] = []
     of: list[NDArray[np.int64]] = []
-    for piece in prediction.generator.generate(prediction.request, progress):
+    for piece in prepared.generator.generate(prepared.request, progress):
         condition, cells = code[piece.population], piece.counts.shape[0]
         predicted[condition] += _normalised_sum(sparse.csr_matrix(np.ones((1, cells))), piece.counts, target_sum)[0]
         size[condition] += cells
         starts.append(piece.rows)
         of.append(np.full(cells, condition))
     rows, conditions = np.concatenate(starts), np.concatenate(of)
-    weights = sparse.csr_matrix((np.ones(len(rows)), (conditions, rows)), shape=(n, prediction.controls.n_obs))
-    control = normalised_means(prediction.controls, prediction.genes, layer, weights, target_sum)
+    weights = sparse.csr_matrix((np.ones(len(rows)), (conditions, rows)), shape=(n, prepared.controls.n_obs))
+    control = normalised_means(prepared.controls, prepared.genes, layer, weights, target_sum)
     return predicted / size[:, None], control
 
 

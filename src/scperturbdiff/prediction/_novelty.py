@@ -45,7 +45,7 @@ def perturbation_novelty(module: PerturbDiffModule, space: ConditionSpace, names
     out["in_training"] = position < len(space.components)
     out["has_features"] = False if space.features is None else np.isin(names, space.features.names)
     out["feature_distance"], out["nearest"] = _nearest(space, position)
-    out["anchor_variance"] = _open_variance(module, space, position)
+    out["unexplained_variance"] = _open_variance(module, space, position)
     return out
 
 

@@ -79,7 +79,7 @@ def summarize_populations(
     give `predict` the controls of one batch where the variation of single ones is asked. `spread` is the standard
     deviation of the mean expression between draws, root mean square over genes, beyond what the finite numbers of cells
     and controls explain (0 if they explain all of it). It speaks of the variation between populations that the model
-    has learned; how far to believe the draws is another question, which `novelty`, `anchor_variance` (see
+    has learned; how far to believe the draws is another question, which `novelty`, `unexplained_variance` (see
     ``pred.uns["scperturbdiff"]["conditions"]``) and `far_from_training` answer.
 
     Raises
@@ -184,10 +184,10 @@ def _control_means(
 
 def _with_evidence(conditions: pd.DataFrame, asked: pd.DataFrame, far: float) -> pd.DataFrame:
     """Add how each condition is new: over its batches, the one that training says least about."""
-    open_share = asked["anchor_variance"].to_numpy(dtype=np.float64)
+    open_share = asked["unexplained_variance"].to_numpy(dtype=np.float64)
     worst = asked.assign(_open=np.nan_to_num(open_share, nan=-1.0)).sort_values("_open").groupby("_code").last()
-    variance = worst["anchor_variance"].to_numpy(dtype=np.float64)
-    out = conditions.assign(novelty=worst["novelty"].to_numpy(), anchor_variance=variance)
+    variance = worst["unexplained_variance"].to_numpy(dtype=np.float64)
+    out = conditions.assign(novelty=worst["novelty"].to_numpy(), unexplained_variance=variance)
     without = np.isnan(variance)
     out["far_from_training"] = np.where(without, worst["novelty"].to_numpy() != "control", variance >= far).astype(bool)
     return out
