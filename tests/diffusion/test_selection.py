@@ -225,3 +225,13 @@ def test_a_selection_goes_on_from_its_state() -> None:
 def test_a_change_needs_something_to_compare_with() -> None:
     with pytest.raises(RuntimeError, match="not scored without the network"):
         NetworkSelection().change(scores(0.0))
+
+
+@pytest.mark.parametrize("draws_differ", [0.05, 0.2])
+def test_distances_of_about_zero_are_no_evidence(draws_differ: float) -> None:
+    """Populations that are generated as well as can be have distances of 0 on average, of which no share can be taken."""
+    draws = draws_differ * torch.tensor([-1.0, 1.0, -1.0, 1.0]).expand(N, -1)
+    selection = NetworkSelection(replicated=False)
+    selection.without = torch.ones(N), draws
+    better = draws - 0.02 * draws_differ
+    assert selection.change((torch.ones(N), better)).mean().item() == pytest.approx(-0.02 / (4 / 3) ** 0.5, rel=1e-3)

@@ -136,7 +136,8 @@ class NetworkSelection(pl.Callback):
         if self.without is None:
             raise RuntimeError("Populations were not scored without the network yet.")
         (scores, distances), (scores_without, distances_without) = found, self.without
-        of_distance = relative_difference(distances.mean(1), distances_without.mean(1))
+        noise = float(distances_without.std(1).nan_to_num().mean())
+        of_distance = relative_difference(distances.mean(1), distances_without.mean(1), noise)
         if not self.replicated or of_distance.mean() > 0:
             return "energy distance", of_distance
         return "functional energy score", relative_difference(scores, scores_without)
@@ -159,9 +160,13 @@ def _copy(generator: Generator) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in generator.state_dict().items()}
 
 
-def relative_difference(scores: Tensor, reference: Tensor) -> Tensor:
-    """Scores less a reference's, both `(n,)`, as shares of it: of each value, a quarter of their mean at least."""
-    return (scores - reference) / reference.clamp(min=max(0.25 * float(reference.mean()), 1e-12))
+def relative_difference(scores: Tensor, reference: Tensor, noise: float = 0.0) -> Tensor:
+    """Scores less a reference's, both `(n,)`, as shares of it: of each value, a quarter of their mean at least.
+
+    Where populations are generated as well as can be, distances are about 0 (U-statistics, or less) and shares of them
+    mean nothing: they are shares of at least `noise`, by which draws differ.
+    """
+    return (scores - reference) / reference.clamp(min=max(0.25 * float(reference.mean()), noise, 1e-12))
 
 
 def is_negative(differences: Tensor) -> bool:
