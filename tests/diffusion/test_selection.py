@@ -229,7 +229,7 @@ def test_a_change_needs_something_to_compare_with() -> None:
 
 @pytest.mark.parametrize("draws_differ", [0.05, 0.2])
 def test_distances_of_about_zero_are_no_evidence(draws_differ: float) -> None:
-    """Populations that are generated as well as can be have distances of 0 on average, of which no share can be taken."""
+    """Of distances that are 0 on average, as of populations generated as well as can be, no share can be taken."""
     draws = draws_differ * torch.tensor([-1.0, 1.0, -1.0, 1.0]).expand(N, -1)
     selection = NetworkSelection(replicated=False)
     selection.without = torch.ones(N), draws
