@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,9 @@ from scperturbdiff.data import (
     gene_positions,
     get_matrix,
     matrix_name,
+    preview,
 )
+from scperturbdiff.diffusion import Sampler
 from scperturbdiff.prediction._generate import PopulationGenerator, Settings
 from scperturbdiff.prediction._request import plan_request, read_controls, read_wanted
 from scperturbdiff.prediction._stream import CellWriter
@@ -147,6 +149,11 @@ def prepare(
     gene_positions(adata.var_names, genes)
     if settings.n_populations is not None and settings.n_populations < 1:
         raise ValueError(f"n_populations={settings.n_populations} must be at least 1.")
+    # here and not only where they act: a network of weight 0 is not evaluated
+    if settings.n_steps < 1:
+        raise ValueError(f"n_steps={settings.n_steps} must be at least 1.")
+    if settings.sampler not in get_args(Sampler):
+        raise ValueError(f"sampler={settings.sampler!r} is not one of {preview(get_args(Sampler))}.")
     cells_wanted(n_cells, 1)  # raises before anything is read, also where the table has numbers of its own
     wanted = read_wanted(space, perturbations)
     covariates = [key for key in (*space.categorical_keys, *space.continuous_keys) if key in wanted]
