@@ -8,7 +8,16 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scperturbdiff.data import DOSE, PERTURBATION, gene_positions, get_matrix, group_rows, iter_rows, match_controls
+from scperturbdiff.data import (
+    DOSE,
+    PERTURBATION,
+    gene_positions,
+    get_matrix,
+    group_rows,
+    grouped_sums,
+    match_controls,
+    member_weights,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,22 +53,20 @@ def normalised_means(
     -------
     `(n_means, n_genes)`.
     """
-    used = np.unique(weights.indices)
     columns = gene_positions(adata.var_names, genes)
-    total = np.zeros((weights.shape[0], len(columns)))
-    start = 0
-    for block in iter_rows(get_matrix(adata, layer), used):
-        counts = sparse.csr_matrix(block, dtype=np.float64)[:, columns]
-        total += _normalised_sum(weights[:, used[start : start + counts.shape[0]]], counts, target_sum)
-        start += counts.shape[0]
+
+    def normalised(counts: sparse.csr_matrix, rows: NDArray[np.intp]) -> tuple[sparse.csr_matrix]:
+        return (_normalise(counts, target_sum),)
+
+    (total,) = grouped_sums(get_matrix(adata, layer), weights, normalised, columns=columns)
     return total / np.asarray(weights.sum(axis=1)).reshape(-1, 1)
 
 
-def _normalised_sum(weights: sparse.csr_matrix, counts: sparse.csr_matrix, target_sum: float) -> Floats:
+def _normalise(counts: sparse.csr_matrix, target_sum: float) -> sparse.csr_matrix:
+    """Counts per `target_sum` of each cell; cells without counts stay 0."""
     library = np.asarray(counts.sum(axis=1)).ravel()
     scale = np.divide(target_sum, library, out=np.zeros_like(library, dtype=np.float64), where=library > 0)
-    summed: Floats = (weights @ sparse.diags(scale) @ counts.astype(np.float64)).toarray()
-    return summed
+    return sparse.diags(scale) @ counts.astype(np.float64)
 
 
 def condition_keys(space: ConditionSpace) -> list[str]:
@@ -126,12 +133,12 @@ def _predicted_means(
     of: list[NDArray[np.int64]] = []
     for piece in prepared.generator.generate(prepared.request, progress):
         condition, cells = code[piece.population], piece.counts.shape[0]
-        predicted[condition] += _normalised_sum(sparse.csr_matrix(np.ones((1, cells))), piece.counts, target_sum)[0]
+        predicted[condition] += np.ones(cells) @ _normalise(piece.counts, target_sum)
         size[condition] += cells
         starts.append(piece.rows)
         of.append(np.full(cells, condition))
     rows, conditions = np.concatenate(starts), np.concatenate(of)
-    weights = sparse.csr_matrix((np.ones(len(rows)), (conditions, rows)), shape=(n, prepared.controls.n_obs))
+    weights = member_weights(conditions, rows, (n, prepared.controls.n_obs))
     control = normalised_means(prepared.controls, prepared.genes, layer, weights, target_sum)
     return predicted / size[:, None], control
 
@@ -163,18 +170,15 @@ def _observed_means(
     required = [key for key in space.context_keys if key in space.control_match_keys]
     match = match_controls(table, labels.iloc[controls], controls, space.control_match_keys, required)
     shape = (len(conditions), real.n_obs)
-    cells = sparse.csr_matrix((np.ones(len(treated)), (number[treated], treated)), shape=shape)
+    cells = member_weights(number[treated], treated, shape)
     n_cells = np.asarray(cells.sum(axis=1)).ravel().astype(np.int64)
     of_population = np.zeros((len(conditions), len(table)))
     np.add.at(of_population, (number[treated], population), 1.0)
     pools = match.pools
-    pool_weights = sparse.csr_matrix(
-        (np.repeat(1 / pools.count, pools.count), (np.repeat(np.arange(len(pools)), pools.count), pools.rows)),
-        shape=(len(pools), real.n_obs),
-    )
-    matched = sparse.csr_matrix(of_population) @ pool_weights[match.pool]
-    seen = n_cells > 0
+    members = member_weights(np.repeat(np.arange(len(pools)), pools.count), pools.rows, (len(pools), real.n_obs))
+    matched = sparse.csr_matrix(of_population) @ (sparse.diags(1 / pools.count) @ members)[match.pool]
+    found = n_cells > 0
     observed, control = nothing.copy(), nothing.copy()
-    observed[seen] = normalised_means(real, genes, layer, cells[seen], target_sum)
-    control[seen] = normalised_means(real, genes, layer, sparse.csr_matrix(matched)[seen], target_sum)
+    observed[found] = normalised_means(real, genes, layer, cells[found], target_sum)
+    control[found] = normalised_means(real, genes, layer, sparse.csr_matrix(matched)[found], target_sum)
     return observed, control, n_cells
