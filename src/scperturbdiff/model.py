@@ -529,7 +529,7 @@ class PerturbDiff(BaseModelClass):
             training perturbations.
         n_cells
             Cells per context and perturbation; batches share them in proportion to their controls. Default: as many as
-            there are controls. Fewer start from controls whose mean expression is that of all.
+            there are controls. Fewer start from a random subset of them.
         n_populations
             Independent draws of each population, numbered in ``obs["population"]``: each is one population as a
             replicate might be. `None`: the best single guess, the mixture over such draws.

@@ -251,7 +251,7 @@ def test_doses_are_equal_where_the_model_takes_them_for_equal(real: ad.AnnData, 
     assert set(evaluate(*cells, "control", **keywords)["dose"]) == {"1.0000001", "1.0000002"}
 
 
-def _dosed(seed: int, n: int = 40) -> ad.AnnData:
+def _dosed(seed: int, n: int = 120) -> ad.AnnData:
     """Responses are strong at dose 10 and absent at dose 0.1."""
     low, high = _screen(seed, 0.0, n), _screen(seed + 50, 1.0, n)
     for cells, dose in ((low, 0.1), (high, 10.0)):

@@ -1,7 +1,7 @@
 """From AnnData to populations: counts, labels, conditions, control cells."""
 
 from scperturbdiff.data._conditions import ConditionSpace, read_numbers
-from scperturbdiff.data._controls import N_CELLS, ControlPool, cells_wanted
+from scperturbdiff.data._controls import N_CELLS, ControlPool, cells_wanted, choose_controls, resample_controls
 from scperturbdiff.data._counts import (
     CHUNK_ROWS,
     check_counts,
@@ -76,6 +76,7 @@ __all__ = [
     "check_not_missing",
     "check_obs_key",
     "check_unique_names",
+    "choose_controls",
     "closest",
     "context_name",
     "did_you_mean",
@@ -99,6 +100,7 @@ __all__ = [
     "read_numbers",
     "read_space",
     "read_text",
+    "resample_controls",
     "rna_view",
     "split_label",
     "stored_batches",

@@ -15,13 +15,13 @@ from scperturbdiff.data import (
     N_CELLS,
     PERTURBATION,
     POPULATION,
-    ControlPool,
     Labels,
     assemble_cells,
     cells_wanted,
     check_counts,
     check_obs_key,
     check_unique_names,
+    choose_controls,
     context_name,
     did_you_mean,
     dose_text,
@@ -161,8 +161,8 @@ class Baseline(ABC):
             `dose_key` also one of doses, and as wanted `n_cells`. Its other columns are copied to the predicted cells
             and change nothing.
         n_cells
-            Cells per context and perturbation. Default: each control cell of the context once. Fewer start from
-            controls whose mean is that of all.
+            Cells per context and perturbation. Default: each control cell of the context once. Fewer start from a
+            random subset.
         seed
             Seed of the cells and counts. A condition's cells do not depend on what else is predicted.
 
@@ -187,11 +187,11 @@ class Baseline(ABC):
             cells = read_genes(controls, self.genes_, self.layer, of_context)
             check_counts(cells, f"the counts of the controls of context {context_name(context)!r}")
             obs = controls.obs.iloc[of_context]
-            profile, pool = mean_rows(log_normalize(cells, TARGET_SUM)), ControlPool(cells)
+            profile = mean_rows(log_normalize(cells, TARGET_SUM))
             for _, row in wanted.iterrows():
                 request = self._request(context, row[PERTURBATION], row[DOSE], profile)
                 rng = np.random.default_rng(derive_seed(seed, *context, request.label, row[DOSE]))
-                drawn = np.sort(pool.choose(row[N_CELLS] or len(pool), rng))
+                drawn = np.sort(choose_controls(cells.shape[0], row[N_CELLS] or cells.shape[0], rng))
                 counts.append(self._sample(cells, drawn, request, rng))
                 tables.append(self._annotate(obs.iloc[drawn], row["columns"]))
         made_by = {"baseline": type(self).__name__, "seed": seed}
