@@ -19,22 +19,25 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import scanpy as sc
 import scvi
-from anndata import AnnData
 from common import averages, data_file, parser, quiet, save, with_report
 from quality import Case, fit, is_control, mean_expression, round_trip, score
 from quality import papalexi_unseen as unseen_targets
 
 import scperturbdiff as spd
 from scperturbdiff.evaluation.baselines import FeatureRidge, NoChange, PerturbationMeanShift, default_baselines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from anndata import AnnData
 
 CELLS, FRESH = 40, 250
 METRICS = ("energy_distance", "pearson_delta", "pearson_delta_top", "mse_mean")

@@ -15,13 +15,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
+from typing import TYPE_CHECKING
+
 import pytest
 import scvi
 import torch
-from anndata import AnnData
 from tests.helpers import BRIEF, N_LATENT, SETUP
 
 from scperturbdiff import PerturbDiff, datasets
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 DATA_VARIABLE = "SCPERTURBDIFF_DATA"
 SEED = 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from anndata import AnnData
 from pandas.testing import assert_frame_equal
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 TINY: dict[str, Any] = {"n_latent": 4, "n_hidden": 8, "width": 8, "n_layers": 1, "n_heads": 1}
 """Arguments of the smallest model."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 from anndata import AnnData
 from scipy import sparse
@@ -14,6 +13,9 @@ from tests.helpers import TINY
 
 import scperturbdiff as spd
 from scperturbdiff.data import PopulationTable, build_populations
+
+if TYPE_CHECKING:
+    import pytest
 
 STAGES = "scperturbdiff.training._stages"
 

@@ -116,13 +116,13 @@ def test_values_that_are_no_counts_are_counted(
     counts = controls.X.toarray().astype(np.float32)
     counts[[0, 2], [3, 5]] = value
     controls.X = counts if dense else sparse.csr_matrix(counts)
+    calls = {
+        "setup": lambda: setup(controls),
+        "predict": lambda: model.predict(controls, ["P01"], progress=False),
+        "latent": lambda: model.get_latent_representation(controls),
+    }
     with pytest.raises(ValueError, match=rf"X must hold raw counts, but 2 entries are {what}.*layer="):
-        if where == "setup":
-            setup(controls)
-        elif where == "predict":
-            model.predict(controls, ["P01"], progress=False)
-        else:
-            model.get_latent_representation(controls)
+        calls[where]()
 
 
 def test_log_normalised_values_are_no_counts(adata: AnnData) -> None:

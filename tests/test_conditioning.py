@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,9 @@ from tests import helpers
 from tests.helpers import TINY, assert_same_cells
 
 import scperturbdiff as spd
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GENES, COMPONENTS = 30, ("A", "B", "C")
 # with validation, anchors are fitted twice, which takes most of the time here

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from scipy import sparse
 from tests import helpers
 
 import scperturbdiff as spd
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TINY = helpers.TINY | {"dropout": 0.1}
 FEW_STEPS = helpers.FEW_STEPS | {

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import scvi
 import torch
-from anndata import AnnData
 from scipy import sparse
 
 from scperturbdiff import PerturbDiff, datasets
@@ -19,7 +18,11 @@ from scperturbdiff import responses as module_of_responses
 from scperturbdiff.data import Ragged
 from scperturbdiff.module import PerturbDiffModule
 from scperturbdiff.responses import MeasuredPopulations, ResponseSettings, measure_populations
-from scperturbdiff.retrieval import Retrieval
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scperturbdiff.retrieval import Retrieval
 
 N, GENES = 60, 4
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
+
 import torch
 
 from scperturbdiff.seeds import derive_seed, resolve_seed, seeded
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_seeds_depend_on_what_is_drawn() -> None:

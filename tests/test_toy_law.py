@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 CONDITIONS, REPLICATES, CELLS, DRAWS = 3, 16, 32, 60

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from anndata import AnnData
 from tests.screens import screen, table_of, tiny
 
-import scperturbdiff as spd
 from scperturbdiff.data import build_populations
 from scperturbdiff.responses import measure_populations
 from scperturbdiff.retrieval import Retrieval
 from scperturbdiff.training import SETTINGS, rehearsed_responses, split_populations
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    import scperturbdiff as spd
 
 FEW_STEPS = {
     "max_epochs_vae": 1,

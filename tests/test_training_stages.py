@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from anndata import AnnData
 from tests.helpers import FEW_STEPS
 from tests.screens import replicated_latent, screen, table_of, tiny, use_latent
 
@@ -20,6 +18,11 @@ from scperturbdiff.report import TrainingReport
 from scperturbdiff.responses import replicate_factors
 from scperturbdiff.retrieval import Retrieval, RetrievalSettings
 from scperturbdiff.training import PopulationTraining, Stage, latent_stage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
 
 PLAN = {"steps_per_epoch": 2, "n_populations": 4, "n_cells": 8}
 SHORT = {"max_epochs_vae": 1, "enable_progress_bar": False, "accelerator": "cpu", "seed": 0, "plan_kwargs": PLAN}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,9 @@ from scipy import sparse
 from tests.helpers import FEW_STEPS, TINY
 
 import scperturbdiff as spd
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GENES = 20
 KEYS = {"context_keys": ["cell_type"], "batch_key": "donor", "categorical_covariate_keys": ["sex"]}

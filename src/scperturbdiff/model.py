@@ -41,7 +41,6 @@ from scperturbdiff.prediction import (
     prepare,
     response_table,
 )
-from scperturbdiff.report import TrainingReport
 from scperturbdiff.seeds import resolve_seed, seeded
 from scperturbdiff.training import PopulationTraining, Stage, latent_stage, plan_epochs
 from scperturbdiff.transfer import transfer_weights
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
 
     from scperturbdiff.data import ConditionSpace
     from scperturbdiff.diffusion import Sampler
+    from scperturbdiff.report import TrainingReport
 
 logger = logging.getLogger("scvi.scperturbdiff")  # follows scvi.settings.verbosity
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
@@ -22,6 +20,10 @@ from scperturbdiff.data import (
     log_normalize,
     read_genes,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 COUNTS = np.array([[1, 0, 3], [0, 2, 0], [4, 0, 1]])
 

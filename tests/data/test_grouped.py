@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
@@ -11,6 +10,9 @@ import pytest
 from scipy import sparse
 
 from scperturbdiff.data import grouped_sums, member_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("form", ["dense", "csr", "csc", "backed"])

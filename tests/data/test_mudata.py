@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mudata
 import numpy as np
@@ -16,6 +16,9 @@ from scipy import sparse
 from tests.helpers import FEW_STEPS, TINY
 
 import scperturbdiff as spd
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 COLUMNS = ["perturbation", "cell_type", "donor"]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import pytest
 import torch
@@ -23,6 +22,9 @@ from scperturbdiff.datasets import simulate
 from scperturbdiff.diffusion import PopulationSampler
 from scperturbdiff.diffusion._populations import GroupIndex
 from scperturbdiff.model import DESCRIBED
+
+if TYPE_CHECKING:
+    import anndata as ad
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,6 +12,9 @@ from torch import Tensor
 
 from scperturbdiff.diffusion import Generator, NetworkSelection, SelectionResult
 from scperturbdiff.diffusion._selection import is_negative
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 N = 6
 """Held-out populations."""

@@ -393,13 +393,13 @@ def test_wrong_input(screen):
     halves.X = halves.X * 0.5
     with pytest.raises(ValueError, match="non-integer"):
         baselines.NoChange().fit(halves, **KEYS)
+    keep = ~((screen.obs["perturbation"] == "control") & (screen.obs["cell_type"] == "C1")).to_numpy()
     with pytest.raises(ValueError, match="1 contexts have treated cells but no control cell: 'C1'"):
-        keep = ~((screen.obs["perturbation"] == "control") & (screen.obs["cell_type"] == "C1")).to_numpy()
         baselines.NoChange().fit(screen[keep], **KEYS)
     with pytest.raises(ValueError, match="contexts='all' must be one of 'mean', 'nearest', 'own'"):
         baselines.PerturbationMeanShift("all")
+    keep = ~((screen.obs["perturbation"] != "control") & (screen.obs["cell_type"] == "C1")).to_numpy()
     with pytest.raises(ValueError, match="cannot predict context 'C1'"):
-        keep = ~((screen.obs["perturbation"] != "control") & (screen.obs["cell_type"] == "C1")).to_numpy()
         baselines.ContextMeanShift().fit(screen[keep], **KEYS).predict(controls, ["P01"])
     table = screen.uns["perturbation_embedding"]
     with pytest.raises(ValueError, match="no row for 'X9'"):

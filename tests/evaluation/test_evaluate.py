@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
@@ -13,6 +12,9 @@ from scperturbdiff.evaluation.metrics import METRICS
 from scperturbdiff.evaluation.metrics._cell_eval import cell_eval, to_cell_eval
 from scperturbdiff.evaluation.metrics._evaluate import evaluate
 from scperturbdiff.evaluation.metrics._summary import summarize_evaluation
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KEYS: dict[str, Any] = {
     "perturbation_key": "perturbation",

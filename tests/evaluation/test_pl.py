@@ -1,19 +1,22 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.text import Annotation, Text
 from scipy import sparse
 
 from scperturbdiff import pl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from matplotlib.axes import Axes
 
 N_GENES = 30
 KEYS: dict[str, Any] = {"perturbation_key": "perturbation", "context": {"cell_type": "B"}}
@@ -171,9 +174,9 @@ def test_scores_heat_map(summary: pd.DataFrame) -> None:
 
 
 def test_wrong_input_is_named(pred: ad.AnnData, real: ad.AnnData) -> None:
+    two = pred.copy()
+    two.obs["perturbation"] = "toxin"
     with pytest.raises(ValueError, match=r"real.obs\['perturbation'\] has no 'toxin'. Values: 'control', 'drug'"):
-        two = pred.copy()
-        two.obs["perturbation"] = "toxin"
         pl.mean_shift(two, real, "control", **KEYS)
     with pytest.raises(ValueError, match=r"pred.obs\['cell_type'\] has no 'T'"):
         pl.mean_shift(pred, real, "control", perturbation_key="perturbation", context={"cell_type": "T"})

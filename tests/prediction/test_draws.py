@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from anndata import AnnData
 from tests.helpers import FEW_STEPS
 from tests.screens import screen, tiny
 from torch import Tensor
 
 import scperturbdiff as spd
-from scperturbdiff.diffusion import Generator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+
+    from scperturbdiff.diffusion import Generator
 
 CONTROLS = 40
 """Control cells of each context."""

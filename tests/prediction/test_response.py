@@ -96,9 +96,9 @@ def test_observed_cells_may_come_from_elsewhere(
     assert loaded.response(controls, ["A+B"], **kwargs)["observed_mean"].isna().all()
     with pytest.raises(ValueError, match="real has no control cells"):
         loaded.response(controls, ["A"], real=cells[cells.obs["perturbation"] == "A"].copy(), **kwargs)
+    bare = controls.copy()
+    del bare.obs["perturbation"]
     with pytest.raises(KeyError, match="real.obs has no column 'perturbation'"):
-        bare = controls.copy()
-        del bare.obs["perturbation"]
         loaded.response(controls, ["A"], real=bare, **kwargs)
     with pytest.raises(ValueError, match="pseudocount=0 must be positive"):
         model.response(cells, ["A"], pseudocount=0, **kwargs)

@@ -8,9 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from scperturbdiff.data._conditions import ConditionSpace
 from scperturbdiff.data._groups import Ragged, group_rows
 from scperturbdiff.data._labels import DOSE, PERTURBATION
 from scperturbdiff.data._messages import preview
@@ -18,7 +16,10 @@ from scperturbdiff.data._messages import preview
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from numpy.typing import NDArray
+
+    from scperturbdiff.data._conditions import ConditionSpace
 
     Ints = NDArray[np.int64]
 

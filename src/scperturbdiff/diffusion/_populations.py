@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     Groups = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -17,17 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scperturbdiff.diffusion._condition import PopulationTensors
+    from scperturbdiff.diffusion._generator import Generator
     from scperturbdiff.diffusion._populations import PopulationSampler
     from scperturbdiff.diffusion._scores import Objective
     from scperturbdiff.diffusion._selection import NetworkSelection
-    from scperturbdiff.module import PerturbDiffModule
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 OBJECTIVES: tuple[str, ...] = ("energy_score", "mmd", "mmd+mse", "mse")
 VALIDATION_METRIC = "energy_score_validation"
@@ -36,6 +29,21 @@ SELECTION_METRIC = "network_change_validation"
 """Mean relative change by the network, see :class:`NetworkSelection`: decides when training stops and what is kept."""
 VALIDATION_CHUNK = 8
 """Held-out populations scored at a time: distances between all their cells and draws are in memory at once."""
+
+
+class GeneratorModule(Protocol):
+    """What the plan needs of the module that it trains."""
+
+    generator: Generator
+    generator_ema: Generator
+    features: Tensor | None
+    has_features: Tensor | None
+
+    def update_ema(self, decay: float) -> None:
+        """Move the averaged generator towards the trained one."""
+
+    def expression(self, latent: Tensor) -> Tensor:
+        """Expected log-normalised expression `(..., n_genes)` of standardised latent vectors."""
 
 
 class GeneratorTrainingPlan(pl.LightningModule):
@@ -82,7 +90,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
 
     def __init__(
         self,
-        module: PerturbDiffModule,
+        module: GeneratorModule,
         latent: Tensor,
         sampler: PopulationSampler,
         tensors: PopulationTensors,

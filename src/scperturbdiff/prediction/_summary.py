@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
 from scperturbdiff.data import (
     CONTROL_CELL,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from numpy.typing import NDArray
+    from scipy import sparse
 
     Floats = NDArray[np.float64]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-
-from scperturbdiff.retrieval._conditions import Conditions, Floats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from scperturbdiff.retrieval._conditions import Conditions, Floats
 
 
 def additive_covariance(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from scperturbdiff.retrieval._conditions import Conditions, Floats
 from scperturbdiff.retrieval._covariance import additive_covariance, squared_distances
 from scperturbdiff.retrieval._doses import DoseStrength
-from scperturbdiff.retrieval._similarity import ResponseSimilarity
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scperturbdiff.retrieval._conditions import Conditions, Floats
+    from scperturbdiff.retrieval._similarity import ResponseSimilarity
 
 
 @dataclass(frozen=True)

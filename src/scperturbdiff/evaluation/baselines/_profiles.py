@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
 from scperturbdiff.data import (
     DOSE,
@@ -27,6 +26,7 @@ from scperturbdiff.evaluation.baselines._sampling import PSEUDO, TARGET_SUM
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
+    from scipy import sparse
 
     from scperturbdiff.data import Labels
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from scperturbdiff.data import COUNTS, N_CELLS
@@ -14,6 +13,7 @@ from scperturbdiff.evaluation.metrics._inputs import is_anndata
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from anndata import AnnData
     from numpy.typing import NDArray
 

@@ -231,9 +231,7 @@ def _score(
     for condition, pair in pairs:
         size = {"n_pred": pair.pred.shape[0], "n_real": pair.real.shape[0], "n_control": pair.control.shape[0]}
         base = {"model": name, "role": role, "condition": condition, **size}
-        for metric in chosen:
-            if metric.compute is not None:
-                rows.append({**base, "metric": metric.name, "value": metric.compute(pair)})
+        rows += [{**base, "metric": m.name, "value": m.compute(pair)} for m in chosen if m.compute is not None]
         if together:
             both = mean_shift(pair.pred, pair.control), mean_shift(pair.real, pair.control)
             shifts.setdefault(keys.context(condition), []).append((base, *both))
