@@ -1,7 +1,6 @@
 """Evaluation: metrics, simple rules, splits and figures."""
 
 from scperturbdiff.evaluation import baselines, metrics, pl, splits
-from scperturbdiff.evaluation.metrics._evaluate import evaluate
-from scperturbdiff.evaluation.metrics._summary import summarize_evaluation
+from scperturbdiff.evaluation.metrics import evaluate, summarize_evaluation
 
 __all__ = ["baselines", "evaluate", "metrics", "pl", "splits", "summarize_evaluation"]

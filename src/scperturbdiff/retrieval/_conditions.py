@@ -66,6 +66,10 @@ class Conditions:
             return same_context & self.same_perturbation(other)
         return self.share_component(other)
 
+    def context_means(self) -> Floats:
+        """Mean of the control means of each context, in the order of sorted labels, `(n_contexts, n_latent)`."""
+        return np.stack([self.control_mean[self.context == label].mean(0) for label in np.unique(self.context)])
+
     def pair_codes(self) -> NDArray[np.int64]:
         """Number of the (context, perturbation, dose) of each population, `(n,)`."""
         keys = np.column_stack([self.context, np.sort(_tokens(self, self.component.shape[1]), axis=1)])

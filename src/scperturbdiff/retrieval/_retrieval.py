@@ -22,9 +22,10 @@ from scperturbdiff.retrieval._covariance import squared_distances
 from scperturbdiff.retrieval._doses import DoseStrength
 from scperturbdiff.retrieval._kernel import GRID, RESPONSE_SHARES, FeatureMoments, ResponseKernel, Widths
 from scperturbdiff.retrieval._kriging import choose_widths, neighborhoods
+from scperturbdiff.retrieval._lengths import Lengths
 from scperturbdiff.retrieval._responses import Responses, Retrieved
 from scperturbdiff.retrieval._settings import RetrievalSettings
-from scperturbdiff.retrieval._similarity import ResponseSimilarity, can_learn, learn_similarity
+from scperturbdiff.retrieval._similarity import LearnedSimilarity, ResponseSimilarity, can_learn, learn_similarity
 from scperturbdiff.retrieval._state import from_state, to_state
 
 if TYPE_CHECKING:
@@ -37,44 +38,6 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of the saved state."""
 LEFT_OUT: tuple[Novelty, ...] = ("replicate", "pair", "context", "perturbation")
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """How long shifts predicted for left-out training conditions were, and how long they should have been.
-
-    Attributes
-    ----------
-    rows
-        Training conditions, `(n,)`.
-    explained
-        Products of predicted and measured shift, `(n,)`.
-    predicted
-        Squares of the predicted shift, `(n,)`.
-    """
-
-    rows: NDArray[np.int64]
-    explained: Floats
-    predicted: Floats
-
-
-@dataclass(frozen=True)
-class LearnedSimilarity:
-    """Similarities learned from all responses, and from those outside each fold of pairs.
-
-    Attributes
-    ----------
-    whole
-        From all training conditions.
-    folds
-        From the training conditions outside each fold.
-    fold
-        Fold of each training condition, `(n,)`.
-    """
-
-    whole: ResponseSimilarity
-    folds: tuple[ResponseSimilarity, ...]
-    fold: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -151,7 +114,7 @@ class Retrieval:
         """
         settings = settings or RetrievalSettings()
         conditions, shift = responses.conditions, responses.shift
-        means = _context_means(conditions)
+        means = conditions.context_means()
         between = np.sqrt(np.maximum(squared_distances(means, means), 0))[np.triu_indices(len(means), 1)]
         found = cls(
             responses,
@@ -175,10 +138,8 @@ class Retrieval:
         names = [n for n in names if has_doses or not n.startswith("dose")]
         start = Widths(feature_share=0.0 if self.features is None else 0.5)
         part, targets = conditions.take(tried), self.responses.shift[tried]
-        widths = {
-            novelty: choose_widths(part, targets, self.signal, novelty, start, names, self._kernel)
-            for novelty in LEFT_OUT
-        }
+        one = (part, targets, self.signal)
+        widths = {way: choose_widths(*one, way, start, names, self._kernel) for way in LEFT_OUT}
         return {**widths, "seen": widths["replicate"]}
 
     def _learn_similarity(self, means: Floats, tried: NDArray[np.int64], seed: int) -> Retrieval:
@@ -351,12 +312,7 @@ class Retrieval:
         """Factor on the length of predictions that use the training conditions with these weights, `(q,)`."""
         if novelty != "context" or self.lengths is None:
             return np.ones(len(used))
-        found, noise = self.lengths, self.responses.conditions.noise
-        weight = used[:, found.rows]
-        # sampling noise of the shifts decides how much evidence there must be
-        doubt = weight @ (self._n_latent * noise[found.rows]) + 1e-12
-        factor = (weight @ found.explained + doubt) / (weight @ found.predicted + doubt)
-        return np.clip(factor, *self.settings.length_bounds)
+        return self.lengths.factor(used, self._n_latent * self.responses.conditions.noise, self.settings.length_bounds)
 
     # ---- saving -------------------------------------------------------------------------------------------------
 
@@ -394,9 +350,3 @@ _KINDS: dict[str, type] = {
         Widths,
     )
 }
-
-
-def _context_means(conditions: Conditions) -> Floats:
-    """Mean of the control means of each context, in the order of sorted labels, `(n_contexts, n_latent)`."""
-    labels = np.unique(conditions.context)
-    return np.stack([conditions.control_mean[conditions.context == label].mean(0) for label in labels])

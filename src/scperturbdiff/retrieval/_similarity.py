@@ -71,6 +71,25 @@ class ResponseSimilarity:
         return products
 
 
+@dataclass(frozen=True)
+class LearnedSimilarity:
+    """Similarities learned from all responses, and from those outside each fold of pairs.
+
+    Attributes
+    ----------
+    whole
+        From all training conditions.
+    folds
+        From the training conditions outside each fold.
+    fold
+        Fold of each training condition, `(n,)`.
+    """
+
+    whole: ResponseSimilarity
+    folds: tuple[ResponseSimilarity, ...]
+    fold: NDArray[np.int64]
+
+
 def can_learn(conditions: Conditions, max_contexts: int) -> bool:
     """Whether there are single perturbations in several contexts, but not in too many, and several perturbations."""
     single = (conditions.component >= 0).sum(1) == 1

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scperturbdiff.data import PERTURBATION, Labels, check_obs_key, did_you_mean, preview, read_text, value_text
-from scperturbdiff.evaluation.metrics._expression import rank_genes, top_genes
-from scperturbdiff.evaluation.metrics._inputs import read_expression
+from scperturbdiff.evaluation.metrics import rank_genes, read_expression, top_genes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

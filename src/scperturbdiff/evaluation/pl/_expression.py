@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.evaluation.metrics._shifts import mean_shift as shift_of_means
-from scperturbdiff.evaluation.metrics._shifts import pearson
+from scperturbdiff.evaluation.metrics import mean_shift as shift_of_means
+from scperturbdiff.evaluation.metrics import pearson
 from scperturbdiff.evaluation.pl._cells import COLORS, get_axes, label_points, read_condition
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scperturbdiff.data import POPULATION, check_obs_key
-from scperturbdiff.evaluation.metrics._comparison import Projection, subsample
-from scperturbdiff.evaluation.metrics._shifts import gene_moments
+from scperturbdiff.evaluation.metrics import Projection, gene_moments, subsample
 from scperturbdiff.evaluation.pl._cells import COLORS, get_axes, read_condition
 
 if TYPE_CHECKING:

@@ -1,0 +1,49 @@
+"""Lengths of shifts: averages of shifts that point in different directions are too short."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scperturbdiff.retrieval._conditions import Floats
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long shifts predicted for left-out training conditions were, and how long they should have been.
+
+    Attributes
+    ----------
+    rows
+        Training conditions, `(n,)`.
+    explained
+        Products of predicted and measured shift, `(n,)`.
+    predicted
+        Squares of the predicted shift, `(n,)`.
+    """
+
+    rows: NDArray[np.int64]
+    explained: Floats
+    predicted: Floats
+
+    def factor(self, used: Floats, noise: Floats, bounds: tuple[float, float]) -> Floats:
+        """Factor on the length of predictions, `(q,)`.
+
+        Parameters
+        ----------
+        used
+            Absolute weights of all training conditions in each prediction, `(q, n_train)`.
+        noise
+            Squared length of the sampling noise of each training shift, `(n_train,)`: decides how much evidence there
+            must be.
+        bounds
+            Least and largest factor.
+        """
+        weight = used[:, self.rows]
+        doubt = weight @ noise[self.rows] + 1e-12
+        return np.clip((weight @ self.explained + doubt) / (weight @ self.predicted + doubt), *bounds)
