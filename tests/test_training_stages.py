@@ -181,7 +181,7 @@ class Judge(pl.Callback):
 
 def judged(judge: Judge, donors: int = 2, **options: Any) -> spd.PerturbDiff:
     model = tiny(screen(contexts=3, donors=donors))
-    model.train(**SHORT, validation_size=0.34, callbacks=[judge], **options)
+    model.train(**SHORT, validation_size=0.34 if donors > 1 else 0.5, callbacks=[judge], **options)
     return model
 
 
@@ -227,7 +227,7 @@ def test_a_network_that_does_not_help_is_not_used(change: float, used: bool, don
     generator, report = model.module.generator_ema, model.report_
     assert generator.network_weight == report.network_weight == float(used)
     assert report.network["criterion"] == ("functional energy score" if donors > 1 else "energy distance")
-    assert sum(report.held_out.values()) == report.network["n_held_out"] == (8 if donors > 1 else 4)
+    assert sum(report.held_out.values()) == report.network["n_held_out"] == (8 if donors > 1 else 6)
     assert bool(generator.transformer.out.weight.any()) == used  # else the weights are those training started from
     assert f"{change:+.1%}" in report.network_reason and report.network_reason in str(report)
 
@@ -331,7 +331,7 @@ def test_what_is_judged_depends_on_replicates(donors: int) -> None:
 @pytest.fixture(scope="module")
 def reported(cells: AnnData) -> spd.PerturbDiff:
     model = tiny(cells)
-    model.train(**FEW_STEPS, seed=0, validation_size=0.25)
+    model.train(**FEW_STEPS, seed=0, validation_size=0.4)
     return model
 
 
@@ -341,10 +341,10 @@ def test_the_report_says_what_was_there(reported: spd.PerturbDiff) -> None:
     assert (report.n_populations, report.n_conditions, report.n_contexts, report.n_replicated) == (16, 8, 2, 8)
     assert set(report.retrieval) == {"replicate", "pair", "context", "perturbation"}
     assert all(np.isnan(share) or -1 < share <= 1 for share in report.retrieval.values())
-    assert sum(report.held_out.values()) == 4 == reported.populations["held_out"].sum()
+    assert sum(report.held_out.values()) == 6 == reported.populations["held_out"].sum()
     assert set(report.held_out) <= {"seen", "pair", "context", "perturbation"}
     assert report.network_weight == reported.module.generator_ema.network_weight
-    assert report.network["n_held_out"] == 4 and np.isfinite(report.network["change"])
+    assert report.network["n_held_out"] == 6 and np.isfinite(report.network["change"])
     assert report.network["without_network"] == pytest.approx(report.network["with_network"], rel=0.5)
     assert len(report.little_evidence) == 16  # of five cells each
     assert report.replicate_directions == reported.module.generator_ema.replicate_factors.any(0).sum()
@@ -383,7 +383,7 @@ def test_settings_in_the_report_are_those_that_were_used(cells: AnnData) -> None
     model.train(**(FEW_STEPS | {"plan_kwargs": {**PLAN, "lr": 0.5, "objective": "mmd"}}))
     settings = model.report_.settings
     assert settings["retrieval"]["n_neighbors"] == 7 and settings["diffusion"]["lr"] == 0.5
-    assert settings["diffusion"]["objective"] == "mmd" and settings["training"]["min_populations"] == 4
+    assert settings["diffusion"]["objective"] == "mmd" and settings["training"]["min_held_out"] == 5
 
 
 def test_the_report_is_saved_with_the_model(reported: spd.PerturbDiff, tmp_path: Path) -> None:
@@ -402,6 +402,21 @@ def test_a_network_that_nothing_was_held_out_for_is_untested(cells: AnnData) -> 
     assert report.held_out == {} and "untested" in report.network_reason and "untested" in str(report)
     assert report.network_weight == model.module.generator_ema.network_weight == 1
     assert report.network["n_held_out"] == 0 and np.isnan(report.network["change"])
+
+
+@pytest.mark.parametrize(("perturbations", "trained"), [(4, False), (5, True)])
+def test_a_network_is_trained_where_populations_can_tell_if_it_helps(perturbations: int, trained: bool) -> None:
+    """A third of 12 populations are four that could be held out, of 15 five."""
+    model = tiny(screen(contexts=3, donors=1, perturbations=perturbations))
+    brief = {name: value for name, value in FEW_STEPS.items() if name not in ("max_epochs_generator", "logger")}
+    model.train(**brief, max_epochs=2)
+    assert ("generator_loss_train" in model.history_) == trained
+    assert model.report_.network["n_held_out"] == sum(model.report_.held_out.values()) == (5 if trained else 0)
+    assert model.module.retrieval is not None and not model.populations["held_out"].all()
+    if not trained:
+        assert model.report_.network_weight == model.module.generator_ema.network_weight == 0
+        assert "Less than 5 populations could be held out" in str(model.report_)
+        assert np.isfinite(model.predict(perturbations=["P0"], progress=False).obsm["X_perturbdiff"]).all()
 
 
 def test_where_nothing_can_be_left_out_the_report_says_so() -> None:

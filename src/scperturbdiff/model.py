@@ -341,14 +341,15 @@ class PerturbDiff(BaseModelClass):
             Epochs of the first stage (passes over all cells). Default: 15, within 1,250 to 5,000 steps; none when the
             model was trained before. 0 keeps the VAE as it is.
         max_epochs_generator
-            Epochs of the second stage (of 50 steps each). 0 trains the VAE only.
+            Epochs of the second stage (of 50 steps each). Default: 30, and none where fewer than 5 populations could be
+            held out, which say nothing about a network: retrieval predicts alone. 0 trains the VAE only.
         accelerator, devices
             As in scvi-tools; ``"auto"`` takes a GPU where there is one.
         train_size
             Share of the cells that the VAE is trained on.
         validation_size
             Share of the *populations* held out of the second stage to stop it in time. Default: 0.1, but 8 populations
-            at least and a third of them at most; none if there are fewer than 4.
+            at least and a third of them at most. 0 uses the network untested.
         batch_size
             Cells a step of the first stage.
         early_stopping
@@ -402,8 +403,9 @@ class PerturbDiff(BaseModelClass):
                     self.module, self.adata_manager, table, features, validation_size, seed
                 )
                 plan = dict(plan_kwargs or {})
-                stage = training.stage(generator_epochs, early_stopping, trainer, ckpt_path=ckpt_path, **plan)
-                history |= self._run(stage)
+                plan |= {"asked": max_epochs_generator is not None, "ckpt_path": ckpt_path}
+                stage = training.stage(generator_epochs, early_stopping, trainer, **plan)
+                history |= self._run(stage) if stage.max_epochs else {}
                 self.report_, self.populations_ = training.finish(stage), training.populations()
                 logger.info(str(self.report_))
         self.history_, self.is_trained_ = history, True

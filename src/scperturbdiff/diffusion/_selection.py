@@ -70,16 +70,24 @@ class NetworkSelection(pl.Callback):
         Whether any training condition has several populations.
     margin
         Relative change that the network must bring at least: the best of many epochs is better by chance.
+    min_held_out
+        Held-out populations without which the network is not used.
+    untested
+        Whether to use the network where nothing is held out.
     """
 
     _SAVED = ("without", "best", "start")
 
-    def __init__(self, replicated: bool = True, margin: float = 0.05) -> None:
-        self.replicated, self.margin = replicated, margin
+    def __init__(
+        self, replicated: bool = True, margin: float = 0.05, min_held_out: int = 5, untested: bool = True
+    ) -> None:
+        self.replicated, self.margin, self.min_held_out = replicated, margin, min_held_out
         self.without: Scores | None = None
         self.best: tuple[Tensor, Scores, dict[str, Tensor]] | None = None
         self.start: dict[str, Tensor] = {}
         self.result = SelectionResult(1.0, "No population was held out: the network is used untested.")
+        if not untested:
+            self.result = SelectionResult(0.0, self._too_few("Less"))
 
     def state_dict(self) -> dict[str, Any]:
         """State for resuming."""
@@ -142,13 +150,19 @@ class NetworkSelection(pl.Callback):
             return "energy distance", of_distance
         return "functional energy score", relative_difference(scores, scores_without)
 
+    def _too_few(self, how_many: str) -> str:
+        few = f"{how_many} than {self.min_held_out} populations could be held out, which say nothing about it"
+        return f"The network is not used: {few}."
+
     def _decide(self, n: int) -> SelectionResult:
         if self.without is None or self.best is None:
             return SelectionResult(0.0, "Training brought no finite weights.", n)
         change, found, _ = self.best
         criterion, mean = self._judge(found)[0], float(change.mean())
         text = f"{criterion} of {n} held-out populations {mean:+.1%}"
-        if is_negative(change + self.margin):
+        if n < self.min_held_out:
+            weight, reason = 0.0, self._too_few(f"{n}, less")
+        elif is_negative(change + self.margin):
             weight, reason = 1.0, f"The network helps: {text}."
         else:
             weight, reason = 0.0, f"The network is not used: {text}, not better by {self.margin:.0%} beyond chance."

@@ -32,7 +32,7 @@ def split_populations(
     n = len(table)
     if validation_size is None:
         enough = min(max(SETTINGS.held_out, round(0.1 * n)), n // 3)
-        validation_size = enough / n if n >= SETTINGS.min_populations else 0.0
+        validation_size = enough / n if n else 0.0
     if not 0 <= validation_size < 1:
         raise ValueError(f"validation_size={validation_size} must lie in [0, 1): the share of populations held out.")
     wanted = round(n * validation_size)

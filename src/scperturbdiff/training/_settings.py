@@ -15,10 +15,10 @@ class TrainingSettings:
         Steps of the first stage: so many passes over the cells, within these bounds.
     network_epochs, steps_per_epoch
         Length of the second stage.
-    min_populations
-        Populations from which on some are held out.
     held_out
-        How many at least: five say too little of a network.
+        Populations that are held out, at least, but no more than a third of them.
+    min_held_out
+        Held-out populations without which the network is not used: fewer say nothing about it.
     many_replicates
         Populations of a condition from which training shows the response retrieved from all of them, not the others'.
     """
@@ -28,8 +28,8 @@ class TrainingSettings:
     latent_max_steps: int = 5000
     network_epochs: int = 30
     steps_per_epoch: int = 50
-    min_populations: int = 4
     held_out: int = 8
+    min_held_out: int = 5
     many_replicates: int = 4
 
 

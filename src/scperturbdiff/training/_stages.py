@@ -155,6 +155,8 @@ class PopulationTraining:
         Feature table of components.
     seed
         Of all choices.
+    enough
+        Whether there are populations enough to tell if a network helps, or the user wants it untested.
     """
 
     module: PerturbDiffModule
@@ -164,6 +166,7 @@ class PopulationTraining:
     latent: torch.Tensor
     features: NDArray[np.float64] | None
     seed: int
+    enough: bool = True
 
     @classmethod
     def prepare(
@@ -181,27 +184,36 @@ class PopulationTraining:
         module.set_latent_scale(latent)
         latent = module.standardize(latent)
         training, held_out = split_populations(table, validation_size, seed, has_features=features is not None)
+        enough = validation_size is not None or len(table) == 0 or len(held_out) >= SETTINGS.min_held_out
+        if not enough:
+            training, held_out = np.arange(len(table)), np.empty(0, np.int64)
         measured = measure_populations(table, latent, matrix, batch.ravel(), module.shares)
-        return cls(module, measured, training, held_out, latent, features, seed)
+        return cls(module, measured, training, held_out, latent, features, seed, enough)
 
     def stage(
         self,
         max_epochs: int,
         early_stopping: bool,
         trainer: dict[str, Any],
+        asked: bool = False,
         steps_per_epoch: int = SETTINGS.steps_per_epoch,
         gradient_clip_val: float = 1.0,
         ckpt_path: str | Path | None = None,
         **plan_kwargs: Any,
     ) -> Stage:
-        """Stage 2: retrieve responses, train the generator on populations."""
+        """Stage 2: retrieve responses, train the generator on populations.
+
+        Of no epochs where there are too few populations to tell whether the network helps, unless they are `asked` for.
+        """
+        max_epochs = max_epochs if self.enough or asked else 0
         module, training = self.module, self.measured.take(self.training)
         self._retrieve(training)
         self._set_replicates(training, self._n_factors(plan_kwargs.get("objective", "energy_score")))
         sampler, tensors = self._training_set(training)
         validation, novelty = self._validation_set() if len(self.held_out) else (None, None)
         table = self.measured.table
-        selection = NetworkSelection(replicated=len(table) == 0 or bool((count_replicates(table) > 1).any()))
+        replicated = len(table) == 0 or bool((count_replicates(table) > 1).any())
+        selection = NetworkSelection(replicated, min_held_out=SETTINGS.min_held_out, untested=self.enough)
         steps = max_epochs * steps_per_epoch
         plan = GeneratorTrainingPlan(
             module, self.latent, sampler, tensors, validation, selection, n_steps=steps, seed=self.seed, **plan_kwargs
