@@ -45,10 +45,8 @@ class Retrieval:
     """Kriging of measured responses; see the module's docstring. An immutable value: :meth:`fit` makes one.
 
     Each prediction solves a system of the most correlated training conditions, so the cost grows linearly with their
-    number. Averages of shifts that point in different directions are too short, and some contexts respond more strongly
-    than others: the length of a prediction for a new context is corrected by what it should have been for similar
-    contexts when those were left out. (Where the context is known, its own responses tell; correcting there made
-    predictions worse.)
+    number. Averages of shifts that point in different directions are too short: the length of a prediction for a new
+    context is corrected by what it should have been for similar contexts when those were left out.
 
     Attributes
     ----------
