@@ -400,3 +400,17 @@ def test_too_many_contexts_are_noted() -> None:
     assert few.similarity is None and "7 contexts, more than 6" in few.notes[0]
     alone = Retrieval.fit(responses(conditions.take(np.array([0])), shifts[:1]))
     assert "too few conditions" in alone.notes[0]
+
+
+@pytest.mark.parametrize("n_batches", [1, 3])
+def test_a_single_context_carries_its_shift_over_whole(n_batches: int) -> None:
+    """Nothing can be left out that would tell how far, so a far context gets what the mean shift would say."""
+    known = screen(n_contexts=1, n_perturbations=2, n_batches=n_batches, noise=0.01)
+    shift = np.array([[3.0, 0.0, 0.0], [0.0, -2.0, 1.0]])[known.component[:, 0]]
+    found = Retrieval.fit(responses(known, shift))
+    asked = replace(
+        known.take(np.array([0, len(known) - 1])), control_mean=np.full((2, D), 50.0), context=np.ones(2, int)
+    )
+    got = found.predict(asked)
+    assert got.novelty == ["context", "context"]
+    np.testing.assert_allclose(got.shift, shift[[0, -1]], atol=0.2)

@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
     from scperturbdiff.retrieval._conditions import Floats
 
-VERSION = 1
-"""Of the saved state."""
+VERSION = 1  # of the saved state
 LEFT_OUT: tuple[Novelty, ...] = ("replicate", "pair", "context", "perturbation")
 
 
@@ -44,9 +43,9 @@ LEFT_OUT: tuple[Novelty, ...] = ("replicate", "pair", "context", "perturbation")
 class Retrieval:
     """Kriging of measured responses; see the module's docstring. An immutable value: :meth:`fit` makes one.
 
-    Each prediction solves a system of the most correlated training conditions, so the cost grows linearly with their
-    number. Averages of shifts that point in different directions are too short: the length of a prediction for a new
-    context is corrected by what it should have been for similar contexts when those were left out.
+    Each prediction solves a system of the most correlated training conditions, so the cost grows linearly. Averages of
+    shifts that point in different directions are too short: the length of a prediction for a new context is corrected
+    by what it should have been when similar contexts were left out.
 
     Attributes
     ----------
@@ -136,8 +135,9 @@ class Retrieval:
         names = [n for n in names if has_doses or not n.startswith("dose")]
         start = Widths(feature_share=0.0 if self.features is None else 0.5)
         part, targets = conditions.take(tried), self.responses.shift[tried]
-        one = (part, targets, self.signal)
-        widths = {way: choose_widths(*one, way, start, names, self._kernel) for way in LEFT_OUT}
+        widths = {w: choose_widths(part, targets, self.signal, w, start, names, self._kernel) for w in LEFT_OUT}
+        if len(np.unique(conditions.context)) == 1:  # none can be left out: carry shifts over whole, as a rule would
+            widths["context"] = replace(widths["context"], context_share=0.0, nugget=min(GRID["nugget"]))
         return {**widths, "seen": widths["replicate"]}
 
     def _learn_similarity(self, means: Floats, tried: NDArray[np.int64], seed: int) -> Retrieval:
