@@ -15,7 +15,7 @@ from scipy import sparse
 
 from scperturbdiff import PerturbDiff, datasets
 from scperturbdiff import responses as module_of_responses
-from scperturbdiff.data import Ragged
+from scperturbdiff.data import Groups
 from scperturbdiff.module import PerturbDiffModule
 from scperturbdiff.responses import MeasuredPopulations, ResponseSettings, measure_populations
 
@@ -53,9 +53,9 @@ def cells() -> Cells:
     rng = np.random.default_rng(0)
     counts = rng.poisson(3.0, (N, GENES)).astype(np.float32)
     order = rng.permutation(N)
-    pools = Ragged.from_lists([np.sort(order[:20]), np.sort(order[20:30])])
-    treated = Ragged.from_lists([np.sort(order[30:35]), np.sort(order[35:50]), np.sort(order[50:52])])
-    match = SimpleNamespace(pools=pools, pool=np.array([1, 0, 1]))
+    pools = Groups.from_lists([np.sort(order[:20]), np.sort(order[20:30])])
+    treated = Groups.from_lists([np.sort(order[30:35]), np.sort(order[35:50]), np.sort(order[50:52])])
+    match = SimpleNamespace(groups=pools, group=np.array([1, 0, 1]))
     conditions = {"component": np.zeros((3, 1), np.int64), "dose": np.zeros((3, 1)), "context": np.arange(3)}
     table = SimpleNamespace(cells=treated, match=match, **conditions)
     latent = torch.as_tensor(rng.normal(size=(N, 3)) * np.linspace(1, 2, N)[:, None], dtype=torch.float32)
@@ -71,7 +71,7 @@ def test_residuals_are_posterior_ratios_of_counts_less_those_of_the_controls(cel
         return np.log((cells.counts[rows].sum(0) + prior_counts) / (expected[rows].sum(0) + prior_counts))
 
     for i in range(3):
-        by_hand = log_ratio(cells.table.cells[i]) - log_ratio(cells.table.match.pools[cells.table.match.pool[i]])
+        by_hand = log_ratio(cells.table.cells[i]) - log_ratio(cells.table.match.groups[cells.table.match.group[i]])
         np.testing.assert_allclose(found[i], by_hand, atol=2e-3)
 
 
@@ -91,7 +91,7 @@ def test_library_sizes_are_compared_with_those_of_the_controls(cells: Cells) -> 
     found = cells.measure().responses.library
     library = cells.counts.sum(1)
     for i in range(3):
-        controls = cells.table.match.pools[cells.table.match.pool[i]]
+        controls = cells.table.match.groups[cells.table.match.group[i]]
         assert found[i] == pytest.approx(
             np.log(library[cells.table.cells[i]].mean() / library[controls].mean()), rel=1e-5
         )
@@ -101,11 +101,11 @@ def test_library_sizes_are_compared_with_those_of_the_controls(cells: Cells) -> 
 def test_shifts_spreads_and_noise_are_those_of_the_cells(cells: Cells, pseudo_cells: float) -> None:
     """From the definitions; the spread is drawn towards that of the controls by so many cells."""
     measured = cells.measure(ResponseSettings(pseudo_cells=pseudo_cells))
-    latent, pools, found = cells.latent.double().numpy(), cells.table.match.pools, measured.responses
+    latent, pools, found = cells.latent.double().numpy(), cells.table.match.groups, measured.responses
     variances = [latent[pools[g]].var(axis=0).mean() * len(pools[g]) for g in range(2)]
     within = sum(variances) / 30
     for i in range(3):
-        treated, controls = latent[cells.table.cells[i]], latent[pools[cells.table.match.pool[i]]]
+        treated, controls = latent[cells.table.cells[i]], latent[pools[cells.table.match.group[i]]]
         np.testing.assert_allclose(found.shift[i], treated.mean(0) - controls.mean(0), atol=1e-6)
         np.testing.assert_allclose(measured.treated_mean[i], treated.mean(0), atol=1e-6)
         np.testing.assert_allclose(found.conditions.control_mean[i], controls.mean(0), atol=1e-6)
@@ -150,7 +150,7 @@ def test_counts_follow_the_residual_and_keep_the_library_size(module: PerturbDif
     after = after * decoded.sum() / after.sum()
     theta = module.vae.px_r.detach().exp()
     weight = (theta + START[0]) / (theta + decoded)
-    mean, _ = generated(module, residual=residual, again=torch.ones(DRAWN, dtype=torch.bool))
+    mean, _ = generated(module, residual=residual, repeated=torch.ones(DRAWN, dtype=torch.bool))
     torch.testing.assert_close(mean, after * weight, rtol=0.02, atol=0)
     mean, _ = generated(module, residual=residual)
     kept = torch.where(after < decoded, START[0] * after / decoded, START[0] + (after - decoded) * weight)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scperturbdiff.data import Ragged
+from scperturbdiff.data import Groups
 from scperturbdiff.diffusion import Components, Condition, Generator, Prior
 from scperturbdiff.responses import (
     MeasuredPopulations,
@@ -52,9 +52,9 @@ def measured(latent: np.ndarray, n_conditions: int, n_replicates: int, n_pools: 
         component=condition[:, None],
         dose=np.zeros((n, 1)),
         context=np.zeros(n, np.int64),
-        cells=Ragged.from_lists(list(rows[:n])),
+        cells=Groups.from_lists(list(rows[:n])),
         match=SimpleNamespace(
-            pools=Ragged.from_lists(list(rows[n:])), pool=np.zeros(n, int) if n_pools == 1 else np.arange(n)
+            groups=Groups.from_lists(list(rows[n:])), group=np.zeros(n, int) if n_pools == 1 else np.arange(n)
         ),
     )
     counts = np.ones((len(latent), 1), np.float32)
@@ -109,7 +109,7 @@ def test_the_law_is_that_of_the_populations_at_hand() -> None:
     quiet, loud = np.flatnonzero(table.condition < 4), np.flatnonzero(table.condition >= 4)
 
     def factors(rows: np.ndarray) -> np.ndarray:
-        cells = np.concatenate([*(table.cells[i] for i in rows), *(table.match.pools[i] for i in rows)])
+        cells = np.concatenate([*(table.cells[i] for i in rows), *(table.match.groups[i] for i in rows)])
         return replicate_factors(measured(populations.latent[cells], 4, 20, 80), 4)
 
     assert factors(quiet).shape == (D, 0)

@@ -134,7 +134,7 @@ class PerturbDiffModule(BaseModuleClass):
         start_batch: Tensor,
         library_ratio: float = 1.0,
         residual: Tensor | None = None,
-        again: Tensor | None = None,
+        repeated: Tensor | None = None,
     ) -> Tensor:
         r"""Sample counts of cells as if the control cells they started from had moved in the latent space.
 
@@ -155,7 +155,7 @@ class PerturbDiffModule(BaseModuleClass):
             Expected library sizes relative to those of the control cells.
         residual
             Log ratio of expected counts to decoded ones, `(n_genes,)`; cells keep their expected library size.
-        again
+        repeated
             Cells whose control cell another one has already started from, `(n_cells,)`.
 
         Returns
@@ -170,7 +170,7 @@ class PerturbDiffModule(BaseModuleClass):
         if residual is not None:
             after = after * residual.exp()
             after = after * (px.mu.sum(-1, keepdim=True) / after.sum(-1, keepdim=True).clamp(min=EPS))
-        return move_counts(start_counts, before, after, px.theta.expand_as(before), again)
+        return move_counts(start_counts, before, after, px.theta.expand_as(before), repeated)
 
     @torch.no_grad()
     def expression(self, latent: Tensor, target_sum: float = 1e4) -> Tensor:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scperturbdiff.data import Ragged
+    from scperturbdiff.data import Groups
 
     Floats = NDArray[np.float64]
 
@@ -95,7 +95,7 @@ def measure_populations(
         Constants.
     """
     values = latent.detach().cpu().numpy()
-    pools, pool = table.match.pools, table.match.pool
+    pools, pool = table.match.groups, table.match.group
     control_mean, treated_mean = group_means(values, pools), group_means(values, table.cells)
     n_controls = pools.count[pool]
     pool_square, square = _squares(values, pools, control_mean), _squares(values, table.cells, treated_mean)
@@ -113,14 +113,14 @@ def measure_populations(
     )
 
 
-def group_means(values: NDArray[np.floating], groups: Ragged) -> Floats:
+def group_means(values: NDArray[np.floating], groups: Groups) -> Floats:
     """Mean of the rows `values` `(n_cells, d)` of each group, `(n_groups, d)`."""
     sums = np.zeros((len(groups), values.shape[1]))
     np.add.at(sums, np.repeat(np.arange(len(groups)), groups.count), values[groups.rows])
     return sums / np.maximum(groups.count, 1)[:, None]
 
 
-def _squares(values: NDArray[np.floating], groups: Ragged, means: Floats) -> Floats:
+def _squares(values: NDArray[np.floating], groups: Groups, means: Floats) -> Floats:
     """Sum over cells of the squared deviation from the mean of their group, averaged over dimensions, `(n_groups,)`."""
     group = np.repeat(np.arange(len(groups)), groups.count)
     deviation = ((values[groups.rows] - means[group]) ** 2).mean(1)
@@ -142,8 +142,10 @@ def _count_responses(
     For a gene of which a population has :math:`o` counts where the decoder expects :math:`e`, the ratio is
     :math:`(o + a) / (e + a)`, its mean under a gamma prior with shape and rate :math:`a` (`prior_counts`).
     """
-    n_pools = len(table.match.pools)
-    groups = sparse.vstack([_members(table.match.pools, len(latent)), _members(table.cells, len(latent))], format="csr")
+    n_pools = len(table.match.groups)
+    groups = sparse.vstack(
+        [_members(table.match.groups, len(latent)), _members(table.cells, len(latent))], format="csr"
+    )
 
     def measured_and_decoded(counts: sparse.csr_matrix, rows: NDArray[np.intp]) -> tuple[Any, Any]:
         at = torch.as_tensor(rows, device=latent.device)
@@ -153,16 +155,16 @@ def _count_responses(
 
     measured, decoded = grouped_sums(matrix, groups, measured_and_decoded, chunk=CHUNK, dtype=np.float32)
     ratio = np.log((measured + prior_counts) / (decoded + prior_counts))
-    size = np.concatenate([table.match.pools.count, table.cells.count])
+    size = np.concatenate([table.match.groups.count, table.cells.count])
     library = np.log(np.maximum(measured.sum(1, dtype=np.float64), 1) / np.maximum(size, 1))
 
     def against_controls(values: NDArray[Any]) -> NDArray[Any]:
-        return values[n_pools:] - values[:n_pools][table.match.pool]
+        return values[n_pools:] - values[:n_pools][table.match.group]
 
     return against_controls(library), against_controls(ratio).astype(np.float16)
 
 
-def _members(groups: Ragged, n_cells: int) -> sparse.csr_matrix:
+def _members(groups: Groups, n_cells: int) -> sparse.csr_matrix:
     """Which cells each group holds, `(n_groups, n_cells)`."""
     row = np.repeat(np.arange(len(groups)), groups.count)
     return sparse.csr_matrix((np.ones(len(row), np.float32), (row, groups.rows)), (len(groups), n_cells))
@@ -191,7 +193,7 @@ def replicate_factors(populations: MeasuredPopulations, max_factors: int) -> Flo
     freedom, noise_freedom = int((size - 1).sum()), int(table.cells.count.sum()) - len(condition)
     if freedom < 2 or noise_freedom <= n_latent:  # too few populations, or cells in them, to tell one from the other
         return none
-    pools = table.match.pools
+    pools = table.match.groups
     treated_noise = _within(values, table.cells, populations.treated_mean)
     control_noise = _within(values, pools, populations.control_mean)
     mean = np.zeros((len(size), n_latent))
@@ -199,12 +201,12 @@ def replicate_factors(populations: MeasuredPopulations, max_factors: int) -> Flo
     deviation = shift - (mean / size[:, None])[condition]
     # the noise of controls that replicates share does not set them apart
     low, high = np.full(len(size), len(pools)), np.zeros(len(size), np.int64)
-    np.minimum.at(low, condition, table.match.pool)
-    np.maximum.at(high, condition, table.match.pool)
+    np.minimum.at(low, condition, table.match.group)
+    np.maximum.at(high, condition, table.match.group)
     own = (low < high)[condition]
     weight = 1 - 1 / size[condition]
     noise = (weight / table.cells.count).sum() * treated_noise
-    noise = noise + (weight * own / np.maximum(pools.count[table.match.pool], 1)).sum() * control_noise
+    noise = noise + (weight * own / np.maximum(pools.count[table.match.group], 1)).sum() * control_noise
     strength, axes = np.linalg.eigh(noise / freedom)
     root = axes * np.sqrt(np.maximum(strength, 1e-9 * strength.max()))
     whitened = deviation @ np.linalg.inv(root).T
@@ -237,7 +239,7 @@ def spike(eigenvalue: Floats, ratio: float) -> Floats:
     return out
 
 
-def _within(values: NDArray[np.floating], groups: Ragged, mean: Floats) -> Floats:
+def _within(values: NDArray[np.floating], groups: Groups, mean: Floats) -> Floats:
     """Covariance of cells within groups of given means, `(d, d)`."""
     cells = values[groups.rows].astype(np.float64)
     squares: Floats = cells.T @ cells - (mean * groups.count[:, None]).T @ mean

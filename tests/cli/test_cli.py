@@ -67,6 +67,7 @@ def test_the_demo_prints_a_table_and_writes_cells_and_a_figure(
     for row in ("PerturbDiff", "no change", "perturbation mean shift", "ceiling (split-half)"):
         assert any(line.startswith(row) for line in said.out.splitlines()), row
     assert "energy distance" in said.out and "delta correlation" in said.out
+    assert "Retrieval from" in said.out and "Network weight" in said.out
     assert "Epoch" in said.err + said.out, "long work shows progress"
     out = tmp_path / "scperturbdiff-demo"
     assert sorted(p.name for p in out.iterdir()) == ["populations.png", "predicted.h5ad", "table.csv"]
@@ -129,7 +130,8 @@ def test_training_is_repeatable(folder: Path, tmp_path: Path) -> None:
     first, second = (PerturbDiff.load(path / "model", adata=False) for path in (folder, tmp_path))
     cells = ad.read_h5ad(folder / "controls.h5ad")
     np.testing.assert_array_equal(first.get_latent_representation(cells), second.get_latent_representation(cells))
-    assert len(first.history["generator_loss_train"]) == 1
+    assert first.report_ is not None
+    assert str(first.report_) == str(second.report_)
 
 
 def test_embeddings_reach_perturbations_never_seen(folder: Path, tmp_path: Path) -> None:
@@ -175,6 +177,21 @@ def test_evaluate_writes_tables_and_figures(folder: Path, tmp_path: Path, capsys
     # without training cells there are no simple rules to compare with
     assert run(*words, "--overwrite") == 0
     assert set(pd.read_csv(tmp_path / "scores" / "table.csv")["model"]) == {"prediction", "ceiling"}
+
+
+def test_evaluate_is_told_of_doses_and_separators(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, object] = {}
+
+    def evaluate(*_: object, **keys: object) -> None:
+        told.update(keys)
+        raise ValueError
+
+    monkeypatch.setattr("scperturbdiff.evaluate", evaluate, raising=False)
+    words = ["evaluate", folder / "real.h5ad", folder / "real.h5ad", *KEYS, "--out", tmp_path / "out"]
+    assert run(*words, "--dose-key", "dose", "--separator", "none") == 1
+    assert (told["dose_key"], told["separator"]) == ("dose", None)
 
 
 # ---- errors -------------------------------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ def test_sampled_counts_follow_the_negative_binomial_law(mean: float, shape: flo
     assert np.abs(shares - stats.nbinom.cdf(np.arange(80), shape, shape / (shape + mean))).max() < 1.95 / n**0.5
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("repeated", [False, True])
 @pytest.mark.parametrize(("before", "after"), [(2.0, 0.5), (0.3, 0.2), (0.4, 1.5), (6.0, 9.0)])
-def test_moved_counts_have_the_law_of_the_new_mean(before: float, after: float, again: bool) -> None:
+def test_moved_counts_have_the_law_of_the_new_mean(before: float, after: float, repeated: bool) -> None:
     """Thinned, added to or drawn again; Kolmogorov-Smirnov at 1 in 1,000."""
     from scipy import stats
 
@@ -35,7 +35,7 @@ def test_moved_counts_have_the_law_of_the_new_mean(before: float, after: float, 
     means = before * full, after * full, theta * full
     expected = stats.nbinom.cdf(np.arange(80), theta, theta / (theta + after))
     # the second way is the one of graphics cards
-    for moved in (move_counts(counts, *means, torch.full((n,), again)), _move_dense(counts, *means)):
+    for moved in (move_counts(counts, *means, torch.full((n,), repeated)), _move_dense(counts, *means)):
         shares = np.bincount(moved.numpy().astype(int).ravel(), minlength=80)[:80].cumsum() / n
         assert np.abs(shares - expected).max() < 1.95 / n**0.5
 
@@ -49,8 +49,8 @@ def test_counts_change_only_as_far_as_their_means() -> None:
     moved = move_counts(counts, means, after, theta)
     assert (moved[:, 0] <= counts[:, 0]).all() and (moved[:, 2] >= counts[:, 2]).all()
     assert torch.equal(moved[:, 1], counts[:, 1])
-    again = torch.arange(2000) >= 1000
-    some = move_counts(counts, means, means, theta, again)
+    repeated = torch.arange(2000) >= 1000
+    some = move_counts(counts, means, means, theta, repeated)
     assert torch.equal(some[:1000], counts[:1000])
     assert (some[1000:] == counts[1000:]).float().mean() < 0.5  # copies differ from what they copy
     assert torch.corrcoef(torch.stack([some[1000:].ravel(), counts[1000:].ravel()]))[0, 1] > 0.4  # but are like it

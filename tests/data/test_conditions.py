@@ -411,9 +411,11 @@ def test_features_make_unseen_components_known() -> None:
     assert space.encode_perturbations(pd.DataFrame({PERTURBATION: ["A+Z"], DOSE: [""]}))[0].tolist() == [[0, 2]]
     with pytest.raises(KeyError, match="'Q'"):
         space.encode_perturbations(pd.DataFrame({PERTURBATION: ["Q"], DOSE: [""]}))
-    more = space.with_features({"Q": [5.0], "A": [7.0]})
+    more = space.with_features({"Q": [5.0], "A": [1.0]})
     assert more.all_components == ("A", "B", "Z", "Q")
-    assert more.feature_matrix()[0, 0] == 1  # what the network was trained with stays
+    assert more.feature_matrix()[0, 0] == 1
+    with pytest.raises(ValueError, match="other features than the model for 1 names it was set up with: 'A'"):
+        space.with_features({"Q": [5.0], "A": [7.0], "Z": [9.0]})  # the network was trained with others
     with pytest.raises(ValueError, match="has 2 features, the model was set up with 1"):
         space.with_features({"Q": [5.0, 1.0]})
     with pytest.raises(ValueError, match="the model was set up without"):

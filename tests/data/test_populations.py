@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from scperturbdiff.data import (
     ConditionSpace,
+    Groups,
     PopulationTable,
-    Ragged,
     build_populations,
     group_rows,
     match_controls,
@@ -50,17 +50,17 @@ def cells(rows: list[tuple[str, ...]], columns: tuple[str, ...] = ("perturbation
 def test_groups_hold_their_rows(codes: list[int]) -> None:
     at = np.array(codes)
     rows = 100 + np.arange(len(at))
-    groups = Ragged.from_codes(at, rows, 6)
+    groups = Groups.from_codes(at, rows, 6)
     assert len(groups) == 6
     for g in range(6):
         assert groups[g].tolist() == rows[at == g].tolist()
-    again = Ragged.from_lists([groups[g] for g in range(6)])
+    again = Groups.from_lists([groups[g] for g in range(6)])
     for name in ("rows", "start", "count"):
         assert np.array_equal(getattr(again, name), getattr(groups, name))
 
 
 def test_no_groups() -> None:
-    assert len(Ragged.from_lists([])) == 0 and Ragged.from_lists([]).rows.size == 0
+    assert len(Groups.from_lists([])) == 0 and Groups.from_lists([]).rows.size == 0
 
 
 def test_combinations_of_keys_are_sorted_and_numbered() -> None:
@@ -81,7 +81,7 @@ def frame(rows: list[tuple[str, ...]]) -> pd.DataFrame:
 def matched(populations: list[tuple[str, ...]], controls: list[tuple[str, ...]], required: tuple[str, ...] = ()):
     p, c = frame(populations), frame(controls)
     match = match_controls(p, c, 10 + np.arange(len(c)), list(p.columns), required)
-    return match, [sorted(match.pools[int(g)].tolist()) for g in match.pool]
+    return match, [sorted(match.groups[int(g)].tolist()) for g in match.group]
 
 
 def test_exact_controls_come_first() -> None:
@@ -112,14 +112,14 @@ def test_required_keys_are_not_given_up() -> None:
 
 def test_populations_of_one_pool_share_it() -> None:
     match, _ = matched([("T", "d1"), ("T", "d1"), ("B", "d1")], [("T", "d1"), ("B", "d1")])
-    assert len(match.pools) == 2
-    assert match.pool[0] == match.pool[1] != match.pool[2]
+    assert len(match.groups) == 2
+    assert match.group[0] == match.group[1] != match.group[2]
 
 
 def test_without_keys_all_controls_match() -> None:
     controls = pd.DataFrame(index=range(3))
     match = match_controls(pd.DataFrame(index=range(2)), controls, np.arange(3), [])
-    assert match.exact.all() and [match.pools[int(g)].tolist() for g in match.pool] == [[0, 1, 2]] * 2
+    assert match.exact.all() and [match.groups[int(g)].tolist() for g in match.group] == [[0, 1, 2]] * 2
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_a_population_shares_everything_and_its_controls_fit(screen: ad.AnnData,
         label, obs = table.labels.iloc[g], screen.obs.iloc[table.cells[g]]
         assert (obs["cell_type"] == label["cell_type"]).all() and (obs["donor"] == label["donor"]).all()
         assert obs["perturbation"].nunique() == obs["dose"].nunique() == 1
-        controls = screen.obs.iloc[table.match.pools[int(table.match.pool[g])]]
+        controls = screen.obs.iloc[table.match.groups[int(table.match.group[g])]]
         expected = screen.obs.query("perturbation == 'control'")
         expected = expected[(expected["cell_type"] == label["cell_type"]) & (expected["donor"] == label["donor"])]
         assert sorted(controls.index) == sorted(expected.index)
@@ -177,7 +177,7 @@ def test_part_of_the_populations(table: PopulationTable) -> None:
     assert len(part) == 2 and part.labels.equals(table.labels.iloc[rows].reset_index(drop=True))
     for i, row in enumerate(rows):
         assert part.cells[i].tolist() == table.cells[int(row)].tolist()
-        ours, theirs = (m.pools[int(m.pool[j])].tolist() for m, j in ((part.match, i), (table.match, row)))
+        ours, theirs = (m.groups[int(m.group[j])].tolist() for m, j in ((part.match, i), (table.match, row)))
         assert ours == theirs
     assert np.array_equal(part.component, table.component[rows]) and len(table.take(np.empty(0, int))) == 0
 
@@ -200,7 +200,7 @@ def test_controls_of_another_batch_stand_in(caplog: pytest.LogCaptureFixture) ->
     adata = cells([("A", "T", "d1"), ("A", "T", "d1"), ("control", "T", "d2"), ("control", "B", "d1")])
     with caplog.at_level(logging.WARNING, logger="scperturbdiff"):
         found = build(adata, context_keys="cell_type", batch_key="donor")
-    assert found.match.pools[0].tolist() == [2]
+    assert found.match.groups[0].tolist() == [2]
     assert found.report["exact_match"].tolist() == [False]
     assert "1 of 1 populations have no controls that agree on all of ['cell_type', 'donor']" in caplog.text
 
@@ -218,7 +218,7 @@ def test_covariates_split_populations() -> None:
     adata.obs["hours"] = adata.obs["hours"].astype(float)
     found = build(adata, categorical_covariate_keys=["site"], continuous_covariate_keys=["hours"])
     assert len(found) == 3
-    assert found.match.pools.count[found.match.pool].tolist() == [1, 1, 1]
+    assert found.match.groups.count[found.match.group].tolist() == [1, 1, 1]
     assert found.match.exact.tolist() == [True, False, True]  # rows are sorted: x 1, x 2, y 1
 
 

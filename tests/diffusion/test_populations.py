@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scperturbdiff.data import (
     PERTURBATION,
     ConditionSpace,
+    Groups,
     PopulationTable,
-    Ragged,
     build_populations,
 )
 from scperturbdiff.data._setup import learn_conditions
@@ -52,14 +52,14 @@ def table(screen: ad.AnnData) -> PopulationTable:
     return build(screen, context_keys="cell_type", batch_key="donor", dose_key="dose")
 
 
-def as_tuple(groups: Ragged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def as_tuple(groups: Groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return groups.rows, groups.start, groups.count
 
 
 def index_of(*sizes: int) -> tuple[GroupIndex, list[np.ndarray]]:
     ends = np.cumsum(sizes)
     groups = [1000 + np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    return GroupIndex(as_tuple(Ragged.from_lists(groups)), "cpu"), groups
+    return GroupIndex(as_tuple(Groups.from_lists(groups)), "cpu"), groups
 
 
 @SETTINGS
@@ -110,8 +110,8 @@ def test_shuffling_keeps_the_groups() -> None:
 
 def test_drawn_populations_have_their_own_controls(screen: ad.AnnData, table: PopulationTable) -> None:
     match = table.match
-    control_group = torch.as_tensor(match.pool)
-    batch = PopulationSampler(as_tuple(table.cells), as_tuple(match.pools), control_group, "cpu").draw(40, 5, 3)
+    control_group = torch.as_tensor(match.group)
+    batch = PopulationSampler(as_tuple(table.cells), as_tuple(match.groups), control_group, "cpu").draw(40, 5, 3)
     assert batch.cells.shape == batch.mask.shape == (40, 5) and batch.starts.shape == (40, 3, 5)
     assert batch.group.min() >= 0 and len(batch.group.unique()) > 10
     assert torch.equal(batch.controls, batch.starts[:, 0])

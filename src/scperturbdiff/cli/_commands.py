@@ -42,7 +42,7 @@ def run_train(options: argparse.Namespace) -> None:
     model.train(max_epochs=options.max_epochs, accelerator=options.accelerator)
     populations = model.populations
     n_populations = 0 if populations is None else len(populations)
-    print(f"Trained on {n_populations} populations in {time.perf_counter() - started:.0f} s.")
+    print(f"Trained on {n_populations} populations in {time.perf_counter() - started:.0f} s.\n{model.report_}")
     model.save(options.out, overwrite=options.overwrite, save_anndata=False)
     print(f"Model in {options.out}")
 
@@ -92,6 +92,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
         perturbation_key=options.perturbation_key,
         context_keys=options.context_key,
         condition_keys=options.condition_key,
+        dose_key=options.dose_key,
+        separator=options.separator,
         layer_pred=layer_pred,
         layer_real=options.layer,
         train=train,
@@ -106,12 +108,13 @@ def run_evaluate(options: argparse.Namespace) -> None:
     print("Mean over conditions:")
     print(wide.loc[summary["metric"].unique(), summary["model"].unique()].to_string(float_format="{:.3f}".format))
     # A dose is no condition of the controls, which the figures look up by the same columns.
-    if not options.condition_key:
+    if not options.condition_key and options.dose_key is None:
         conditions = table[keys].drop_duplicates().head(MAX_PANELS)
         for kind in ("populations", "mean_shift"):
             draw_conditions(
                 kind, pred, real, options.control, conditions, options.out / f"{kind}.png",
-                perturbation_key=options.perturbation_key, layer_pred=layer_pred, layer_real=options.layer,
+                perturbation_key=options.perturbation_key, separator=options.separator, layer_pred=layer_pred,
+                layer_real=options.layer,
             )  # fmt: skip
     if summary["normalized"].notna().any():
         draw_scores(summary, options.out / "scores.png")

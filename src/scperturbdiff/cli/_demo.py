@@ -85,7 +85,7 @@ def _train_and_predict(train: AnnData, controls: AnnData, split: Split, size: Si
     started = time.perf_counter()
     _say("Training: first the latent space of cells, then the generator of populations.")
     model.train(**size.training)
-    _say(f"Trained in {time.perf_counter() - started:.0f} s.")
+    _say(f"Trained in {time.perf_counter() - started:.0f} s.\n{model.report_}")
     # without the column, nothing but counts, cell type and donor of control cells can be used
     del controls.obs[KEYS["perturbation_key"]]
     wanted = split.held_out[[KEYS["perturbation_key"], *KEYS["context_keys"], "n_cells"]]

@@ -22,6 +22,7 @@ def draw_conditions(
     path: Path,
     *,
     perturbation_key: str,
+    separator: str | None = "+",
     notes: Sequence[str] | None = None,
     layer_pred: str | None = "counts",
     layer_real: str | None = None,
@@ -32,7 +33,7 @@ def draw_conditions(
     ----------
     kind
         Function of :mod:`scperturbdiff.pl` that draws a panel.
-    pred, real, control, perturbation_key, layer_pred, layer_real
+    pred, real, control, perturbation_key, separator, layer_pred, layer_real
         As for that function.
     conditions
         One row a panel: columns of the contexts and of the perturbation.
@@ -53,7 +54,7 @@ def draw_conditions(
         context = {str(key): str(value) for key, value in conditions.iloc[i].items()}
         getattr(pl, kind)(
             pred, real, control, perturbation_key=perturbation_key, perturbation=context.pop(perturbation_key),
-            context=context, layer_pred=layer_pred, layer_real=layer_real, ax=ax,
+            context=context, separator=separator, layer_pred=layer_pred, layer_real=layer_real, ax=ax,
         )  # fmt: skip
         if notes is not None:
             ax.set_title(f"{ax.get_title(loc='left')}\n{notes[i]}", fontsize=9, loc="left")

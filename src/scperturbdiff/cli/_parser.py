@@ -64,11 +64,8 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="folder of the model")
     _add_keys(command)
     command.add_argument("--batch-key", metavar="COLUMN", help="column of obs with donors, plates or batches")
-    command.add_argument("--dose-key", metavar="COLUMN", help="column of obs with doses")
     command.add_argument("--layer", help="layer with raw counts (default: X)")
     _add_embeddings(command)
-    command.add_argument("--separator", type=_separator, default="+",
-                         help="joins names of a combination; none: no name is one (default: +)")  # fmt: skip
     command.add_argument("--max-epochs", type=_positive, help="upper bound on the epochs of both stages")
     command.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, mps (default: auto)")
     _add_seed(command)
@@ -93,7 +90,7 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     )
     command.add_argument("--out", type=Path, required=True, metavar="pred.h5ad", help="file of the predicted cells")
     command.add_argument("--n-cells", type=_positive, help="cells per context and perturbation (default: as controls)")
-    command.add_argument("--n-populations", type=_positive, default=1, help="independent draws (default: 1)")
+    command.add_argument("--n-populations", type=_positive, help="independent draws (default: the best single guess)")
     command.add_argument("--n-steps", type=_positive, help="network evaluations a population")
     command.add_argument("--layer", help="layer of the controls with raw counts (default: as in training)")
     _add_embeddings(command)
@@ -114,7 +111,7 @@ def _add_evaluate(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for table and figures")
     _add_keys(command)
     command.add_argument("--condition-key", nargs="+", action="extend", default=[], metavar="COLUMN",
-                         help="further columns that define a condition, such as the dose")  # fmt: skip
+                         help="further columns that define a condition")  # fmt: skip
     command.add_argument("--train", type=Path, metavar="train.h5ad", help="training cells, for the simple rules")
     command.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to compute (default: all)")
     command.add_argument("--layer-pred", default="counts", help="layer of pred with counts, X for X (default: counts)")
@@ -129,6 +126,9 @@ def _add_keys(command: argparse.ArgumentParser) -> None:
     command.add_argument("--control", required=True, metavar="LABEL", help="its value for control cells")
     command.add_argument("--context-key", nargs="+", action="extend", default=[], metavar="COLUMN",
                          help="columns of obs that name the context: cell type, line, patient")  # fmt: skip
+    command.add_argument("--dose-key", metavar="COLUMN", help="column of obs with doses")
+    command.add_argument("--separator", type=lambda text: None if text == "none" else text, default="+",
+                         help="joins names of a combination; none: no name is one (default: +)")  # fmt: skip
 
 
 def _add_embeddings(command: argparse.ArgumentParser) -> None:
@@ -145,7 +145,3 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} must be at least 1")
     return number
-
-
-def _separator(text: str) -> str | None:
-    return None if text == "none" else text

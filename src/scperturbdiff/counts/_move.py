@@ -9,7 +9,7 @@ from scperturbdiff.counts._sampling import EPS, _draw, positions, sample_negativ
 
 
 def move_counts(
-    counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor, again: Tensor | None = None
+    counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor, repeated: Tensor | None = None
 ) -> Tensor:
     r"""Counts of cells if their negative binomial means had been others, all `(n_cells, n_genes)`.
 
@@ -27,15 +27,15 @@ def move_counts(
         Their means, and those they would have had.
     dispersion
         :math:`\theta`: variance = mean + mean^2 / dispersion.
-    again
+    repeated
         Cells that are the copy of another one, `(n_cells,)`; `None` for none. They keep `w`, and get Poisson noise of
         their own.
     """
     move = _move if counts.device.type == "cpu" else _move_dense
-    if again is None or not again.any():
+    if repeated is None or not repeated.any():
         return move(counts, before, after, dispersion)
     all_of = counts, before, after, dispersion
-    first, copies = positions(~again), positions(again)
+    first, copies = positions(~repeated), positions(repeated)
     out = torch.empty_like(counts)
     out.index_copy_(0, first, move(*(x.index_select(0, first) for x in all_of)))
     counts, before, after, dispersion = (x.index_select(0, copies) for x in all_of)

@@ -1,7 +1,7 @@
 """From AnnData to populations: counts, labels, conditions, control cells."""
 
 from scperturbdiff.data._conditions import ConditionSpace, read_numbers
-from scperturbdiff.data._controls import N_CELLS, ControlPool, cells_wanted, choose_controls, resample_controls
+from scperturbdiff.data._controls import N_CELLS, cells_wanted, choose_controls, resample_controls
 from scperturbdiff.data._counts import (
     CHUNK_ROWS,
     check_counts,
@@ -17,7 +17,7 @@ from scperturbdiff.data._counts import (
 )
 from scperturbdiff.data._features import FeatureTable, explain_unknown
 from scperturbdiff.data._grouped import grouped_sums, member_weights
-from scperturbdiff.data._groups import Ragged, group_rows
+from scperturbdiff.data._groups import Groups, group_rows
 from scperturbdiff.data._labels import (
     DOSE,
     PERTURBATION,
@@ -54,7 +54,6 @@ __all__ = [
     "CONTROL_CELL",
     "COUNTS",
     "ConditionSpace",
-    "ControlPool",
     "DOSE",
     "FeatureTable",
     "Labels",
@@ -62,7 +61,7 @@ __all__ = [
     "PERTURBATION",
     "POPULATION",
     "PopulationTable",
-    "Ragged",
+    "Groups",
     "UNS",
     "as_anndata",
     "assemble_cells",

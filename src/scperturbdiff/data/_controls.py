@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from scipy import sparse
 
 
 N_CELLS = "n_cells"
@@ -39,22 +37,3 @@ def resample_controls(n_controls: int, n_cells: int, rng: np.random.Generator) -
     """
     another = rng.integers(n_controls, size=n_controls)
     return another[rng.integers(n_controls, size=n_cells)]
-
-
-@dataclass(frozen=True)
-class ControlPool:
-    """Control cells of one group with their counts, `(n_controls, n_genes)`."""
-
-    counts: sparse.csr_matrix
-
-    def __len__(self) -> int:
-        n: int = self.counts.shape[0]
-        return n
-
-    def choose(self, n_cells: int, rng: np.random.Generator) -> NDArray[np.intp]:
-        """See :func:`choose_controls`."""
-        return choose_controls(len(self), n_cells, rng)
-
-    def resample(self, n_cells: int, rng: np.random.Generator) -> NDArray[np.intp]:
-        """See :func:`resample_controls`."""
-        return resample_controls(len(self), n_cells, rng)

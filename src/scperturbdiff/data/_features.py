@@ -71,15 +71,23 @@ class FeatureTable:
         return cls(tuple(names), values)
 
     def extended(self, other: FeatureTable) -> FeatureTable:
-        """The table with the names of `other` added; raises where the widths differ."""
+        """The table with the names of `other` added; raises where widths, or features that both have, differ."""
         if other.values.shape[1] != self.values.shape[1]:
             raise ValueError(
                 f"perturbation_embeddings has {other.values.shape[1]} features, the model was set up with "
                 f"{self.values.shape[1]}."
             )
-        new = [i for i, name in enumerate(other.names) if name not in set(self.names)]
-        names = self.names + tuple(other.names[i] for i in new)
-        return FeatureTable(names, np.concatenate([self.values, other.values[new]]))
+        at = pd.Index(self.names).get_indexer(pd.Index(other.names))
+        differs = (at >= 0) & ~np.isclose(self.values[at], other.values, rtol=1e-5, atol=1e-8).all(axis=1)
+        if differs.any():
+            raise ValueError(
+                f"perturbation_embeddings has other features than the model for {int(differs.sum())} names it was set "
+                f"up with: {preview(np.array(other.names)[differs].tolist())}. Leave them out, or train again."
+            )
+        new = np.flatnonzero(at < 0)
+        return FeatureTable(
+            self.names + tuple(other.names[i] for i in new), np.concatenate([self.values, other.values[new]])
+        )
 
     def rows(self, names: Sequence[str]) -> NDArray[np.float32]:
         """Values of `names`, NaN rows for those not in the table."""

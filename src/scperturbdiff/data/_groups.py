@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ragged:
+class Groups:
     """Groups of row numbers of different sizes: group `g` is `rows[start[g] : start[g] + count[g]]`."""
 
     rows: Ints
@@ -31,14 +31,14 @@ class Ragged:
         return self.rows[self.start[group] : self.start[group] + self.count[group]]
 
     @classmethod
-    def from_codes(cls, codes: Ints, rows: Ints, n_groups: int) -> Ragged:
+    def from_codes(cls, codes: Ints, rows: Ints, n_groups: int) -> Groups:
         """Group `rows` by `codes`."""
         order = np.argsort(codes, kind="stable")
         count = np.bincount(codes, minlength=n_groups).astype(np.int64)
         return cls(rows[order], np.cumsum(count) - count, count)
 
     @classmethod
-    def from_lists(cls, groups: Sequence[Ints]) -> Ragged:
+    def from_lists(cls, groups: Sequence[Ints]) -> Groups:
         """Group as given."""
         count = np.array([len(g) for g in groups], np.int64)
         rows = np.concatenate(groups) if len(groups) else np.empty(0, np.int64)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scperturbdiff.data._groups import Ragged, group_rows
+from scperturbdiff.data._groups import Groups, group_rows
 from scperturbdiff.data._labels import DOSE, PERTURBATION
 from scperturbdiff.data._messages import preview
 
@@ -33,18 +33,18 @@ class ControlMatch:
 
     Attributes
     ----------
-    pools
+    groups
         Groups of control rows.
-    pool
-        Pool of each population, `(n_populations,)`.
+    group
+        Group of each population, `(n_populations,)`.
     n_agreeing
         Keys on which a population and its controls agree, `(n_populations,)`; `len(keys)` is an exact match.
     keys
         The keys compared, the most important first.
     """
 
-    pools: Ragged
-    pool: Ints
+    groups: Groups
+    group: Ints
     n_agreeing: Ints
     keys: tuple[str, ...]
 
@@ -83,7 +83,7 @@ def match_controls(
     """
     keys = tuple(keys)
     groups, codes = group_rows(controls, keys)
-    members = Ragged.from_codes(codes, control_rows, len(groups))
+    members = Groups.from_codes(codes, control_rows, len(groups))
     agree = np.ones((len(populations), len(groups), max(len(keys), 1)), bool)
     for i, key in enumerate(keys):
         agree[:, :, i] = populations[key].astype(str).to_numpy()[:, None] == groups[key].astype(str).to_numpy()[None, :]
@@ -101,7 +101,7 @@ def match_controls(
         )
     chosen = weight == weight.max(axis=1, keepdims=True)
     patterns, pool = np.unique(chosen, axis=0, return_inverse=True)
-    pools = Ragged.from_lists([np.concatenate([members[int(g)] for g in np.flatnonzero(p)]) for p in patterns])
+    pools = Groups.from_lists([np.concatenate([members[int(g)] for g in np.flatnonzero(p)]) for p in patterns])
     best = weight.argmax(axis=1)
     return ControlMatch(pools, pool.reshape(-1), n_agreeing[np.arange(len(populations)), best], keys)
 
@@ -129,14 +129,14 @@ class PopulationTable:
     """
 
     labels: pd.DataFrame
-    cells: Ragged
+    cells: Groups
     match: ControlMatch
     component: NDArray[np.int64]
     dose: NDArray[np.float64]
     categories: NDArray[np.int64]
     numbers: NDArray[np.float64]
     context: NDArray[np.int64]
-    controls: Ragged
+    controls: Groups
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -146,8 +146,8 @@ class PopulationTable:
         match = self.match
         return PopulationTable(
             self.labels.iloc[rows].reset_index(drop=True),
-            Ragged.from_lists([self.cells[r] for r in rows]),
-            ControlMatch(match.pools, match.pool[rows], match.n_agreeing[rows], match.keys),
+            Groups.from_lists([self.cells[r] for r in rows]),
+            ControlMatch(match.groups, match.group[rows], match.n_agreeing[rows], match.keys),
             self.component[rows],
             self.dose[rows],
             self.categories[rows],
@@ -171,7 +171,7 @@ class PopulationTable:
     def report(self) -> pd.DataFrame:
         """One row per population: labels, numbers of cells and of controls, and whether controls match exactly."""
         out = self.labels.rename(columns={PERTURBATION: "perturbation", DOSE: "dose"})
-        pools = self.match.pools.count[self.match.pool] if len(self) else np.empty(0, np.int64)
+        pools = self.match.groups.count[self.match.group] if len(self) else np.empty(0, np.int64)
         return out.assign(n_cells=self.cells.count, n_controls=pools, exact_match=self.match.exact)
 
 
@@ -193,7 +193,7 @@ def build_populations(space: ConditionSpace, obs: pd.DataFrame) -> PopulationTab
     table, codes = group_rows(treated, keys)
     if len(treated) == 0:
         table = treated[keys].iloc[:0]
-    cells = Ragged.from_codes(codes, rows[~control], len(table))
+    cells = Groups.from_codes(codes, rows[~control], len(table))
     required = [k for k in space.context_keys if k in space.control_match_keys]
     match = match_controls(table, labels[control], rows[control], space.control_match_keys, required)
     groups, control_codes = group_rows(labels[control], list(space.obs_keys))
@@ -209,11 +209,11 @@ def build_populations(space: ConditionSpace, obs: pd.DataFrame) -> PopulationTab
         categories,
         numbers,
         space.context_codes(table),
-        Ragged.from_codes(control_codes, rows[control], max(len(groups), 1)),
+        Groups.from_codes(control_codes, rows[control], max(len(groups), 1)),
     )
 
 
-def _warn_of_populations(table: pd.DataFrame, cells: Ragged, match: ControlMatch) -> None:
+def _warn_of_populations(table: pd.DataFrame, cells: Groups, match: ControlMatch) -> None:
     if len(table) > 100 and len(table) > cells.count.sum() / 2:
         logger.warning(
             "There are %d populations for %d treated cells: is a continuous covariate different in every cell?",

@@ -4,10 +4,11 @@ from scperturbdiff.prediction._cells import PreparedRequest, predict_cells, prep
 from scperturbdiff.prediction._generate import PopulationGenerator, Settings, encode_rows
 from scperturbdiff.prediction._genes import response_table
 from scperturbdiff.prediction._novelty import perturbation_novelty, perturbation_representation
-from scperturbdiff.prediction._summary import summarize_populations
+from scperturbdiff.prediction._summary import PopulationSummary, summarize_populations
 
 __all__ = [
     "PopulationGenerator",
+    "PopulationSummary",
     "PreparedRequest",
     "Settings",
     "encode_rows",

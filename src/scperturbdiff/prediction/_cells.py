@@ -89,11 +89,10 @@ class PreparedRequest:
             table[space.dose_key] = [str(dose) for dose in request.dose]
         for key in space.obs_keys:
             table[key] = request.table[key].to_numpy()
-        evidence = [self.generator.evidence[i] for i in range(len(request))]
         table["n_cells"] = request.n_cells
         table["n_controls"] = self.generator.groups.cells.count[request.group]
-        table["novelty"] = [e.novelty for e in evidence]
-        table["unexplained_variance"] = [e.unexplained_variance for e in evidence]
+        evidence = [self.generator.evidence[i] for i in range(len(request))]
+        table["novelty"], table["unexplained_variance"] = map(list, zip(*evidence, strict=True))
         table.index = table.index.astype(str)
         return table
 

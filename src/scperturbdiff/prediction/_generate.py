@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from scipy import sparse
 from scvi.utils import track
 
 from scperturbdiff.counts import positions
-from scperturbdiff.data import DOSE, PERTURBATION, ControlPool, read_genes
+from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, read_genes, resample_controls
 from scperturbdiff.diffusion import Components, Condition, Prior
 from scperturbdiff.retrieval import Conditions, Retrieved
 from scperturbdiff.seeds import derive_seed, seeded
@@ -43,8 +43,8 @@ class GroupState:
         Rows in the AnnData.
     latent
         Standardised latent vectors, `(n, n_latent)`.
-    pool
-        The cells and their counts.
+    counts
+        Their counts, `(n, n_genes)`.
     batch
         Code of their batch, -1 for one the decoder does not know.
     controls
@@ -53,7 +53,7 @@ class GroupState:
 
     rows: NDArray[np.int64]
     latent: Tensor
-    pool: ControlPool
+    counts: sparse.csr_matrix
     batch: int
     controls: EncodedControls
 
@@ -108,34 +108,6 @@ class Piece:
     latent: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What training knows of a requested population.
-
-    Attributes
-    ----------
-    novelty
-        How the condition is new; see :data:`scperturbdiff.retrieval.Novelty`.
-    unexplained_variance
-        Share of the variance of the mean shift that the training populations leave open: near 0 where they say what
-        happens, near 1 where they say nothing. NaN where nothing is retrieved.
-    """
-
-    novelty: str
-    unexplained_variance: float
-
-
-class CountChange(NamedTuple):
-    """How counts of a population change beyond what its latent vectors decode to.
-
-    Expected library sizes relative to those of the controls, and the log ratio per gene of expected to decoded counts
-    `(n_genes,)`.
-    """
-
-    library_ratio: float
-    residual: Tensor | None
-
-
 @torch.no_grad()
 def encode_rows(module: PerturbDiffModule, counts: sparse.csr_matrix) -> Tensor:
     """Latent vectors (posterior means, not standardised) of counts `(n_cells, n_genes)`, on the module's device."""
@@ -184,8 +156,9 @@ class PopulationGenerator:
     ) -> None:
         self.transform_batch = transform_batch
         self.module, self.space, self.settings = module, space, settings
-        self.device = module.device
-        self.evidence: dict[int, Evidence] = {}
+        self.evidence: dict[int, tuple[str, float]] = {}
+        """How each population is new, and the share of the variance of its mean shift that training leaves open: near 0
+        where it says what happens, near 1 where it says nothing; NaN without retrieval."""
         self.adata, self.genes, self.layer, self.batches = adata, genes, layer, batches
         self.groups = groups
         self._states: dict[int, GroupState] = {}
@@ -205,11 +178,12 @@ class PopulationGenerator:
             asked = Conditions(
                 mean, component[i : i + 1], dose[i : i + 1], context[i : i + 1], np.full(1, 1 / len(state.rows))
             )
-            condition, change, self.evidence[i] = self._condition(asked, codes[i : i + 1], numbers[i : i + 1])
+            found, self.evidence[i] = self._retrieve(asked)
+            condition = self._condition(asked, found, codes[i : i + 1], numbers[i : i + 1])
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
             for draw in range(self.settings.n_populations or 1):
                 seed = derive_seed(self.settings.seed, *names, draw)
-                yield self._draw(request, i, state, condition, change, batch[i], draw, seed)
+                yield self._draw(request, i, state, condition, found, batch[i], draw, seed)
 
     def _batch_codes(self, request: PopulationRequest) -> NDArray[np.int64]:
         if self.space.batch_key is None:
@@ -251,33 +225,33 @@ class PopulationGenerator:
                 )
                 shown = latent[torch.as_tensor(order[: self.settings.shown_controls], device=latent.device)]
             self._states[group] = GroupState(
-                rows, latent, ControlPool(counts), batch, self.module.generator_ema.encode_controls(shown[None])
+                rows, latent, counts, batch, self.module.generator_ema.encode_controls(shown[None])
             )
         return self._states[group]
 
+    def _retrieve(self, asked: Conditions) -> tuple[Retrieved, tuple[str, float]]:
+        """What training says of one population, and its entry of `evidence`."""
+        treated = bool((asked.component >= 0).any())
+        if self._retrieval is None or not treated:
+            nothing = Retrieved.nothing(*asked.control_mean.shape)
+            return nothing, ("unknown", float("nan")) if treated else ("control", 0.0)
+        found = self._retrieval.predict(asked)
+        return found, (found.novelty[0], float(found.variance[0] / found.prior_variance[0]))
+
+    def _put(self, values: NDArray, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.as_tensor(values, dtype=dtype, device=self.module.device)
+
     def _condition(
-        self, conditions: Conditions, codes: NDArray[np.int64], numbers: NDArray[np.float64]
-    ) -> tuple[Condition, CountChange, Evidence]:
-        """Condition of one population, how its counts change, and what training knows of it."""
-        device = self.device
-        found = Retrieved.nothing(*conditions.control_mean.shape)
-        evidence = Evidence("control", 0.0) if (conditions.component < 0).all() else Evidence("unknown", np.nan)
-        if self._retrieval is not None and (conditions.component >= 0).any():
-            found = self._retrieval.predict(conditions)
-            evidence = Evidence(found.novelty[0], float(found.variance[0] / found.prior_variance[0]))
-
-        def put(values: NDArray, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.as_tensor(values, dtype=dtype, device=device)
-
-        condition = Condition(
-            Components(put(conditions.component, torch.long), put(conditions.dose)),
-            Prior(put(found.shift), put(found.variance), put(found.spread), put(conditions.control_mean)),
+        self, asked: Conditions, found: Retrieved, codes: NDArray[np.int64], numbers: NDArray[np.float64]
+    ) -> Condition:
+        put = self._put
+        return Condition(
+            Components(put(asked.component, torch.long), put(asked.dose)),
+            Prior(put(found.shift), put(found.variance), put(found.spread), put(asked.control_mean)),
             put(codes, torch.long),
             put(numbers),
-            torch.ones(1, device=device),
+            put(np.ones(1)),
         )
-        residual = put(found.residual[0]) if found.residual.size else None
-        return condition, CountChange(float(np.exp(found.library[0])), residual), evidence
 
     def _draw(
         self,
@@ -285,7 +259,7 @@ class PopulationGenerator:
         i: int,
         state: GroupState,
         condition: Condition,
-        change: CountChange,
+        found: Retrieved,
         batch: int,
         draw: int,
         seed: int,
@@ -294,10 +268,11 @@ class PopulationGenerator:
         rng, n_cells = np.random.default_rng(seed), request.n_cells[i]
         # the best single guess starts from every control equally often; draws vary as replicates and their controls do
         guess = settings.n_populations is None
-        chosen = state.pool.choose(n_cells, rng) if guess else state.pool.resample(n_cells, rng)
+        chosen = (choose_controls if guess else resample_controls)(len(state.rows), n_cells, rng)
         at = torch.as_tensor(chosen, device=state.latent.device)
-        again = torch.ones_like(at, dtype=torch.bool)
-        again[np.unique(chosen, return_index=True)[1]] = False
+        repeated = torch.ones_like(at, dtype=torch.bool)
+        repeated[np.unique(chosen, return_index=True)[1]] = False
+        residual = self._put(found.residual[0]) if found.residual.size else None
         latents, counts = [], []
         with seeded(seed, state.latent.device):
             shared = torch.randn(1, generator.n_population_noise, device=state.latent.device)
@@ -322,12 +297,12 @@ class PopulationGenerator:
                 sampled = self.module.moved_counts(
                     latent,
                     codes,
-                    torch.as_tensor(state.pool.counts[chosen[part]].toarray(), device=latent.device),
+                    torch.as_tensor(state.counts[chosen[part]].toarray(), device=latent.device),
                     self.module.unstandardize(state.latent[piece]),
                     torch.full_like(codes, batch if state.batch < 0 else state.batch),
-                    change.library_ratio,
-                    change.residual,
-                    again[part],
+                    float(np.exp(found.library[0])),
+                    residual,
+                    repeated[part],
                 )
                 latents.append(latent.cpu().numpy())
                 counts.append(as_csr(sampled))

@@ -174,9 +174,9 @@ def _observed_means(
     n_cells = np.asarray(cells.sum(axis=1)).ravel().astype(np.int64)
     of_population = np.zeros((len(conditions), len(table)))
     np.add.at(of_population, (number[treated], population), 1.0)
-    pools = match.pools
+    pools = match.groups
     members = member_weights(np.repeat(np.arange(len(pools)), pools.count), pools.rows, (len(pools), real.n_obs))
-    matched = sparse.csr_matrix(of_population) @ (sparse.diags(1 / pools.count) @ members)[match.pool]
+    matched = sparse.csr_matrix(of_population) @ (sparse.diags(1 / pools.count) @ members)[match.group]
     found = n_cells > 0
     observed, control = nothing.copy(), nothing.copy()
     observed[found] = normalised_means(real, genes, layer, cells[found], target_sum)

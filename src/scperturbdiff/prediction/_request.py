@@ -13,7 +13,7 @@ from scperturbdiff.data import (
     N_CELLS,
     PERTURBATION,
     ConditionSpace,
-    Ragged,
+    Groups,
     cells_wanted,
     check_obs_key,
     group_rows,
@@ -43,7 +43,7 @@ class ControlGroups:
     """
 
     labels: pd.DataFrame
-    cells: Ragged
+    cells: Groups
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def read_controls(space: ConditionSpace, adata: AnnData, overridden: Sequence[st
         if obs[key].isna().any():
             raise ValueError(f"obs[{key!r}] is missing (NaN) for {int(obs[key].isna().sum())} control cells.")
     labels, codes = group_rows(obs, keys)
-    return ControlGroups(labels, Ragged.from_codes(codes, rows, len(labels)))
+    return ControlGroups(labels, Groups.from_codes(codes, rows, len(labels)))
 
 
 def read_wanted(space: ConditionSpace, perturbations: Any) -> pd.DataFrame:

@@ -314,7 +314,7 @@ class PopulationTraining:
     def _sampler(self, table: PopulationTable) -> PopulationSampler:
         perturbed = len(table) > 0
         if perturbed:
-            cells, controls, group = table.cells, table.match.pools, table.match.pool
+            cells, controls, group = table.cells, table.match.groups, table.match.group
         else:  # control populations, to be pretrained on
             cells, controls, group = table.controls, table.controls, np.arange(len(table.controls))
         (cells_of, controls_of) = ((g.rows, g.start, g.count) for g in (cells, controls))
