@@ -11,7 +11,7 @@ from scipy import sparse
 from scperturbdiff import baselines, splits
 from scperturbdiff.data import log_normalize
 from scperturbdiff.datasets import simulate
-from scperturbdiff.evaluation.baselines._sampling import mean_rows, mean_share, resample, shares_for_log_means
+from scperturbdiff.evaluation.baselines._means import mean_rows, mean_share, resample, shares_for_log_means
 
 KEYS = {"perturbation_key": "perturbation", "control": "control", "context_keys": ["cell_type"]}
 EVERY = {

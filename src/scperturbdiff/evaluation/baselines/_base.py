@@ -23,7 +23,6 @@ from scperturbdiff.data import (
     check_unique_names,
     choose_controls,
     context_name,
-    did_you_mean,
     dose_text,
     log_normalize,
     parse_doses,
@@ -31,12 +30,13 @@ from scperturbdiff.data import (
     read_contexts,
     read_genes,
 )
-from scperturbdiff.evaluation.baselines._profiles import Profiles, read_profiles
-from scperturbdiff.evaluation.baselines._sampling import (
+from scperturbdiff.evaluation.baselines._means import (
     PSEUDO,
     TARGET_SUM,
+    Profiles,
     mean_rows,
     mean_share,
+    read_profiles,
     resample,
     shares_for_log_means,
 )
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scperturbdiff.evaluation.baselines._profiles import Context, Doses, Floats
+    from scperturbdiff.evaluation.baselines._means import Context, Doses, Floats
 
 
 class Change(NamedTuple):
@@ -194,11 +194,9 @@ class Baseline(ABC):
                 drawn = np.sort(choose_controls(cells.shape[0], row[N_CELLS] or cells.shape[0], rng))
                 counts.append(self._sample(cells, drawn, request, rng))
                 tables.append(self._annotate(obs.iloc[drawn], row["columns"]))
+        matrix, obs = sparse.vstack(counts, format="csr"), pd.concat(tables, ignore_index=True)
         made_by = {"baseline": type(self).__name__, "seed": seed}
-        obs = pd.concat(tables, ignore_index=True)
-        return assemble_cells(
-            sparse.vstack(counts, format="csr"), obs, pd.DataFrame(index=self.genes_), made_by=made_by
-        )
+        return assemble_cells(matrix, obs, pd.DataFrame(index=self.genes_), made_by=made_by)
 
     def can_predict(self, perturbation: str, context: Sequence[str] = ()) -> bool:
         """Whether the rule has training cells to go by for this label in this context (at any dose)."""
@@ -266,9 +264,8 @@ class Baseline(ABC):
         columns = perturbations.drop(columns=N_CELLS, errors="ignore").rename(columns=str)
         for name, read in ((key, table[PERTURBATION]), (dose_key, table[DOSE])):
             if name is not None:  # lists cannot be written to a file
-                columns[name] = columns[name].where(
-                    ~columns[name].map(lambda v: isinstance(v, list | tuple | set)), read
-                )
+                is_list = columns[name].map(lambda v: isinstance(v, list | tuple | set))
+                columns[name] = columns[name].where(~is_list, read)
         table["columns"] = pd.Series(columns.to_dict("records"), index=table.index, dtype=object)
         return table
 
@@ -277,9 +274,8 @@ class Baseline(ABC):
             check_obs_key(controls, key, "context_keys")
         if self.batch_key is not None:
             check_obs_key(controls, self.batch_key, "batch_key")
-        if self.labels_.key not in controls.obs:
-            rows = np.arange(controls.n_obs)
-        else:
+        rows = np.arange(controls.n_obs)
+        if self.labels_.key in controls.obs:
             rows = np.flatnonzero(self.labels_.control_cells(controls.obs))
         if not rows.size:
             raise ValueError(
@@ -298,9 +294,3 @@ class Baseline(ABC):
         table[POPULATION] = "0"
         order = [self.labels_.key, *(name for name in table if name != self.labels_.key)]
         return table[order]
-
-    def _unknown(self, label: str, known: Sequence[str], where: str = "") -> ValueError:
-        return ValueError(
-            f"{type(self).__name__} cannot predict perturbation {label!r}{where}: it has no training cells to go by."
-            f"{did_you_mean(label, known)} Known: {preview(known, 30)}."
-        )

@@ -1,8 +1,13 @@
 """Measures of how well predicted cells match real ones, each a function that can be called alone."""
 
 from scperturbdiff.evaluation.metrics._cell_eval import cell_eval, to_cell_eval
-from scperturbdiff.evaluation.metrics._comparison import Comparison, Projection, subsample
-from scperturbdiff.evaluation.metrics._distances import energy_distance, median_bandwidth, mmd, sliced_wasserstein
+from scperturbdiff.evaluation.metrics._distances import (
+    energy_distance,
+    median_bandwidth,
+    mmd,
+    sliced_wasserstein,
+    subsample,
+)
 from scperturbdiff.evaluation.metrics._evaluate import evaluate
 from scperturbdiff.evaluation.metrics._expression import (
     de_auprc,
@@ -14,7 +19,7 @@ from scperturbdiff.evaluation.metrics._expression import (
     rank_genes,
     top_genes,
 )
-from scperturbdiff.evaluation.metrics._inputs import read_expression
+from scperturbdiff.evaluation.metrics._inputs import Comparison, Projection, read_expression
 from scperturbdiff.evaluation.metrics._registry import METRICS, Metric, metric_table
 from scperturbdiff.evaluation.metrics._shifts import (
     correlation_distance,

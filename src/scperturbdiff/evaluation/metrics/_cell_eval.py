@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.evaluation.metrics._inputs import group_cells, make_keys, read_expression, require, split_control
+from scperturbdiff.evaluation.metrics._inputs import (
+    group_cells,
+    make_keys,
+    read_expression,
+    require_real,
+    split_control,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -52,9 +58,7 @@ def to_cell_eval(
     predicted = group_cells(pred, keys, "pred")
     if not predicted:
         raise ValueError("pred holds no cells of a perturbation: nothing to score.")
-    require(list(predicted), list(treated), "real cells lack conditions of pred,", keys)
-    contexts = list(dict.fromkeys(keys.context(c) for c in predicted))
-    require(contexts, list(control_rows), "there are no real control cells for contexts,", keys)
+    contexts = require_real(list(predicted), treated, control_rows, keys)
 
     def gather(adata: AnnData, layer: str | None, groups: Mapping[Condition, Any], where: str) -> AnnData:
         names = np.repeat([c[-1] for c in groups], [len(rows) for rows in groups.values()])

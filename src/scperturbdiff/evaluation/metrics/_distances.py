@@ -18,6 +18,13 @@ _MAX_DISTANCES = 4_000_000
 """Pairwise distances held in memory at a time (32 MB)."""
 
 
+def subsample(cells: Any, n: int, seed: int) -> Any:
+    """At most `n` rows, drawn without replacement."""
+    if cells.shape[0] <= n:
+        return cells
+    return cells[np.sort(np.random.default_rng(seed).choice(cells.shape[0], n, replace=False))]
+
+
 def _as_populations(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     pair: list[NDArray[np.float64]] = []
     for name, values in (("x", x), ("y", y)):
@@ -70,11 +77,9 @@ def energy_distance(x: ArrayLike, y: ArrayLike, *, unbiased: bool = True) -> flo
     n, m = len(x), len(y)
     if min(n, m) < (2 if unbiased else 1):
         return float("nan")
-    off = 1 if unbiased else 0
     between = _sum_pairs(x, y, "euclidean") / (n * m)
-    within_x = _sum_pairs(x, x, "euclidean") / (n * (n - off))
-    within_y = _sum_pairs(y, y, "euclidean") / (m * (m - off))
-    return 2 * between - within_x - within_y
+    within = (_sum_pairs(z, z, "euclidean") / (len(z) * (len(z) - unbiased)) for z in (x, y))
+    return 2 * between - sum(within)
 
 
 def median_bandwidth(real: ArrayLike, *, max_cells: int = 1000, seed: int = 0) -> float:
@@ -102,9 +107,7 @@ def median_bandwidth(real: ArrayLike, *, max_cells: int = 1000, seed: int = 0) -
     cells, _ = _as_populations(real, real)
     if len(cells) < 2:
         return float("nan")
-    if len(cells) > max_cells:
-        cells = cells[np.random.default_rng(seed).choice(len(cells), max_cells, replace=False)]
-    median = float(np.median(pdist(cells)))
+    median = float(np.median(pdist(subsample(cells, max_cells, seed))))
     return median if median > 0 else float("nan")
 
 
@@ -114,7 +117,7 @@ def mmd(x: ArrayLike, y: ArrayLike, bandwidth: float) -> float:
     Parameters
     ----------
     x, y
-        Populations, shapes `(n, d)` and `(m, d)`.
+        As in :func:`energy_distance`.
     bandwidth
         `h`, fixed on real cells by :func:`median_bandwidth`.
 
@@ -138,9 +141,8 @@ def mmd(x: ArrayLike, y: ArrayLike, bandwidth: float) -> float:
         return np.exp(-squared / (2 * bandwidth**2))
 
     between = _sum_pairs(x, y, "sqeuclidean", kernel) / (n * m)
-    within_x = (_sum_pairs(x, x, "sqeuclidean", kernel) - n) / (n * (n - 1))
-    within_y = (_sum_pairs(y, y, "sqeuclidean", kernel) - m) / (m * (m - 1))
-    return within_x + within_y - 2 * between
+    within = ((_sum_pairs(z, z, "sqeuclidean", kernel) - len(z)) / (len(z) * (len(z) - 1)) for z in (x, y))
+    return sum(within) - 2 * between
 
 
 def sliced_wasserstein(x: ArrayLike, y: ArrayLike, *, n_projections: int = 100, seed: int = 0) -> float:

@@ -9,14 +9,17 @@ import numpy as np
 import pandas as pd
 
 from scperturbdiff.evaluation.metrics._baseline_cells import Cells, Controls, baseline_cells
-from scperturbdiff.evaluation.metrics._comparison import Comparison, Observed, Projection
 from scperturbdiff.evaluation.metrics._inputs import (
+    Comparison,
+    Observed,
+    Projection,
     find_dose,
     group_cells,
     is_anndata,
     make_keys,
     read_expression,
     require,
+    require_real,
     split_control,
 )
 from scperturbdiff.evaluation.metrics._registry import choose_metrics
@@ -133,9 +136,7 @@ def evaluate(
     models = dict(pred) if isinstance(pred, Mapping) else {PREDICTION: pred}
     treated, control_cells, control_rows = split_control(real, control, keys)
     conditions = _conditions_of(models, keys)
-    require(conditions, list(treated), "real cells lack conditions of pred,", keys)
-    contexts = list(dict.fromkeys(keys.context(c) for c in conditions))
-    require(contexts, list(control_rows), "there are no real control cells for contexts,", keys)
+    contexts = require_real(conditions, treated, control_rows, keys)
 
     def read(adata: AnnData, layer: str | None, where: str, rows: Any = None) -> Any:
         return read_expression(adata, real.var_names, layer=layer, rows=rows, target_sum=target_sum, where=where)

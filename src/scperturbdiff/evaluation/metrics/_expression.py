@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scperturbdiff.evaluation.metrics._distances import subsample
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -55,7 +57,7 @@ def rank_genes(
     if n_cells is not None:
         if not 0 < n_cells <= cells.shape[0]:
             raise ValueError(f"n_cells={n_cells} must be between 1 and the number of cells, {cells.shape[0]}.")
-        cells = cells[np.sort(np.random.default_rng(seed).choice(cells.shape[0], n_cells, replace=False))]
+        cells = subsample(cells, n_cells, seed)
     columns = ["score", "log_fold_change", "p_value", "fdr"]
     if min(cells.shape[0], control.shape[0]) < 2:
         return pd.DataFrame(np.nan, index=names, columns=columns)
@@ -144,10 +146,8 @@ def de_direction(pred: pd.DataFrame, real: pd.DataFrame, *, fdr: float = 0.05) -
     predicted not to change at all counts as wrong. NaN when no gene is significant in the real cells, or a test could
     not be made.
     """
-    if not _both_tested(pred, real):
-        return float("nan")
     significant = real["fdr"] < fdr
-    if not significant.any():
+    if not _both_tested(pred, real) or not significant.any():
         return float("nan")
     return float((np.sign(pred["score"]) == np.sign(real["score"]))[significant].mean())
 

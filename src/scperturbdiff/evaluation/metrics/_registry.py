@@ -16,7 +16,7 @@ from scperturbdiff.evaluation.metrics import _shifts as shifts
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from scperturbdiff.evaluation.metrics._comparison import Comparison
+    from scperturbdiff.evaluation.metrics._inputs import Comparison
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,11 @@ _ALL = (
     Metric("pearson_delta_top", "higher", -1, 1, shifts.pearson_delta,
            lambda c: _on_top(shifts.pearson_delta, c, c.pred, c.real, c.control),
            "Pearson correlation of the mean shift, top differentially expressed genes"),
-    Metric("r2_delta", "higher", -_INF, 1, shifts.r2_delta,
-           lambda c: shifts.r2_delta(c.pred, c.real, c.control),
+    Metric("r2_delta", "higher", -_INF, 1, shifts.r2_delta, lambda c: shifts.r2_delta(c.pred, c.real, c.control),
            "R2 of the mean shift, all genes"),
-    Metric("mse_mean", "lower", 0, _INF, shifts.mse_mean,
-           lambda c: shifts.mse_mean(c.pred, c.real),
+    Metric("mse_mean", "lower", 0, _INF, shifts.mse_mean, lambda c: shifts.mse_mean(c.pred, c.real),
            "Mean squared error of log-normalised gene means"),
-    Metric("sd_ratio", "one", 0, _INF, shifts.sd_ratio,
-           lambda c: _on_top(shifts.sd_ratio, c, c.pred, c.real),
+    Metric("sd_ratio", "one", 0, _INF, shifts.sd_ratio, lambda c: _on_top(shifts.sd_ratio, c, c.pred, c.real),
            "Median predicted over real s.d. across cells, top differentially expressed genes"),
     Metric("correlation_distance", "lower", -4, 4, shifts.correlation_distance,
            lambda c: _on_top(partial(shifts.correlation_distance, seed=c.observed.seed), c, c.pred, c.real),
@@ -91,20 +88,15 @@ _ALL = (
     Metric("de_overlap", "higher", 0, 1, expression.de_overlap,
            lambda c: expression.de_overlap(*c.tests, k=c.observed.n_top),
            "Share of the top differentially expressed genes found among the predicted top ones"),
-    Metric("de_precision", "higher", 0, 1, expression.de_precision,
-           lambda c: expression.de_precision(*c.tests),
+    Metric("de_precision", "higher", 0, 1, expression.de_precision, lambda c: expression.de_precision(*c.tests),
            "Share of the genes called in predicted cells that are significant in real cells"),
-    Metric("de_recall", "higher", 0, 1, expression.de_recall,
-           lambda c: expression.de_recall(*c.tests),
+    Metric("de_recall", "higher", 0, 1, expression.de_recall, lambda c: expression.de_recall(*c.tests),
            "Share of the genes significant in real cells that are called in predicted cells"),
-    Metric("de_direction", "higher", 0, 1, expression.de_direction,
-           lambda c: expression.de_direction(*c.tests),
+    Metric("de_direction", "higher", 0, 1, expression.de_direction, lambda c: expression.de_direction(*c.tests),
            "Agreement in sign on the genes significant in real cells"),
-    Metric("de_auprc", "higher", 0, 1, expression.de_auprc,
-           lambda c: expression.de_auprc(*c.tests),
+    Metric("de_auprc", "higher", 0, 1, expression.de_auprc, lambda c: expression.de_auprc(*c.tests),
            "Average precision of the predicted score for the genes significant in real cells"),
-    Metric("de_auroc", "higher", 0, 1, expression.de_auroc,
-           lambda c: expression.de_auroc(*c.tests),
+    Metric("de_auroc", "higher", 0, 1, expression.de_auroc, lambda c: expression.de_auroc(*c.tests),
            "Area under the ROC curve for the genes significant in real cells"),
     *(
         Metric(f"discrimination_{kind}", "higher", 0, 1, shifts.perturbation_discrimination, None,

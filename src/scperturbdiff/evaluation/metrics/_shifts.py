@@ -91,16 +91,13 @@ def pearson_delta(pred: Any, real: Any, control: Any, *, genes: Genes = None) ->
 def r2_delta(pred: Any, real: Any, control: Any, *, genes: Genes = None) -> float:
     r"""Coefficient of determination of the mean *shift* over genes.
 
-    :math:`1 - \sum_g(\hat\delta_g-\delta_g)^2 / \sum_g(\delta_g-\bar\delta)^2` with shifts :math:`\delta`.
-    Unlike the R2 of means, which
-    is near 1 for the controls themselves, "no change" scores 0 or less here.
+    :math:`1 - \sum_g(\hat\delta_g-\delta_g)^2 / \sum_g(\delta_g-\bar\delta)^2` with shifts :math:`\delta`. Unlike the
+    R2 of means, which is near 1 for the controls themselves, "no change" scores 0 or less here.
 
     Parameters
     ----------
-    pred, real, control
-        Predicted, real perturbed and real control cells.
-    genes
-        Positions of the genes to use; `None`: all.
+    pred, real, control, genes
+        As in :func:`pearson_delta`.
 
     Returns
     -------
@@ -127,10 +124,8 @@ def sd_ratio(pred: Any, real: Any, *, genes: Genes = None) -> float:
 
     Parameters
     ----------
-    pred, real
-        Predicted and real perturbed cells.
-    genes
-        Positions of the genes to use, for instance the top differentially expressed ones; `None`: all.
+    pred, real, genes
+        As in :func:`pearson_delta`.
 
     Returns
     -------

@@ -1,7 +1,6 @@
 """Figures of predictions beside real cells; each function returns matplotlib Axes and draws into `ax` if given."""
 
-from scperturbdiff.evaluation.pl._expression import mean_shift, violins
-from scperturbdiff.evaluation.pl._populations import draws, populations
+from scperturbdiff.evaluation.pl._figures import draws, mean_shift, populations, violins
 from scperturbdiff.evaluation.pl._scores import scores
 
 __all__ = ["draws", "mean_shift", "populations", "scores", "violins"]

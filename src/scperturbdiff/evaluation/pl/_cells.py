@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -34,21 +33,34 @@ class ShownCells:
     obs: dict[str, pd.DataFrame]
     title: str
 
-    @cached_property
-    def ranked(self) -> NDArray[np.intp]:
-        """Genes by the strength of the real change, strongest first."""
-        return top_genes(rank_genes(self.real, self.control), len(self.genes))
+    @property
+    def groups(self) -> dict[str, Any]:
+        """Cells of each kind, in the order in which they are shown."""
+        return {"control": self.control, "real": self.real, "predicted": self.pred}
 
-    def choose(self, genes: Sequence[str] | None, n: int) -> list[str]:
-        """`genes`, checked, or the `n` that change most in the real cells."""
+    def choose(self, genes: Sequence[str] | None, n: int) -> tuple[list[str], NDArray[np.intp]]:
+        """`genes`, checked, or the `n` that change most in the real cells, and their positions."""
         if genes is None:
-            return list(self.genes[self.ranked[:n]])
+            ranked = top_genes(rank_genes(self.real, self.control), len(self.genes))[: max(n, 0)]
+            return list(self.genes[ranked]), ranked
         genes = [genes] if isinstance(genes, str) else list(genes)
         unknown = [gene for gene in genes if gene not in self.genes]
         if unknown or not genes:
             hint = did_you_mean(unknown[0], self.genes) if unknown else ""
             raise ValueError(f"{len(unknown)} of the genes are not in real.var_names: {preview(unknown)}.{hint}")
-        return genes
+        return genes, self.genes.get_indexer(pd.Index(genes))
+
+
+class Shown(TypedDict, total=False):
+    """Arguments of every figure that say which cells it shows; see :func:`~scperturbdiff.pl.mean_shift`."""
+
+    perturbation_key: Required[str]
+    perturbation: str | None
+    context: Mapping[str, str] | None
+    separator: str | None
+    layer_pred: str | None
+    layer_real: str | None
+    target_sum: float
 
 
 def read_condition(
@@ -57,12 +69,12 @@ def read_condition(
     control: str | AnnData,
     *,
     perturbation_key: str,
-    perturbation: str | None,
-    context: Mapping[str, str] | None,
-    separator: str | None,
-    layer_pred: str | None,
-    layer_real: str | None,
-    target_sum: float,
+    perturbation: str | None = None,
+    context: Mapping[str, str] | None = None,
+    separator: str | None = "+",
+    layer_pred: str | None = "counts",
+    layer_real: str | None = None,
+    target_sum: float = 1e4,
 ) -> ShownCells:
     """Find and normalise the cells of one condition; messages name what is missing."""
     context = dict(context or {})

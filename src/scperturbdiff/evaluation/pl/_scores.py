@@ -1,4 +1,4 @@
-"""Figure of an evaluation's summary."""
+"""The heat map of normalised scores."""
 
 from __future__ import annotations
 
@@ -59,15 +59,13 @@ def scores(
 
     colors = mpl.colormaps["RdBu"].with_extremes(bad="0.9")
     image = ax.imshow(np.ma.masked_invalid(values), cmap=colors, vmin=-1, vmax=1, aspect="auto")
-    sure = (
-        summary.pivot(index="model", columns="metric", values="separated").loc[list(models), list(metrics)].to_numpy()
-    )
+    separated = summary.pivot(index="model", columns="metric", values="separated")
+    sure = separated.loc[list(models), list(metrics)].to_numpy()
     for (row, column), value in np.ndenumerate(values):
         text = "–" if np.isnan(value) else f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
         text = text if sure[row, column] or np.isnan(value) else f"({text})"
-        ax.text(
-            column, row, text, ha="center", va="center", fontsize=7.5, color="white" if abs(value) > 0.65 else "black"
-        )
+        color = "white" if abs(value) > 0.65 else "black"
+        ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color=color)
     ax.set_xticks(range(len(metrics)), [name.replace("_", " ") for name in metrics], rotation=40, ha="right")
     ax.set_yticks(range(len(models)), [str(name).replace("_", " ") for name in models])
     ax.tick_params(length=0)

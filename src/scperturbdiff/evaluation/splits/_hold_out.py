@@ -1,27 +1,23 @@
-"""Choose what to hold out."""
+"""Choose what to hold out: what was named, looked up, or a draw."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from scperturbdiff.data import context_name, preview
-from scperturbdiff.evaluation.splits._choose import (
-    check_fraction,
-    combinations_seen,
-    draw,
-    draw_pairs,
-    known_context,
-    known_label,
-    known_pair,
-)
-from scperturbdiff.evaluation.splits._split import Screen, Split
+from scperturbdiff.evaluation.splits._split import Screen, Split, known_label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from anndata import AnnData
+
+    from scperturbdiff.evaluation.splits._split import Context
+
+
+T = TypeVar("T")
 
 
 def hold_out_pairs(
@@ -71,15 +67,12 @@ def hold_out_pairs(
     screen = Screen(adata, perturbation_key, control, context_keys, separator=separator)
     if not screen.context_keys:
         raise ValueError("hold_out_pairs needs context_keys: without a context there are no pairs to hold out.")
-    if pairs is not None:
-        chosen = [known_pair(screen, pair) for pair in pairs]
-        how = "as listed"
-    else:
-        chosen = draw_pairs(screen.conditions, fraction, seed)
-        how = f"drawn with seed {seed}"
+    how = f"drawn with seed {seed}" if pairs is None else "as listed"
+    drawn = _draw_pairs(screen.conditions, fraction, seed) if pairs is None else map(screen.known_pair, pairs)
+    chosen = sorted(set(drawn))
     test = np.isin(screen.condition_code, [screen.conditions[pair] for pair in chosen])
-    text = f"{len(set(chosen))} of {len(screen.conditions)} (perturbation, context) pairs held out, {how}."
-    names = [f"{perturbation} in {context_name(context)}" for perturbation, context in sorted(set(chosen))]
+    text = f"{len(chosen)} of {len(screen.conditions)} (perturbation, context) pairs held out, {how}."
+    names = [f"{perturbation} in {context_name(context)}" for perturbation, context in chosen]
     return screen.make("pairs", text, names, train=~test, test=test)
 
 
@@ -101,10 +94,9 @@ def hold_out_contexts(
     ----------
     adata, perturbation_key, control, context_keys, separator, seed
         As in :func:`hold_out_pairs`.
-    contexts
-        Contexts to hold out: a value, or a tuple of values when there are several context keys.
-    fraction
-        Fraction of contexts to hold out (at least one) when none are named.
+    contexts, fraction
+        Contexts to hold out, each a value or with several context keys a tuple of values, or what fraction of them (at
+        least one) when none are named.
     keep_controls
         Whether the control cells of held-out contexts stay in training. They are in `Split.controls` either way.
 
@@ -116,18 +108,14 @@ def hold_out_contexts(
     if not screen.context_keys:
         raise ValueError("hold_out_contexts needs context_keys.")
     treated = sorted({context for _, context in screen.conditions})
-    if contexts is not None:
-        wanted = {known_context(screen, context) for context in contexts}
-    else:
-        wanted = set(draw(treated, fraction, seed))
+    wanted = set(_draw(treated, fraction, seed) if contexts is None else map(screen.known_context, contexts))
     if not set(treated) - wanted:
         raise ValueError(f"All {len(treated)} contexts with treated cells would be held out: none is left to train on.")
     inside = screen.in_contexts(wanted)
     test = inside & ~screen.is_control
-    lost = " with their controls" if not keep_controls else ""
-    text = f"{len(wanted)} of {len(treated)} contexts held out{lost}."
-    train = ~inside if not keep_controls else ~test
-    return screen.make("contexts", text, map(context_name, sorted(wanted)), train=train, test=test)
+    text = f"{len(wanted)} of {len(treated)} contexts held out{'' if keep_controls else ' with their controls'}."
+    names = map(context_name, sorted(wanted))
+    return screen.make("contexts", text, names, train=~test if keep_controls else ~inside, test=test)
 
 
 def hold_out_perturbations(
@@ -147,10 +135,8 @@ def hold_out_perturbations(
     ----------
     adata, perturbation_key, control, context_keys, separator, seed
         As in :func:`hold_out_pairs`.
-    perturbations
-        Components to hold out.
-    fraction
-        Fraction of components to hold out (at least one) when none are named.
+    perturbations, fraction
+        Components to hold out, or what fraction of them (at least one) when none are named.
 
     Returns
     -------
@@ -159,10 +145,7 @@ def hold_out_perturbations(
     """
     screen = Screen(adata, perturbation_key, control, context_keys, separator=separator)
     components = sorted({part for parts in screen.parts.values() for part in parts})
-    if perturbations is not None:
-        wanted = {known_label(name, components, "perturbation") for name in perturbations}
-    else:
-        wanted = set(draw(components, fraction, seed))
+    wanted = _named_or_drawn(perturbations, components, "perturbation", fraction, seed)
     test = screen.containing(wanted)
     remaining = {part for parts in screen.parts.values() if not wanted.intersection(parts) for part in parts}
     lost = sorted(set(components) - wanted - remaining)
@@ -197,10 +180,8 @@ def hold_out_combinations(
     seen
         Number of components that training contains alone. The other components are taken out of training
         altogether: their other conditions are left out of training and test.
-    combinations
-        Combinations to hold out, in any order of their components.
-    fraction
-        Fraction of the combinations to hold out (at least one) when none are named.
+    combinations, fraction
+        Combinations to hold out, components in any order, or what fraction (at least one) when none are named.
 
     Returns
     -------
@@ -224,8 +205,8 @@ def hold_out_combinations(
         target = len(pairs)
     else:
         order = rng.permutation(np.array(eligible, dtype=object)).tolist()
-        target = max(1, round(check_fraction(fraction) * len(pairs)))
-    held, gone = combinations_seen(screen.parts, order, seen, target, rng)
+        target = max(1, round(_check_fraction(fraction) * len(pairs)))
+    held, gone = _combinations_seen(screen.parts, order, seen, target, rng)
     missed = sorted(set(order) - set(held))
     if not held or (combinations is not None and missed):
         raise ValueError(f"These combinations cannot all be held out with seen={seen}: {preview(missed)}.")
@@ -260,12 +241,8 @@ def hold_out_batches(
         As in :func:`hold_out_pairs`.
     batch_key
         Column of `adata.obs` with batches.
-    batches
-        Batches to hold out.
-    fraction
-        Fraction of batches to hold out (at least one) when none are named.
-    keep_controls
-        Whether the control cells of held-out batches stay in training.
+    batches, fraction, keep_controls
+        Batches to hold out, what fraction when none are named, and their controls; as in :func:`hold_out_contexts`.
 
     Returns
     -------
@@ -274,18 +251,91 @@ def hold_out_batches(
     screen = Screen(adata, perturbation_key, control, context_keys, batch_key, separator)
     assert screen.batch is not None
     known = sorted(set(screen.batch[~screen.is_control]))
-    if batches is not None:
-        wanted = {known_label(batch, known, "batch") for batch in batches}
-    else:
-        wanted = set(draw(known, fraction, seed))
+    wanted = _named_or_drawn(batches, known, "batch", fraction, seed)
     inside = np.isin(screen.batch, list(wanted))
     test = inside & ~screen.is_control
     left = set(screen.perturbation[~inside & ~screen.is_control])
     lost = sorted(set(screen.perturbation[test]) - left)
     if not left or (lost and batches is None):
-        raise ValueError(
-            f"Holding out {preview(sorted(wanted))} leaves {len(left)} perturbations in training; "
-            f"lost: {preview(lost)}."
-        )
+        found = f"{len(left)} perturbations in training; lost: {preview(lost)}."
+        raise ValueError(f"Holding out {preview(sorted(wanted))} leaves {found}")
     text = f"{len(wanted)} of {len(known)} batches held out{'' if keep_controls else ' with their controls'}."
     return screen.make("batches", text, sorted(wanted), train=~test if keep_controls else ~inside, test=test)
+
+
+def _check_fraction(fraction: float) -> float:
+    """Raise a `ValueError` unless `fraction` lies strictly between 0 and 1."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction={fraction} must lie between 0 and 1, both excluded.")
+    return fraction
+
+
+def _draw(names: Sequence[T], fraction: float, seed: int) -> list[T]:
+    """`fraction` of `names`, rounded, but at least one and never all."""
+    size = round(_check_fraction(fraction) * len(names))
+    if len(names) < 2:
+        raise ValueError(f"Nothing would be left to train on: there is only {preview(names)} to draw from.")
+    chosen = np.random.default_rng(seed).permutation(len(names))[: min(max(1, size), len(names) - 1)]
+    return [names[i] for i in sorted(chosen)]
+
+
+def _named_or_drawn(
+    names: Iterable[str] | None, known: Sequence[str], what: str, fraction: float, seed: int
+) -> set[str]:
+    return set(_draw(known, fraction, seed)) if names is None else {known_label(name, known, what) for name in names}
+
+
+def _draw_pairs(conditions: Collection[tuple[str, Context]], fraction: float, seed: int) -> list[tuple[str, Context]]:
+    """Draw (perturbation, context) pairs evenly, leaving every perturbation and every context one pair at least."""
+    rng = np.random.default_rng(seed)
+    perturbations = sorted({perturbation for perturbation, _ in conditions})
+    contexts = sorted({context for _, context in conditions})
+    present = np.array([[(label, context) in conditions for context in contexts] for label in perturbations])
+    left = present.copy()
+    target = max(1, round(_check_fraction(fraction) * len(conditions)))
+    for number in range(target):
+        free = left & (left.sum(axis=1) > 1)[:, None] & (left.sum(axis=0) > 1)
+        if not free.any():
+            raise ValueError(
+                f"fraction={fraction} asks for {target} of {len(conditions)} pairs, but only {number} can be held out "
+                "with every perturbation and every context still in training."
+            )
+        # The emptiest share first, ties at random: an even spread over contexts, then over perturbations.
+        share = 1 - left.sum(axis=0) / present.sum(axis=0)
+        column = np.where(free.any(axis=0), share + 1e-6 * rng.random(len(contexts)), np.inf).argmin()
+        share = 1 - left.sum(axis=1) / present.sum(axis=1)
+        row = np.where(free[:, column], share + 1e-6 * rng.random(len(perturbations)), np.inf).argmin()
+        left[row, column] = False
+    rows, columns = np.nonzero(present & ~left)
+    return [(perturbations[i], contexts[j]) for i, j in zip(rows, columns, strict=True)]
+
+
+def _combinations_seen(
+    parts: Mapping[str, tuple[str, ...]], order: Iterable[str], seen: int, target: int, rng: np.random.Generator
+) -> tuple[list[str], set[str]]:
+    """Take combinations in `order` until `target` are held out with exactly `seen` components alone in training.
+
+    `parts` holds the components of every label; a combination that would spoil those taken before is passed over; `rng`
+    chooses which components go. Returns the combinations held out, and the components that leave training altogether.
+    """
+    singles = {components[0] for components in parts.values() if len(components) == 1}
+    chosen: set[str] = set()
+    gone: set[str] = set()
+    held: list[str] = []
+    for label in order:
+        if len(held) >= target:
+            break
+        staying = [part for part in parts[label] if part in singles and part not in gone]
+        leave = rng.permutation(np.array(staying, dtype=object))[seen:].tolist()
+        now_gone = gone.union(leave, (part for part in parts[label] if part not in singles))
+        now_held = [
+            other
+            for other, components in parts.items()
+            if len(components) > 1
+            and (other == label or other in chosen or now_gone.intersection(components))
+            and len(singles.intersection(components) - now_gone) == seen
+        ]
+        if label in now_held and chosen <= set(now_held):
+            chosen.add(label)
+            gone, held = now_gone, now_held
+    return held, gone

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.data import PERTURBATION, Labels, check_obs_key, read_contexts, read_text
+from scperturbdiff.data import (
+    PERTURBATION,
+    Labels,
+    check_obs_key,
+    context_name,
+    did_you_mean,
+    preview,
+    read_contexts,
+    read_text,
+    value_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -80,11 +90,9 @@ class Screen:
     ) -> None:
         self.context_keys = (context_keys,) if isinstance(context_keys, str) else tuple(context_keys)
         self.batch_key, self.labels = batch_key, Labels(perturbation_key, control, separator)
-        check_obs_key(adata, perturbation_key, "perturbation_key")
-        for key in self.context_keys:
-            check_obs_key(adata, key, "context_keys")
-        if batch_key is not None:
-            check_obs_key(adata, batch_key, "batch_key")
+        named = [(perturbation_key, "perturbation_key"), *((key, "context_keys") for key in self.context_keys)]
+        for key, argument in named if batch_key is None else [*named, (batch_key, "batch_key")]:
+            check_obs_key(adata, key, argument)
         self.labels.check_control(adata.obs)
         read = self.labels.read(adata.obs)
         self.perturbation: NDArray[np.object_] = read[PERTURBATION].to_numpy(dtype=object)
@@ -127,15 +135,26 @@ class Screen:
         labels = [label for label, parts in self.parts.items() if wanted.intersection(parts)]
         return np.isin(self.perturbation, labels) & ~self.is_control
 
-    def make(
-        self,
-        kind: Kind,
-        description: str,
-        labels: Iterable[str],
-        *,
-        train: Mask,
-        test: Mask,
-    ) -> Split:
+    def known_context(self, context: str | Sequence[str]) -> Context:
+        """A context as a tuple of text, checked."""
+        values = tuple(context) if isinstance(context, (tuple, list)) else (context,)
+        if len(values) != len(self.context_keys):
+            raise ValueError(f"Context {context!r} needs one value for each of {preview(self.context_keys)}.")
+        found = tuple(map(value_text, values))
+        known = [context_name(other) for other in sorted({context for _, context in self.conditions})]
+        known_label(context_name(found), known, "Context")
+        return found
+
+    def known_pair(self, pair: Sequence[str]) -> tuple[str, Context]:
+        """A (perturbation, context values ...) tuple, checked to have cells."""
+        perturbation, *values = pair
+        label = known_label(self.labels.canonical(perturbation), list(self.parts), "Perturbation")
+        context = self.known_context(values)
+        if (label, context) not in self.conditions:
+            raise ValueError(f"No cell has perturbation {label!r} in context {context_name(context)!r}.")
+        return label, context
+
+    def make(self, kind: Kind, description: str, labels: Iterable[str], *, train: Mask, test: Mask) -> Split:
         """Complete a split from its two masks."""
         if not train.any() or not test.any():
             raise ValueError(f"The split has {int(train.sum())} cells to train on and {int(test.sum())} to test.")
@@ -144,12 +163,11 @@ class Screen:
         if self.batch is not None and self.batch_key not in table:
             table[self.batch_key] = self.batch
         held_out = table[test].groupby(list(table.columns), sort=True).size().rename("n_cells").reset_index()
-        left_out = ~(train | test | controls)
-        masks = {"train": train, "test": test, "controls": controls, "left_out": left_out}
+        masks = {"train": train, "test": test, "controls": controls}
+        summary = {name: self._describe(mask) for name, mask in masks.items()}
+        summary["left_out"] = self._describe(~(train | test | controls))
         return Split(
-            train=train,
-            test=test,
-            controls=controls,
+            **masks,
             kind=kind,
             description=description,
             held_out=held_out,
@@ -159,7 +177,7 @@ class Screen:
             batch_key=self.batch_key,
             control=str(self.labels.control),
             separator=self.labels.separator,
-            summary=pd.DataFrame({name: self._describe(mask) for name, mask in masks.items()}).T,
+            summary=pd.DataFrame(summary).T,
         )
 
     def _describe(self, mask: Mask) -> dict[str, int]:
@@ -171,3 +189,13 @@ class Screen:
             "n_perturbations": np.unique(self.perturbation_code[treated]).size,
             "n_contexts": np.unique(self.context_code[mask]).size,
         }
+
+
+def known_label(name: object, known: Sequence[str], what: str) -> str:
+    """`name` as text, if it is in `known`; else a `ValueError` with the nearest names."""
+    if str(name) not in set(known):
+        raise ValueError(
+            f"{what} {name!r} does not occur among the treated cells.{did_you_mean(name, known)} "
+            f"Known: {preview(known, 30)}."
+        )
+    return str(name)

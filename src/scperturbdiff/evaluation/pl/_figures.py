@@ -1,22 +1,130 @@
-"""Figures of whole populations: a joint embedding, and the spread of independent draws."""
+"""The figures: shifts and distributions of genes, populations, the spread of draws, scores."""
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from scperturbdiff.data import POPULATION, check_obs_key
-from scperturbdiff.evaluation.metrics import Projection, gene_moments, subsample
-from scperturbdiff.evaluation.pl._cells import COLORS, get_axes, read_condition
+from scperturbdiff.evaluation.metrics import Projection, gene_moments, pearson, subsample
+from scperturbdiff.evaluation.metrics import mean_shift as shift_of_means
+from scperturbdiff.evaluation.pl._cells import COLORS, get_axes, label_points, read_condition
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from typing import Unpack
 
     from anndata import AnnData
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
+
+    from scperturbdiff.evaluation.pl._cells import Shown
+
+
+def mean_shift(
+    pred: AnnData,
+    real: AnnData,
+    control: str | AnnData,
+    *,
+    n_label: int = 10,
+    genes: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    **shown: Unpack[Shown],
+) -> Axes:
+    """Predicted against observed mean shift of every gene from the real controls, log-normalised.
+
+    Parameters
+    ----------
+    pred, real, control
+        Predicted cells, real cells, and the label of the controls in `real` or an AnnData of real control cells.
+    perturbation_key
+        Column of `obs` with the perturbation.
+    perturbation
+        Which one; `None` where `pred` holds only one.
+    context
+        Columns and values that choose the cells in all three, such as `{"cell_type": "B"}`.
+    separator
+        Joins the names of a combination, by default `"+"`; `None`: no label is one.
+    n_label
+        How many of the genes that change most in the real cells are named.
+    genes
+        Genes to name instead.
+    layer_pred, layer_real
+        Layers with counts, by default `"counts"` and X (`None`).
+    target_sum
+        Counts per cell after normalisation, by default 10,000.
+    ax
+        Axes to draw into; `None`: a new figure.
+
+    Returns
+    -------
+    The Axes. Its title has the Pearson correlation over genes.
+    """
+    cells = read_condition(pred, real, control, **shown)
+    names, at = cells.choose(genes, n_label)
+    observed, predicted = (shift_of_means(matrix, cells.control) for matrix in (cells.real, cells.pred))
+    ax = get_axes(ax, (4.6, 4.4))
+    low, high = min(observed.min(), predicted.min()), max(observed.max(), predicted.max())
+    pad = 0.12 * (high - low) or 1.0
+    limits = low - pad, high + pad
+    ax.set(xlim=limits, ylim=limits, xlabel="observed mean shift", ylabel="predicted mean shift")
+    ax.axline((0, 0), slope=1, color="0.75", lw=0.8, zorder=0)
+    ax.axhline(0, color="0.88", lw=0.8, zorder=0)
+    ax.axvline(0, color="0.88", lw=0.8, zorder=0)
+    ax.scatter(observed, predicted, s=9, color="0.55", alpha=0.6, linewidths=0, rasterized=len(observed) > 5000)
+    ax.scatter(observed[at], predicted[at], s=16, color=COLORS["predicted"], linewidths=0, zorder=3)
+    ax.set_title(f"{cells.title}  (r = {pearson(observed, predicted):.2f}, {len(observed)} genes)", fontsize=10)
+    label_points(ax, observed[at], predicted[at], names)
+    return ax
+
+
+def violins(
+    pred: AnnData,
+    real: AnnData,
+    control: str | AnnData,
+    genes: Sequence[str] | None = None,
+    *,
+    n_genes: int = 6,
+    ax: Axes | None = None,
+    **shown: Unpack[Shown],
+) -> Axes:
+    """Distribution over cells of a few genes in control, real perturbed and predicted cells, log-normalised.
+
+    Parameters
+    ----------
+    pred, real, control, perturbation_key, perturbation, context, separator, layer_pred, layer_real, target_sum, ax
+        As in :func:`mean_shift`.
+    genes
+        Genes to show; `None`: the `n_genes` that change most in the real cells.
+    n_genes
+        How many genes where `genes` is `None`.
+
+    Returns
+    -------
+    The Axes: per gene a violin each of control, real and predicted cells, with a bar at the mean.
+    """
+    cells = read_condition(pred, real, control, **shown)
+    names, at = cells.choose(genes, n_genes)
+    ax = get_axes(ax, (1.0 + 0.95 * len(names), 3.4))
+    handles: list[Any] = []
+    for offset, (name, matrix) in zip((-0.27, 0.0, 0.27), cells.groups.items(), strict=True):
+        values = matrix[:, at].toarray()
+        positions = np.arange(len(names)) + offset
+        drawn: Any = ax.violinplot(list(values.T), positions=positions, widths=0.25, showextrema=False)
+        for body in drawn["bodies"]:
+            body.set(facecolor=COLORS[name], edgecolor="none", alpha=0.75)
+        ax.hlines(values.mean(axis=0), positions - 0.1, positions + 0.1, color="black", lw=1.2)
+        handles.append(drawn["bodies"][0])
+    rotation, ha = (30, "right") if len(names) > 4 else (0, "center")
+    ax.set_xticks(range(len(names)), names, rotation=rotation, ha=ha)
+    ax.set_ylabel("log-normalised expression")
+    ax.set_title(cells.title, fontsize=10, loc="left")
+    ax.legend(handles, list(cells.groups), frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    return ax
 
 
 def populations(
@@ -24,18 +132,12 @@ def populations(
     real: AnnData,
     control: str | AnnData,
     *,
-    perturbation_key: str,
-    perturbation: str | None = None,
-    context: Mapping[str, str] | None = None,
-    separator: str | None = "+",
     basis: Literal["pca", "umap"] = "pca",
     n_pcs: int = 50,
     max_cells: int = 2000,
-    layer_pred: str | None = "counts",
-    layer_real: str | None = None,
-    target_sum: float = 1e4,
     seed: int = 0,
     ax: Axes | None = None,
+    **shown: Unpack[Shown],
 ) -> Axes:
     """Control, real perturbed and predicted cells in one embedding that is fitted on the real cells only.
 
@@ -59,20 +161,12 @@ def populations(
     """
     if basis not in ("pca", "umap"):
         raise ValueError(f"basis={basis!r} is unknown. Allowed: 'pca', 'umap'.")
-    from scipy import sparse
-
-    cells = read_condition(
-        pred, real, control, perturbation_key=perturbation_key, perturbation=perturbation, context=context,
-        separator=separator, layer_pred=layer_pred, layer_real=layer_real, target_sum=target_sum,
-    )  # fmt: skip
-    groups = {"control": cells.control, "real": cells.real, "predicted": cells.pred}
-    groups = {name: subsample(matrix, max_cells, seed) for name, matrix in groups.items()}
+    cells = read_condition(pred, real, control, **shown)
+    groups = {name: subsample(matrix, max_cells, seed) for name, matrix in cells.groups.items()}
     observed = sparse.vstack([groups["control"], groups["real"]], format="csr")
     projection = Projection(observed, n_pcs=max(2, n_pcs), seed=seed)
     placed = {name: projection(matrix) for name, matrix in groups.items()}
-    axis = "PC"
-    if basis == "umap":
-        placed, axis = _umap(placed, seed), "UMAP"
+    placed, axis = (_umap(placed, seed), "UMAP") if basis == "umap" else (placed, "PC")
     points = np.concatenate([coordinates[:, :2] for coordinates in placed.values()])
     colors = np.repeat([COLORS[name] for name in placed], [len(coordinates) for coordinates in placed.values()])
     order = np.random.default_rng(seed).permutation(len(points))
@@ -82,10 +176,7 @@ def populations(
     ax.scatter(x, y, s=size, c=colors[order], alpha=0.6, linewidths=0, rasterized=len(points) > 5000)
     for name, coordinates in placed.items():
         ax.scatter([], [], s=24, color=COLORS[name], label=f"{name} ({len(coordinates)})")
-    ax.set_xlabel(f"{axis}1")
-    ax.set_ylabel(f"{axis}2")
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(xlabel=f"{axis}1", ylabel=f"{axis}2", xticks=[], yticks=[])
     ax.set_title(cells.title, fontsize=10, loc="left")
     ax.legend(
         frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.06), handletextpad=0.2,
@@ -95,8 +186,6 @@ def populations(
 
 
 def _umap(placed: dict[str, NDArray[Any]], seed: int) -> dict[str, NDArray[Any]]:
-    import warnings
-
     from umap import UMAP  # type: ignore[import-untyped]
 
     observed = np.concatenate([placed["control"], placed["real"]])
@@ -104,12 +193,8 @@ def _umap(placed: dict[str, NDArray[Any]], seed: int) -> dict[str, NDArray[Any]]
         # A seed makes UMAP run on one thread, of which it warns.
         warnings.filterwarnings("ignore", message=".*n_jobs value.*")
         reducer = UMAP(random_state=seed, n_neighbors=min(15, len(observed) - 1)).fit(observed)
-    n_control = len(placed["control"])
-    return {
-        "control": reducer.embedding_[:n_control],
-        "real": reducer.embedding_[n_control:],
-        "predicted": reducer.transform(placed["predicted"]),
-    }
+    control, real = np.split(reducer.embedding_, [len(placed["control"])])
+    return {"control": control, "real": real, "predicted": reducer.transform(placed["predicted"])}
 
 
 def draws(
@@ -118,18 +203,12 @@ def draws(
     control: str | AnnData,
     *,
     replicate_key: str,
-    perturbation_key: str,
-    perturbation: str | None = None,
-    context: Mapping[str, str] | None = None,
-    separator: str | None = "+",
     genes: Sequence[str] | None = None,
     n_genes: int = 5,
     population_key: str = POPULATION,
-    layer_pred: str | None = "counts",
-    layer_real: str | None = None,
-    target_sum: float = 1e4,
     seed: int = 0,
     ax: Axes | None = None,
+    **shown: Unpack[Shown],
 ) -> Axes:
     """Mean shift of each predicted draw of a population beside that of each real replicate.
 
@@ -143,10 +222,8 @@ def draws(
         As in :func:`mean_shift`.
     replicate_key
         Column of `real.obs` that names the replicate populations. Replicates with fewer than two cells are left out.
-    genes
-        Genes to show; `None`: the `n_genes` that change most in the real cells.
-    n_genes
-        How many genes where `genes` is `None`.
+    genes, n_genes
+        As in :func:`violins`.
     population_key
         Column of `pred.obs` that numbers the draws.
     seed
@@ -158,16 +235,10 @@ def draws(
     span mean plus or minus one s.d. over populations. Shifts are from the mean of all controls, in units of the s.d.
     of the real perturbed cells.
     """
-    from scipy import sparse
-
-    cells = read_condition(
-        pred, real, control, perturbation_key=perturbation_key, perturbation=perturbation, context=context,
-        separator=separator, layer_pred=layer_pred, layer_real=layer_real, target_sum=target_sum,
-    )  # fmt: skip
+    cells = read_condition(pred, real, control, **shown)
     check_obs_key(real, replicate_key, "replicate_key")
     check_obs_key(pred, population_key, "population_key")
-    names = cells.choose(genes, n_genes)
-    at = cells.genes.get_indexer(pd.Index(names))
+    names, at = cells.choose(genes, n_genes)
     projection = Projection(sparse.vstack([cells.control, cells.real], format="csr"), n_pcs=1, seed=seed)
 
     def features(matrix: Any) -> NDArray[np.float64]:
