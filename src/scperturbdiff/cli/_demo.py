@@ -50,7 +50,7 @@ def run_demo(options: argparse.Namespace) -> None:
     size = QUICK if options.quick else FULL
     import scvi
 
-    from scperturbdiff import datasets, splits
+    from scperturbdiff import datasets, evaluate, splits
 
     scvi.settings.seed = options.seed
     started = time.perf_counter()
@@ -60,7 +60,8 @@ def run_demo(options: argparse.Namespace) -> None:
     pred = _train_and_predict(adata[split.train].copy(), adata[split.controls].copy(), split, size, options.seed)
     _say(f"Predicted {pred.n_obs:,} cells of held-out populations from control cells alone. Scoring ...")
     real = adata[split.test | split.controls].copy()
-    table = _score(pred, real, adata[split.train].copy(), options.seed)
+    train = adata[split.train].copy()
+    table = evaluate({MODEL: pred}, real, **KEYS, train=train, metrics=list(COLUMNS), seed=options.seed)
     out.mkdir(parents=True, exist_ok=True)
     write_cells(pred, files[0])
     _draw(pred, real, table, files[1])
@@ -90,12 +91,6 @@ def _train_and_predict(train: AnnData, controls: AnnData, split: Split, size: Si
     del controls.obs[KEYS["perturbation_key"]]
     wanted = split.held_out[[KEYS["perturbation_key"], *KEYS["context_keys"], "n_cells"]]
     return model.predict(controls, wanted, seed=seed)
-
-
-def _score(pred: AnnData, real: AnnData, train: AnnData, seed: int) -> pd.DataFrame:
-    from scperturbdiff import evaluate
-
-    return evaluate({MODEL: pred}, real, **KEYS, train=train, metrics=list(COLUMNS), seed=seed)
 
 
 def _means(table: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from anndata import AnnData
-    from matplotlib.figure import Figure
 
 
 def draw_conditions(
@@ -42,11 +41,17 @@ def draw_conditions(
     notes
         A line below the title of each panel.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     from scperturbdiff import pl
 
     n = len(conditions)
     n_columns = min(n, 3)
-    figure, axes = _subplots(-(-n // n_columns), n_columns)
+    n_rows = -(-n // n_columns)
+    figure = Figure(figsize=(3.9 * n_columns, 3.7 * n_rows), layout="constrained")
+    FigureCanvasAgg(figure)  # needs no display
+    axes = figure.subplots(n_rows, n_columns, squeeze=False)
     for i, ax in enumerate(axes.flat):
         if i >= n:
             ax.set_visible(False)
@@ -66,16 +71,6 @@ def draw_scores(summary: pd.DataFrame, path: Path) -> None:
     from scperturbdiff import pl
 
     _save(pl.scores(summary).figure, path)
-
-
-def _subplots(n_rows: int, n_columns: int) -> tuple[Figure, Any]:
-    """A figure that needs no display, with a grid of axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.9 * n_columns, 3.7 * n_rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(n_rows, n_columns, squeeze=False)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -78,14 +78,11 @@ class Labels:
         parts = tuple(str(part).strip() for part in self._parts(label))
         given = self._without_control(parts)
         if "" in parts or len(set(given)) < len(given):
-            what, joined = ("an empty" if "" in parts else "a repeated"), ""
-            if self.separator is not None:
-                joined = (
-                    f" or joined by {self.separator!r} (where names hold it, pass separator=None or lists of names)"
-                )
+            what = "an empty" if "" in parts else "a repeated"
+            joined = f" or joined by {self.separator!r} (where names hold it, pass separator=None or lists of names)"
             raise ValueError(
                 f"obs[{self.key!r}]={label!r} has {what} component. Allowed: {self.control!r} for controls, a name, or "
-                f"different names in a list{joined}."
+                f"different names in a list{joined if self.separator else ''}."
             )
         return parts
 
@@ -138,11 +135,8 @@ class Labels:
         """
         codes, _, joined = self.parse(obs[self.key], where)
         if self.dose_key is None:
-            names, doses = (
-                np.array([self.name(self._without_control(parts)) for parts in joined], dtype=object)[codes],
-                "",
-            )
-            return pd.DataFrame({PERTURBATION: names, DOSE: doses}, index=obs.index, dtype=object)
+            names = np.array([self.name(self._without_control(parts)) for parts in joined], dtype=object)[codes]
+            return pd.DataFrame({PERTURBATION: names, DOSE: ""}, index=obs.index, dtype=object)
         dose = _hashable(obs[self.dose_key], numbers=True).to_numpy(dtype=object)
         dose_codes, written = pd.factorize(dose, use_na_sentinel=False)
         pairs, number = np.unique(codes * len(written) + dose_codes, return_inverse=True)
@@ -302,13 +296,3 @@ def _hashable(column: pd.Series, numbers: bool = False) -> pd.Series:
             else single(value)
         )
     )
-
-
-def split_label(label: object, separator: str) -> tuple[str, ...]:
-    """Components of a label such as ``"A+B"``, or of a list of names."""
-    return tuple(part.strip() for part in str(label).split(separator) if part.strip())
-
-
-def canonical_label(components: Sequence[str], separator: str) -> str:
-    """The label with its components sorted, so that ``"B+A"`` and ``"A+B"`` are one perturbation."""
-    return separator.join(sorted(components))

@@ -100,10 +100,10 @@ def match_controls(
             "controls must agree."
         )
     chosen = weight == weight.max(axis=1, keepdims=True)
-    patterns, pool = np.unique(chosen, axis=0, return_inverse=True)
-    pools = Groups.from_lists([np.concatenate([members[int(g)] for g in np.flatnonzero(p)]) for p in patterns])
+    patterns, group = np.unique(chosen, axis=0, return_inverse=True)
+    matched = Groups.from_lists([np.concatenate([members[int(g)] for g in np.flatnonzero(p)]) for p in patterns])
     best = weight.argmax(axis=1)
-    return ControlMatch(pools, pool.reshape(-1), n_agreeing[np.arange(len(populations)), best], keys)
+    return ControlMatch(matched, group.reshape(-1), n_agreeing[np.arange(len(populations)), best], keys)
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ class PopulationTable:
     def report(self) -> pd.DataFrame:
         """One row per population: labels, numbers of cells and of controls, and whether controls match exactly."""
         out = self.labels.rename(columns={PERTURBATION: "perturbation", DOSE: "dose"})
-        pools = self.match.groups.count[self.match.group] if len(self) else np.empty(0, np.int64)
-        return out.assign(n_cells=self.cells.count, n_controls=pools, exact_match=self.match.exact)
+        n_controls = self.match.groups.count[self.match.group] if len(self) else np.empty(0, np.int64)
+        return out.assign(n_cells=self.cells.count, n_controls=n_controls, exact_match=self.match.exact)
 
 
 def build_populations(space: ConditionSpace, obs: pd.DataFrame) -> PopulationTable:
@@ -214,25 +214,13 @@ def build_populations(space: ConditionSpace, obs: pd.DataFrame) -> PopulationTab
 
 
 def _warn_of_populations(table: pd.DataFrame, cells: Groups, match: ControlMatch) -> None:
-    if len(table) > 100 and len(table) > cells.count.sum() / 2:
-        logger.warning(
-            "There are %d populations for %d treated cells: is a continuous covariate different in every cell?",
-            len(table),
-            cells.count.sum(),
-        )
-    single = int((cells.count == 1).sum())
-    if single:
-        logger.warning(
-            "%d of %d populations have a single cell; they say little about the shape of a population.",
-            single,
-            len(table),
-        )
-    inexact = int((~match.exact).sum())
-    if inexact:
-        logger.warning(
-            "%d of %d populations have no controls that agree on all of %s; the nearest were taken. "
-            "See model.populations.",
-            inexact,
-            len(table),
-            list(match.keys),
-        )
+    n = len(table)
+    if n > 100 and n > (n_cells := cells.count.sum()) / 2:
+        text = "There are %d populations for %d treated cells: is a continuous covariate different in every cell?"
+        logger.warning(text, n, n_cells)
+    if single := int((cells.count == 1).sum()):
+        text = "%d of %d populations have a single cell; they say little about the shape of a population."
+        logger.warning(text, single, n)
+    if inexact := int((~match.exact).sum()):
+        text = "%d of %d populations have no controls that agree on all of %s; the nearest were taken. "
+        logger.warning(text + "See model.populations.", inexact, n, list(match.keys))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scperturbdiff.data import closest, preview
+from scperturbdiff.data import did_you_mean, preview
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -186,8 +186,7 @@ def draw_perturbations(
 def _position(names: NDArray[Any], name: str, what: str) -> int:
     found = np.flatnonzero(names == name)
     if not found.size:
-        near = closest(name, names)
-        hint = f" Did you mean {preview(near)}?" if near else ""
+        hint = did_you_mean(name, names)
         raise ValueError(f"{what} {name!r} was not simulated.{hint} Known: {preview(names.tolist())}.")
     return int(found[0])
 

@@ -7,15 +7,6 @@ from scperturbdiff.prediction._novelty import perturbation_novelty, perturbation
 from scperturbdiff.prediction._summary import PopulationSummary, summarize_populations
 
 __all__ = [
-    "PopulationGenerator",
-    "PopulationSummary",
-    "PreparedRequest",
-    "Settings",
-    "encode_rows",
-    "perturbation_novelty",
-    "perturbation_representation",
-    "predict_cells",
-    "prepare",
-    "response_table",
-    "summarize_populations",
-]
+    "PopulationGenerator", "PopulationSummary", "PreparedRequest", "Settings", "encode_rows", "perturbation_novelty",
+    "perturbation_representation", "predict_cells", "prepare", "response_table", "summarize_populations",
+]  # fmt: skip

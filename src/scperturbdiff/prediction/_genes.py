@@ -34,25 +34,7 @@ if TYPE_CHECKING:
 def normalised_means(
     adata: AnnData, genes: Sequence[str], layer: str | None, weights: sparse.csr_matrix, target_sum: float
 ) -> Floats:
-    """Weighted means of normalised expression, read in blocks of rows.
-
-    Parameters
-    ----------
-    adata
-        Cells; in memory or backed.
-    genes
-        Genes wanted, in order.
-    layer
-        Layer with raw counts, `None` for X.
-    weights
-        Weight of each cell in each mean, `(n_means, n_cells)`; rows that do not sum to 1 are scaled.
-    target_sum
-        Counts per cell after normalisation; no logarithm is taken.
-
-    Returns
-    -------
-    `(n_means, n_genes)`.
-    """
+    """Means of counts per `target_sum`, weighted by `weights` `(n_means, n_cells)`, `(n_means, n_genes)`."""
     columns = gene_positions(adata.var_names, genes)
 
     def normalised(counts: sparse.csr_matrix, rows: NDArray[np.intp]) -> tuple[sparse.csr_matrix]:
@@ -69,11 +51,6 @@ def _normalise(counts: sparse.csr_matrix, target_sum: float) -> sparse.csr_matri
     return sparse.diags(scale) @ counts.astype(np.float64)
 
 
-def condition_keys(space: ConditionSpace) -> list[str]:
-    """Columns that tell conditions apart; batches are pooled."""
-    return [*space.context_keys, *space.categorical_keys, *space.continuous_keys]
-
-
 def response_table(
     prepared: PreparedRequest,
     *,
@@ -88,7 +65,9 @@ def response_table(
     if not pseudocount > 0:
         raise ValueError(f"pseudocount={pseudocount} must be positive.")
     space, request = prepared.space, prepared.request
-    keys = [PERTURBATION, DOSE, *dict.fromkeys(condition_keys(space))]
+    # batches are pooled
+    shared = dict.fromkeys((*space.context_keys, *space.categorical_keys, *space.continuous_keys))
+    keys = [PERTURBATION, DOSE, *shared]
     conditions, code = group_rows(request.table.astype(dict.fromkeys(keys, str)), keys)
     predicted, control = _predicted_means(prepared, code, len(conditions), layer, target_sum, progress)
     first = np.unique(code, return_index=True)[1]

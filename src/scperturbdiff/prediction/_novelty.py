@@ -52,18 +52,16 @@ def perturbation_novelty(module: PerturbDiffModule, space: ConditionSpace, names
 def _nearest(space: ConditionSpace, position: NDArray[np.int64]) -> tuple[NDArray[np.float64], list[str | None]]:
     """Cosine distance of features to the nearest other training component, and its name."""
     table = space.feature_matrix()
-    if table is None:
+    n = len(space.components)
+    if table is None or n == 0:
         return np.full(len(position), np.nan), [None] * len(position)
     known: NDArray[np.bool_] = np.asarray(np.isfinite(table).all(axis=1))
     unit = np.where(known[:, None], table, 0.0)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    n = len(space.components)
     distance = 1 - unit[position] @ unit[:n].T
     distance[:, ~known[:n]] = np.inf
     distance[~known[position]] = np.inf
     distance[position[:, None] == np.arange(n)] = np.inf
-    if n == 0:
-        return np.full(len(position), np.nan), [None] * len(position)
     best = distance.argmin(axis=1)
     least = distance[np.arange(len(position)), best]
     found = np.isfinite(least)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import h5py
 import numpy as np
@@ -53,13 +53,15 @@ class CellWriter:
         self._n_buffered = 0
         self._is_empty = True
 
-    def __enter__(self) -> Self:
+    def _open(self, mode: Literal["r", "w"]) -> Any:
         if self.path.suffix == ".h5ad":
-            self._store: Any = h5py.File(self.path, "w")
-        else:
-            import zarr
+            return h5py.File(self.path, mode)
+        import zarr
 
-            self._store = zarr.open_group(str(self.path), mode="w")
+        return zarr.open_group(str(self.path), mode=mode)
+
+    def __enter__(self) -> Self:
+        self._store = self._open("w")
         self._store.attrs["encoding-type"], self._store.attrs["encoding-version"] = "anndata", "0.1.0"
         return self
 
@@ -114,12 +116,7 @@ class CellWriter:
 
     def open(self) -> AnnData:
         """The cells, with the matrices left on disk."""
-        if self.path.suffix == ".h5ad":
-            store: Any = h5py.File(self.path, "r")
-        else:
-            import zarr
-
-            store = zarr.open_group(str(self.path), mode="r")
+        store = self._open("r")
         return AnnData(
             X=sparse_dataset(store["X"]),
             layers={COUNTS: sparse_dataset(store[f"layers/{COUNTS}"])},
