@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -249,6 +249,8 @@ class PopulationTraining:
             self._retrieve(self.measured)
             self._set_replicates(self.measured, self._n_factors(plan.objective))
         table, retrieval, result = self.measured.table, self.module.retrieval, selection.result
+        if not all(bool(p.isfinite().all()) for p in self.module.generator_ema.parameters()):
+            result = replace(result, weight=0.0, reason="The network is not used: its training diverged (lower lr).")
         self.module.generator_ema.network_weight.fill_(result.weight)
         factors = self.module.generator_ema.replicate_factors
         return TrainingReport(
