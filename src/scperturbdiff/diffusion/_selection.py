@@ -137,9 +137,9 @@ class NetworkSelection(pl.Callback):
 
     def change(self, found: Scores) -> Tensor:
         """Relative change of the criterion by the network, of each held-out population `(n,)`; negative is better."""
-        return self._judge(found)[1]
+        return self._compare(found)[1]
 
-    def _judge(self, found: Scores) -> tuple[str, Tensor]:
+    def _compare(self, found: Scores) -> tuple[str, Tensor]:
         """Which criterion counts, and its relative change `(n,)`."""
         if self.without is None:
             raise RuntimeError("Populations were not scored without the network yet.")
@@ -158,7 +158,7 @@ class NetworkSelection(pl.Callback):
         if self.without is None or self.best is None:
             return SelectionResult(0.0, "Training brought no finite weights.", n)
         change, found, _ = self.best
-        criterion, mean = self._judge(found)[0], float(change.mean())
+        criterion, mean = self._compare(found)[0], float(change.mean())
         text = f"{criterion} of {n} held-out populations {mean:+.1%}"
         if n < self.min_held_out:
             weight, reason = 0.0, self._too_few(f"{n}, less")

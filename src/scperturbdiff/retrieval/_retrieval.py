@@ -153,7 +153,7 @@ class Retrieval:
         fold = (np.random.default_rng(seed).permutation(pair.max() + 1) % self.settings.n_folds)[pair]
         parts = [np.flatnonzero(fold != number) for number in range(self.settings.n_folds)]
         if any(len(np.unique(known.context[part])) < len(means) for part in parts):
-            return self  # a context whose every condition lies in one fold cannot be judged
+            return self  # a context whose every condition lies in one fold cannot be left out
         learned = [
             learn_similarity(known.take(part), shift[part], prior, self.signal, n, self.settings, seed)
             for part in [*parts, np.arange(len(known))]

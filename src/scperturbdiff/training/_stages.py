@@ -239,7 +239,7 @@ class PopulationTraining:
     def finish(self, stage: Stage) -> TrainingReport:
         """Let retrieval and the law of replicates know all populations, and report.
 
-        Populations that were held out to judge the network are evidence for predictions all the same.
+        Populations that were held out to score the network are evidence for predictions all the same.
         """
         plan, selection = stage.plan, stage.selection
         if not isinstance(plan, GeneratorTrainingPlan) or selection is None:
