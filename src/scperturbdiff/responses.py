@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import sparse
 
-from scperturbdiff.data import PopulationTable, grouped_sums
+from scperturbdiff.data import PopulationTable, grouped_sums, member_weights
 from scperturbdiff.retrieval import Conditions, Responses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+    from scipy import sparse
 
     from scperturbdiff.data import Groups
 
@@ -143,9 +143,10 @@ def _count_responses(
     :math:`(o + a) / (e + a)`, its mean under a gamma prior with shape and rate :math:`a` (`prior_counts`).
     """
     n_pools = len(table.match.groups)
-    groups = sparse.vstack(
-        [_members(table.match.groups, len(latent)), _members(table.cells, len(latent))], format="csr"
-    )
+    both = (table.match.groups, table.cells)
+    size = np.concatenate([groups.count for groups in both])
+    rows_of = np.concatenate([groups.rows for groups in both])
+    members = member_weights(np.repeat(np.arange(len(size)), size), rows_of, (len(size), len(latent)))
 
     def measured_and_decoded(counts: sparse.csr_matrix, rows: NDArray[np.intp]) -> tuple[Any, Any]:
         at = torch.as_tensor(rows, device=latent.device)
@@ -153,21 +154,16 @@ def _count_responses(
         counts = counts.astype(np.float32)
         return counts, share * np.asarray(counts.sum(axis=1))
 
-    measured, decoded = grouped_sums(matrix, groups, measured_and_decoded, chunk=CHUNK, dtype=np.float32)
+    measured, decoded = grouped_sums(
+        matrix, members.astype(np.float32), measured_and_decoded, chunk=CHUNK, dtype=np.float32
+    )
     ratio = np.log((measured + prior_counts) / (decoded + prior_counts))
-    size = np.concatenate([table.match.groups.count, table.cells.count])
     library = np.log(np.maximum(measured.sum(1, dtype=np.float64), 1) / np.maximum(size, 1))
 
     def against_controls(values: NDArray[Any]) -> NDArray[Any]:
         return values[n_pools:] - values[:n_pools][table.match.group]
 
     return against_controls(library), against_controls(ratio).astype(np.float16)
-
-
-def _members(groups: Groups, n_cells: int) -> sparse.csr_matrix:
-    """Which cells each group holds, `(n_groups, n_cells)`."""
-    row = np.repeat(np.arange(len(groups)), groups.count)
-    return sparse.csr_matrix((np.ones(len(row), np.float32), (row, groups.rows)), (len(groups), n_cells))
 
 
 def replicate_factors(populations: MeasuredPopulations, max_factors: int) -> Floats:

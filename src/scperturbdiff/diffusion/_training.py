@@ -136,7 +136,6 @@ class GeneratorTrainingPlan(pl.LightningModule):
             self._denoise = torch.compile(self._denoise, backend="inductor" if compile is True else compile)
 
         self.last_scores: tuple[Tensor, Tensor] | None = None
-        self.held_out_novelty: list[str] | None = None
 
     latent: Tensor
 

@@ -62,6 +62,8 @@ class Stage:
         Lightning's own checkpoints, which scvi-tools' trainer does not take as arguments.
     selection
         What decides whether the network is used, in the second stage.
+    novelty
+        In which way each held-out population is new.
     """
 
     plan: pl.LightningModule
@@ -70,6 +72,7 @@ class Stage:
     options: dict[str, Any] = field(default_factory=dict)
     checkpoints: Sequence[pl.Callback] = ()
     selection: NetworkSelection | None = None
+    novelty: Sequence[Novelty] = ()
 
 
 def default_vae_epochs(n_cells: int, batch_size: int) -> int:
@@ -210,7 +213,7 @@ class PopulationTraining:
         self._retrieve(training)
         self._set_replicates(training, self._n_factors(plan_kwargs.get("objective", "energy_score")))
         sampler, tensors = self._training_set(training)
-        validation, novelty = self._validation_set() if len(self.held_out) else (None, None)
+        validation, novelty = self._validation_set() if len(self.held_out) else (None, [])
         table = self.measured.table
         replicated = len(table) == 0 or bool((count_replicates(table) > 1).any())
         selection = NetworkSelection(replicated, min_held_out=SETTINGS.min_held_out, untested=self.enough)
@@ -218,7 +221,6 @@ class PopulationTraining:
         plan = GeneratorTrainingPlan(
             module, self.latent, sampler, tensors, validation, selection, n_steps=steps, seed=self.seed, **plan_kwargs
         )
-        plan.held_out_novelty = None if novelty is None else [str(way) for way in novelty]
         for generator in (module.generator, module.generator_ema):
             generator.network_weight.fill_(1)
         module.generator.train()
@@ -234,7 +236,7 @@ class PopulationTraining:
             "callbacks": [*others, RepeatableEpochs(self.seed), selection],
         }
         data = StepsDataModule(steps_per_epoch, validation is not None)
-        return Stage(plan, data, max_epochs, options, checkpoints, selection)
+        return Stage(plan, data, max_epochs, options, checkpoints, selection, novelty)
 
     def finish(self, stage: Stage) -> TrainingReport:
         """Let retrieval and the law of replicates know all populations, and report.
@@ -244,7 +246,6 @@ class PopulationTraining:
         plan, selection = stage.plan, stage.selection
         if not isinstance(plan, GeneratorTrainingPlan) or selection is None:
             raise TypeError("finish needs the second stage.")
-        novelty = [] if plan.held_out_novelty is None else plan.held_out_novelty
         if len(self.held_out):
             self._retrieve(self.measured)
             self._set_replicates(self.measured, self._n_factors(plan.objective))
@@ -260,7 +261,7 @@ class PopulationTraining:
             n_replicated=int((np.bincount(table.condition) > 1).sum()) if len(table) else 0,
             replicate_directions=int(factors.any(0).sum()),
             retrieval={} if retrieval is None else {str(way): share for way, share in retrieval.explained.items()},
-            held_out=dict(Counter(novelty)),
+            held_out=dict(Counter(map(str, stage.novelty))),
             network_weight=result.weight,
             network_reason=result.reason,
             network={k: v for k, v in asdict(result).items() if k not in ("weight", "reason")},
