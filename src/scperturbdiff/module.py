@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor
@@ -15,9 +16,8 @@ from scperturbdiff.latent import LatentVAE
 from scperturbdiff.retrieval import Retrieval, RetrievalSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -118,6 +118,15 @@ class PerturbDiffModule(BaseModuleClass):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` gave."""
         self.retrieval = Retrieval.from_state(state) if state else None
+
+    @torch.no_grad()
+    def encode(self, blocks: Iterable[Any]) -> Tensor:
+        """Latent vectors `(n_cells, n_latent)`, not standardised, of blocks of counts, dense or sparse."""
+        parts = []
+        for block in blocks:
+            dense = block.toarray() if hasattr(block, "toarray") else np.asarray(block)
+            parts.append(self.vae.encode(torch.as_tensor(dense, dtype=torch.float32, device=self.device)))
+        return torch.cat(parts)
 
     @torch.no_grad()
     def shares(self, latent: Tensor, batch: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from scipy import sparse
 from scvi.utils import track
 
 from scperturbdiff.counts import positions
-from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, read_genes, resample_controls
+from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, iter_rows, read_genes, resample_controls
 from scperturbdiff.diffusion import Components, Condition, Prior
 from scperturbdiff.retrieval import Conditions, Retrieved
 from scperturbdiff.seeds import derive_seed, seeded
@@ -108,14 +108,9 @@ class Piece:
     latent: NDArray[np.float32]
 
 
-@torch.no_grad()
 def encode_rows(module: PerturbDiffModule, counts: sparse.csr_matrix) -> Tensor:
     """Latent vectors (posterior means, not standardised) of counts `(n_cells, n_genes)`, on the module's device."""
-    parts = []
-    for start in range(0, counts.shape[0], ENCODE_CHUNK):
-        block = torch.as_tensor(counts[start : start + ENCODE_CHUNK].toarray(), device=module.device)
-        parts.append(module.vae.encode(block))
-    return torch.cat(parts)
+    return module.encode(iter_rows(counts, chunk=ENCODE_CHUNK))
 
 
 class PopulationGenerator:

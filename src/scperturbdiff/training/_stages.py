@@ -129,15 +129,10 @@ def latent_stage(
     return Stage(plan, CellDataModule(manager, train_size, batch_size), max_epochs, options)
 
 
-@torch.no_grad()
 def encode_cells(module: PerturbDiffModule, matrix: Any, chunk: int = 4096) -> torch.Tensor:
     """Latent vectors `(n_cells, n_latent)` of counts `(n_cells, n_genes)`, on the module's device."""
     module.eval()
-    parts = []
-    for block in iter_rows(matrix, chunk=chunk):
-        dense = block.toarray() if hasattr(block, "toarray") else np.asarray(block)
-        parts.append(module.vae.encode(torch.as_tensor(dense, dtype=torch.float32, device=module.device)))
-    return torch.cat(parts)
+    return module.encode(iter_rows(matrix, chunk=chunk))
 
 
 @dataclass(frozen=True)
