@@ -16,8 +16,7 @@ from scperturbdiff.data._counts import (
     read_genes,
 )
 from scperturbdiff.data._features import FeatureTable, explain_unknown
-from scperturbdiff.data._grouped import grouped_sums, member_weights
-from scperturbdiff.data._groups import Groups, group_rows
+from scperturbdiff.data._groups import Groups, group_rows, grouped_sums, member_weights
 from scperturbdiff.data._labels import (
     DOSE,
     PERTURBATION,
@@ -32,7 +31,7 @@ from scperturbdiff.data._labels import (
     read_text,
     value_text,
 )
-from scperturbdiff.data._messages import check_obs_key, closest, did_you_mean, preview
+from scperturbdiff.data._messages import check_obs_key, check_obs_keys, closest, did_you_mean, preview
 from scperturbdiff.data._mudata import as_anndata, rna_view
 from scperturbdiff.data._output import CONTROL_CELL, COUNTS, POPULATION, UNS, assemble_cells
 from scperturbdiff.data._populations import PopulationTable, build_populations, match_controls
@@ -50,9 +49,9 @@ __all__ = [
     "CHUNK_ROWS", "CONDITIONS", "CONTROL_CELL", "COUNTS", "ConditionSpace", "DOSE", "FeatureTable", "Groups", "Labels",
     "N_CELLS", "PERTURBATION", "POPULATION", "PopulationTable", "UNS", "as_anndata", "assemble_cells",
     "build_populations", "cells_wanted", "check_counts", "check_genes", "check_layer", "check_not_empty",
-    "check_not_missing", "check_obs_key", "check_unique_names", "choose_controls", "closest", "context_name",
-    "did_you_mean", "dose_text", "explain_unknown", "gene_positions", "get_matrix", "group_rows", "grouped_sums",
-    "iter_rows", "log_normalize", "match_controls", "match_doses", "matrix_name", "member_weights", "parse_doses",
-    "preview", "read_contexts", "read_doses", "read_genes", "read_numbers", "read_space", "read_text",
+    "check_not_missing", "check_obs_key", "check_obs_keys", "check_unique_names", "choose_controls", "closest",
+    "context_name", "did_you_mean", "dose_text", "explain_unknown", "gene_positions", "get_matrix", "group_rows",
+    "grouped_sums", "iter_rows", "log_normalize", "match_controls", "match_doses", "matrix_name", "member_weights",
+    "parse_doses", "preview", "read_contexts", "read_doses", "read_genes", "read_numbers", "read_space", "read_text",
     "resample_controls", "rna_view", "stored_batches", "stored_genes", "stored_layer", "stored_space", "value_text",
 ]  # fmt: skip

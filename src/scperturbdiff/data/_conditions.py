@@ -28,20 +28,14 @@ class ConditionSpace:
         As given to :meth:`scperturbdiff.PerturbDiff.setup_anndata`.
     control_match_keys
         Keys on which controls should agree, the most important first.
-    components
-        Names of the components of the treated cells, sorted.
+    components, features
+        Names of the components of the treated cells, sorted, and features of components, if any were given.
     contexts
         Contexts with treated cells (:meth:`context_labels`), sorted.
-    features
-        Features of components, if any were given.
-    dose_reference
-        Median positive dose: the origin of the logarithmic scale.
-    dose_range
-        Smallest and largest dose of each component.
-    categories
-        Values of each categorical covariate.
-    scales
-        Mean and standard deviation of each continuous covariate.
+    dose_reference, dose_range
+        Median positive dose, the origin of the logarithmic scale; smallest and largest dose of each component.
+    categories, scales
+        Values of each categorical, mean and standard deviation of each continuous covariate.
     """
 
     perturbation_key: str | None
@@ -95,18 +89,9 @@ class ConditionSpace:
     # ---- reading cells ----------------------------------------------------------------------------------------
 
     def read_labels(self, obs: pd.DataFrame) -> pd.DataFrame:
-        """Perturbation and dose of every cell in canonical form.
-
-        Returns
-        -------
-        A table indexed like `obs` with the columns :attr:`obs_keys` and those of :meth:`Labels.read`.
-        """
+        """Every cell's :attr:`obs_keys`, perturbation and dose (:meth:`Labels.read`), in a table indexed like `obs`."""
         table = obs[list(self.obs_keys)].copy()
-        if self.perturbation_key is None:
-            table[PERTURBATION], table[DOSE] = "", ""
-            return table
-        read = self.labels.read(obs)
-        table[PERTURBATION], table[DOSE] = read[PERTURBATION], read[DOSE]
+        table[[PERTURBATION, DOSE]] = "" if self.perturbation_key is None else self.labels.read(obs)
         return table
 
     def is_control(self, labels: pd.DataFrame) -> NDArray[np.bool_]:
@@ -118,10 +103,7 @@ class ConditionSpace:
     def encode_perturbations(self, table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Component rows and log-scaled doses, both `(len(table), c)`, -1 and 0 where there is no component.
 
-        Raises
-        ------
-        KeyError
-            If a component has neither a learned name nor features.
+        A component with neither a learned name nor features raises a `KeyError`.
         """
         known = {name: i for i, name in enumerate(self.all_components)}
         split = [self.labels.components(label) for label in table[PERTURBATION]]

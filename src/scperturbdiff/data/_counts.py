@@ -81,19 +81,16 @@ def check_counts(
     ----------
     matrix
         Counts, shape `(n_cells, n_genes)`; dense, sparse or backed. Read in blocks of rows.
-    where
-        How messages name the matrix.
+    where, argument
+        How messages name the matrix, and what they say to pass to name another layer.
     rows
         Cells to look at; `None`: all.
     empty_cells
         Whether cells may be without counts.
-    argument
-        What messages say to pass to name another layer.
     """
     check_not_empty(matrix, where)
     not_finite = negative = fractional = 0
-    empty: list[NDArray[np.integer]] = []
-    start = 0
+    totals = [np.empty(0)]
     for block in iter_rows(matrix, rows):
         values = block.data if sparse.issparse(block) else np.asarray(block)
         if values.dtype.kind not in "iub":
@@ -101,14 +98,13 @@ def check_counts(
             not_finite += int(values.size - finite.sum())
             fractional += int((values[finite] != np.round(values[finite])).sum())
         negative += int((values < 0).sum())
-        totals = np.asarray(block.sum(axis=1)).ravel()
-        empty.append(start + np.flatnonzero(totals == 0))
-        start += block.shape[0]
+        totals.append(np.asarray(block.sum(axis=1)).ravel())
     remedy = f"Pass {argument} to name the layer that holds raw counts; log-normalised values are not counts."
     for number, what in ((not_finite, "NaN or infinite"), (negative, "negative"), (fractional, "non-integer")):
         if number:
             raise ValueError(f"{where} must hold raw counts, but {number} entries are {what}. {remedy}")
-    no_counts = np.concatenate(empty) if rows is None else np.asarray(rows)[np.concatenate(empty)]
+    empty = np.flatnonzero(np.concatenate(totals) == 0)
+    no_counts = empty if rows is None else np.asarray(rows)[empty]
     if no_counts.size and not empty_cells:
         raise ValueError(
             f"{where}: {no_counts.size} cells have no counts at all (rows {preview(no_counts.tolist())}). "
@@ -162,15 +158,14 @@ def read_genes(
     rows
         Row numbers wanted, in order, repeats allowed. `None`: all.
     """
-    columns = None if genes is None else gene_positions(adata.var_names, genes)
-    same = columns is None or (len(columns) == adata.n_vars and np.array_equal(columns, np.arange(adata.n_vars)))
+    columns = np.arange(adata.n_vars) if genes is None else gene_positions(adata.var_names, genes)
+    as_stored = np.array_equal(columns, np.arange(adata.n_vars))
     blocks = []
     for block in iter_rows(get_matrix(adata, layer), rows):
         taken = sparse.csr_matrix(block, dtype=np.float32)
-        blocks.append(taken if same else taken[:, columns])
+        blocks.append(taken if as_stored else taken[:, columns])
     if not blocks:
-        width = adata.n_vars if columns is None else len(columns)
-        return sparse.csr_matrix((0, width), dtype=np.float32)
+        return sparse.csr_matrix((0, len(columns)), dtype=np.float32)
     out = blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")
     out.sort_indices()
     return out

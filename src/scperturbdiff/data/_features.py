@@ -29,12 +29,7 @@ class FeatureTable:
     def parse(cls, table: Any, adata: AnnData | None = None) -> FeatureTable:
         """Read a DataFrame (rows are components), a dict of vectors, or a key of `adata.uns` that holds one.
 
-        Raises
-        ------
-        KeyError
-            If a key is not in `adata.uns`.
-        ValueError
-            If names repeat, lengths differ or values are not finite; the message lists the names.
+        Raises where the key is not there, names repeat, lengths differ or values are not finite, and lists the names.
         """
         if isinstance(table, FeatureTable):
             return table

@@ -32,24 +32,16 @@ _LISTS = list | tuple | set | frozenset | np.ndarray
 
 @dataclass(frozen=True)
 class Labels:
-    """How the perturbations of a table are written.
-
-    Attributes
-    ----------
-    key
-        Column of the labels.
-    control
-        Label of control cells; `None` where there is none.
-    separator
-        Joins the components of a combination; `None`: no label is a combination. Lists of names are never cut.
-    dose_key
-        Column of doses; `None` without.
-    """
+    """How the perturbations of a table are written."""
 
     key: str
+    """Column of the labels."""
     control: str | None
+    """Label of control cells; `None` where there is none."""
     separator: str | None = "+"
+    """Joins the components of a combination; `None`: no label is a combination. Lists of names are never cut."""
     dose_key: str | None = None
+    """Column of doses; `None` without."""
 
     def __post_init__(self) -> None:
         if self.separator == "":
@@ -58,13 +50,7 @@ class Labels:
             object.__setattr__(self, "control", str(self.control).strip())
 
     def components(self, label: object) -> tuple[str, ...]:
-        """Components in the order in which they are written, empty for controls.
-
-        Raises
-        ------
-        ValueError
-            If a component is empty or repeated.
-        """
+        """Components in the order in which they are written, empty for controls; empty or repeated ones raise."""
         return self._without_control(self._written(label))
 
     def _without_control(self, written: Sequence[str]) -> tuple[str, ...]:
@@ -119,19 +105,13 @@ class Labels:
         return codes, list(labels), [self._written(label) for label in labels]
 
     def read(self, obs: pd.DataFrame, where: str = "obs") -> pd.DataFrame:
-        """Name of the perturbation and text of the doses of every row.
-
-        Components at dose 0 are not there.
+        """Name of the perturbation and text of the doses of every row; components at dose 0 are not there.
 
         Returns
         -------
         A table indexed like `obs` with :data:`PERTURBATION` (the control label for controls) and :data:`DOSE` (see
-        :func:`dose_text`, in the order of the sorted components; empty for controls and without a dose column).
-
-        Raises
-        ------
-        ValueError
-            If labels or doses are missing or cannot be read.
+        :func:`dose_text`, in the order of the sorted components; empty for controls and without a dose column). Labels
+        or doses that are missing or cannot be read raise a `ValueError`.
         """
         codes, _, joined = self.parse(obs[self.key], where)
         if self.dose_key is None:

@@ -29,6 +29,13 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     return f" Did you mean {preview(near)}?" if near else ""
 
 
+def check_obs_keys(adata: AnnData, **keys: str | Iterable[str] | None) -> None:
+    """:func:`check_obs_key` for the columns, if any, that each of several arguments names."""
+    for argument, given in keys.items():
+        for key in (given,) if isinstance(given, str) else given or ():
+            check_obs_key(adata, key, argument)
+
+
 def check_obs_key(adata: AnnData, key: str, argument: str) -> None:
     """Raise a `KeyError` that names `key` and the columns there are, unless `adata.obs` has it."""
     if key not in adata.obs:

@@ -27,23 +27,11 @@ RNA = "rna_layer"
 
 
 def rna_view(mdata: MuData, setup_args: Mapping[str, Any]) -> AnnData:
-    """The RNA modality as an AnnData whose `obs` has every column that the arguments name.
+    """The RNA modality as an AnnData whose `obs` has every column that the arguments of `setup_mudata` name.
 
-    Matrices are shared, not copied. Columns that do not exist are left out: what needs them says so.
-
-    Parameters
-    ----------
-    mdata
-        Cells.
-    setup_args
-        Arguments of `setup_mudata`; `modalities` says where each is kept, by default in the global `obs`.
-
-    Raises
-    ------
-    KeyError
-        If a modality does not exist.
-    ValueError
-        If the RNA modality does not have the same cells as the MuData.
+    `modalities` says where each is kept, by default in the global `obs`. Matrices are shared, not copied. Columns that
+    do not exist are left out: what needs them says so. Raises where a modality does not exist (`KeyError`) or that of
+    RNA has other cells than the MuData (`ValueError`).
     """
     modalities = setup_args.get("modalities") or {}
     if not modalities.get(RNA):

@@ -44,16 +44,12 @@ def assemble_cells(
     ----------
     counts
         Sampled counts, shape `(n_cells, n_genes)`.
-    obs
-        One row per cell. The index is replaced by unique names.
-    var
-        One row per gene, indexed by gene name.
+    obs, var
+        One row per cell, whose index is replaced by unique names, and one row per gene, indexed by name.
     latent
         Latent vectors, shape `(n_cells, n_latent)`, stored as `obsm["X_perturbdiff"]`.
-    target_sum
-        Counts per cell after normalisation, before the logarithm.
-    made_by
-        Stored as `uns["scperturbdiff"]`.
+    target_sum, made_by
+        Counts per cell after normalisation, before the logarithm, and what else to store in `uns["scperturbdiff"]`.
 
     Returns
     -------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -29,24 +29,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ControlMatch:
-    """Which control cells belong to each population.
-
-    Attributes
-    ----------
-    groups
-        Groups of control rows.
-    group
-        Group of each population, `(n_populations,)`.
-    n_agreeing
-        Keys on which a population and its controls agree, `(n_populations,)`; `len(keys)` is an exact match.
-    keys
-        The keys compared, the most important first.
-    """
+    """Which control cells belong to each population."""
 
     groups: Groups
+    """Groups of control rows."""
     group: Ints
+    """Group of each population, `(n_populations,)`."""
     n_agreeing: Ints
+    """Keys on which a population and its controls agree, `(n_populations,)`; `len(keys)` is an exact match."""
     keys: tuple[str, ...]
+    """The keys compared, the most important first."""
 
     @property
     def exact(self) -> NDArray[np.bool_]:
@@ -65,30 +57,22 @@ def match_controls(
 
     Parameters
     ----------
-    populations
-        One row per population.
-    controls
-        One row per control cell, same columns.
+    populations, controls
+        One row per population and per control cell, same columns.
     control_rows
         Row number of each control cell in the data.
     keys
         Columns compared, the most important first: it decides between controls that agree on equally many.
     required
-        Columns on which controls must agree.
-
-    Raises
-    ------
-    ValueError
-        If a population has no control that agrees on `required`; the message names them.
+        Columns on which controls must agree; where none does, a `ValueError` names the populations.
     """
     keys = tuple(keys)
     groups, codes = group_rows(controls, keys)
     members = Groups.from_codes(codes, control_rows, len(groups))
-    agree = np.ones((len(populations), len(groups), max(len(keys), 1)), bool)
-    for i, key in enumerate(keys):
-        agree[:, :, i] = populations[key].astype(str).to_numpy()[:, None] == groups[key].astype(str).to_numpy()[None, :]
-    n_agreeing = agree[:, :, : len(keys)].sum(-1)
-    weight = n_agreeing + (agree[:, :, : len(keys)] * 0.5 ** np.arange(2, len(keys) + 2)).sum(-1)
+    ours, theirs = (table[list(keys)].astype(str).to_numpy() for table in (populations, groups))
+    agree = ours[:, None] == theirs
+    n_agreeing = agree.sum(-1)
+    weight = n_agreeing + (agree * 0.5 ** np.arange(2, len(keys) + 2)).sum(-1)
     for key in required:
         weight = np.where(agree[:, :, keys.index(key)], weight, -1.0)
     lost = (weight.max(axis=1, initial=-1) < 0) if len(groups) else np.ones(len(populations), bool)
@@ -108,52 +92,33 @@ def match_controls(
 
 @dataclass(frozen=True)
 class PopulationTable:
-    """Treated populations with their matched controls.
-
-    Attributes
-    ----------
-    labels
-        One row per population: perturbation, dose, contexts, covariates and batch.
-    cells
-        Rows of the treated cells of each population.
-    match
-        Control cells of each population.
-    component, dose
-        See :meth:`ConditionSpace.encode_perturbations`.
-    categories, numbers
-        See :meth:`ConditionSpace.encode_covariates`.
-    context
-        Number of each population's context.
-    controls
-        Rows of the control cells grouped by :attr:`ConditionSpace.obs_keys`: populations with no perturbation.
-    """
+    """Treated populations with their matched controls; arrays as :class:`ConditionSpace` encodes conditions."""
 
     labels: pd.DataFrame
+    """One row per population: perturbation, dose, contexts, covariates and batch."""
     cells: Groups
+    """Rows of the treated cells of each population."""
     match: ControlMatch
-    component: NDArray[np.int64]
+    component: Ints
     dose: NDArray[np.float64]
-    categories: NDArray[np.int64]
+    categories: Ints
     numbers: NDArray[np.float64]
-    context: NDArray[np.int64]
+    context: Ints
     controls: Groups
+    """Rows of the control cells grouped by :attr:`ConditionSpace.obs_keys`: populations with no perturbation."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: NDArray[np.int64]) -> PopulationTable:
         """The populations of `rows`, with all controls."""
-        match = self.match
-        return PopulationTable(
-            self.labels.iloc[rows].reset_index(drop=True),
-            Groups.from_lists([self.cells[r] for r in rows]),
-            ControlMatch(match.groups, match.group[rows], match.n_agreeing[rows], match.keys),
-            self.component[rows],
-            self.dose[rows],
-            self.categories[rows],
-            self.numbers[rows],
-            self.context[rows],
-            self.controls,
+        encoded = ("component", "dose", "categories", "numbers", "context")
+        return replace(
+            self,
+            labels=self.labels.iloc[rows].reset_index(drop=True),
+            cells=Groups.from_lists([self.cells[r] for r in rows]),
+            match=replace(self.match, group=self.match.group[rows], n_agreeing=self.match.n_agreeing[rows]),
+            **{name: getattr(self, name)[rows] for name in encoded},
         )
 
     @cached_property
@@ -176,13 +141,7 @@ class PopulationTable:
 
 
 def build_populations(space: ConditionSpace, obs: pd.DataFrame) -> PopulationTable:
-    """Group the cells of a data set into populations and match their controls.
-
-    Raises
-    ------
-    ValueError
-        If there are no controls, or a context has treated cells but no controls.
-    """
+    """Group the cells of a data set into populations and match their controls; without these a `ValueError`."""
     labels = space.read_labels(obs)
     control = space.is_control(labels)
     keys = [PERTURBATION, DOSE, *space.obs_keys]
@@ -198,19 +157,9 @@ def build_populations(space: ConditionSpace, obs: pd.DataFrame) -> PopulationTab
     match = match_controls(table, labels[control], rows[control], space.control_match_keys, required)
     groups, control_codes = group_rows(labels[control], list(space.obs_keys))
     _warn_of_populations(table, cells, match)
-    component, dose = space.encode_perturbations(table)
-    categories, numbers = space.encode_covariates(table)
-    return PopulationTable(
-        table,
-        cells,
-        match,
-        component,
-        dose,
-        categories,
-        numbers,
-        space.context_codes(table),
-        Groups.from_codes(control_codes, rows[control], max(len(groups), 1)),
-    )
+    controls = Groups.from_codes(control_codes, rows[control], max(len(groups), 1))
+    encoded = (*space.encode_perturbations(table), *space.encode_covariates(table), space.context_codes(table))
+    return PopulationTable(table, cells, match, *encoded, controls)
 
 
 def _warn_of_populations(table: pd.DataFrame, cells: Groups, match: ControlMatch) -> None:

@@ -13,7 +13,7 @@ from scperturbdiff.data._conditions import ConditionSpace, read_numbers
 from scperturbdiff.data._counts import check_layer, check_unique_names
 from scperturbdiff.data._features import FeatureTable
 from scperturbdiff.data._labels import DOSE, PERTURBATION, Labels, check_not_missing, parse_doses
-from scperturbdiff.data._messages import check_obs_key, preview
+from scperturbdiff.data._messages import check_obs_keys, preview
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,34 +39,23 @@ def learn_conditions(
     control_match_keys: Sequence[str] | None,
     separator: str | None,
 ) -> ConditionSpace:
-    """Check the annotation of `adata` and read the space of conditions from it.
-
-    Raises
-    ------
-    KeyError
-        If a key is not a column of `obs`.
-    ValueError
-        If the control label is absent, values are missing, or doses are wrong; the message names them.
-    """
+    """Check the annotation of `adata` and read the space of conditions from it; messages name what is wrong."""
     contexts = (context_keys,) if isinstance(context_keys, str) else tuple(context_keys or ())
     categorical, continuous = tuple(categorical_covariate_keys or ()), tuple(continuous_covariate_keys or ())
-    for argument, keys in (
-        ("perturbation_key", (perturbation_key,)),
-        ("context_keys", contexts),
-        ("batch_key", (batch_key,)),
-        ("dose_key", (dose_key,)),
-        ("categorical_covariate_keys", categorical),
-        ("continuous_covariate_keys", continuous),
-        ("control_match_keys", tuple(control_match_keys or ())),
-    ):
-        for key in keys:
-            if key is not None:
-                check_obs_key(adata, key, argument)
+    check_obs_keys(
+        adata,
+        perturbation_key=perturbation_key,
+        context_keys=contexts,
+        batch_key=batch_key,
+        dose_key=dose_key,
+        categorical_covariate_keys=categorical,
+        continuous_covariate_keys=continuous,
+        control_match_keys=control_match_keys,
+    )
     if perturbation_key is None and dose_key is not None:
         raise ValueError(f"dose_key={dose_key!r} needs a perturbation_key.")
     if perturbation_key is not None and control is None:
         raise ValueError("control=... is needed: the value of the perturbation column that marks control cells.")
-    match = tuple(control_match_keys) if control_match_keys is not None else None
     space = ConditionSpace(
         perturbation_key,
         None if control is None else str(control),
@@ -81,7 +70,8 @@ def learn_conditions(
         categories={key: tuple(sorted(adata.obs[key].astype(str).unique())) for key in categorical},
         scales={key: _scale(adata.obs[key], key) for key in continuous},
     )
-    space = replace(space, control_match_keys=space.obs_keys if match is None else match)
+    match = space.obs_keys if control_match_keys is None else tuple(control_match_keys)
+    space = replace(space, control_match_keys=match)
     if stray := [key for key in space.control_match_keys if key not in space.obs_keys]:
         raise ValueError(
             f"control_match_keys has {preview(stray)}, on which the cells of a population may differ. Allowed: "
@@ -135,19 +125,14 @@ def _learn_perturbations(space: ConditionSpace, labels: pd.DataFrame) -> Conditi
     shown = labels.loc[~space.is_control(labels)]
     contexts = tuple(sorted(space.context_labels(shown[list(space.context_keys)].drop_duplicates()).unique()))
     treated = shown[[PERTURBATION, DOSE]].drop_duplicates()
-    ranges: dict[str, tuple[float, float]] = {}
-    positive: list[float] = []
-    names: set[str] = set()
-    for label, text in zip(treated[PERTURBATION], treated[DOSE], strict=True):
-        parts = space.labels.components(label)
-        names.update(parts)
-        if text:
-            doses = parse_doses(text)
-            positive.extend(doses)
-            for part, dose in zip(parts, doses, strict=True):
-                low, high = ranges.get(part, (dose, dose))
-                ranges[part] = (min(low, dose), max(high, dose))
-    reference = float(np.median(positive)) if positive else 1.0
+    parts = [space.labels.components(label) for label in treated[PERTURBATION]]
+    names = {name for components in parts for name in components}
+    doses: dict[str, list[float]] = {}
+    for components, text in zip(parts, treated[DOSE], strict=True):
+        for name, dose in zip(components, parse_doses(text), strict=bool(text)):
+            doses.setdefault(name, []).append(dose)
+    ranges = {name: (min(given), max(given)) for name, given in doses.items()}
+    reference = float(np.median(np.concatenate(list(doses.values())))) if doses else 1.0
     if space.features is not None and names and names.isdisjoint(space.features.names):
         raise ValueError(
             f"perturbation_embeddings has no row for any perturbation in training ({preview(sorted(names))}), so "
@@ -189,18 +174,9 @@ def stored_layer(registry: Mapping[str, Any]) -> str | None:
 
 
 def read_space(adata: AnnData, layer: str | None, source: Mapping[str, Any] | None, **keys: Any) -> ConditionSpace:
-    """Check counts and names, then take the conditions of a saved model or learn them from `adata`.
+    """Check counts in `layer` and names, then take the conditions of a saved model or learn them from `adata`.
 
-    Parameters
-    ----------
-    adata
-        Cells to set up.
-    layer
-        Layer with counts.
-    source
-        Registry of a saved model, if one is loaded.
-    **keys
-        See :func:`scperturbdiff.data._setup.learn_conditions`.
+    `source` is the registry of the saved model, if one is loaded; `keys` are those of :func:`learn_conditions`.
     """
     check_unique_names(adata)
     check_layer(adata, layer)
@@ -224,11 +200,9 @@ def check_genes(adata: AnnData, registry: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{len(missing)} of the model's {len(genes)} genes are missing from adata.var_names: {preview(missing)}."
         )
-    what = (
-        f"{len(extra)} genes the model does not have ({preview(extra)})"
-        if extra
-        else "the model's genes in another order"
-    )
+    what = "the model's genes in another order"
+    if extra:
+        what = f"{len(extra)} genes the model does not have ({preview(extra)})"
     first = next((i for i, (a, b) in enumerate(zip(names, genes, strict=False)) if a != b), np.nan)
     raise ValueError(
         f"adata has {what} (first difference at position {first}). Attach it as adata[:, "

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from scperturbdiff.data import context_name, preview
-from scperturbdiff.evaluation.splits._split import Screen, Split, known_label
+from scperturbdiff.evaluation.splits._split import Screen, Split, known_label, pair_name
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from anndata import AnnData
 
@@ -37,10 +38,8 @@ def hold_out_pairs(
     ----------
     adata
         Cells of a screen. Only `obs` is read.
-    perturbation_key
-        Column of `adata.obs` with perturbations.
-    control
-        Its label for control cells, which always stay in training.
+    perturbation_key, control
+        Column of `adata.obs` with perturbations, and its label for control cells, which always stay in training.
     context_keys
         One or more columns of `adata.obs` that make the context.
     fraction
@@ -61,8 +60,7 @@ def hold_out_pairs(
     KeyError
         For a column that does not exist.
     ValueError
-        For unknown labels, or when so many pairs cannot be held out with every perturbation and context left in
-        training.
+        For unknown labels, or where a perturbation or a context would be lost from training.
     """
     screen = Screen(adata, perturbation_key, control, context_keys, separator=separator)
     if not screen.context_keys:
@@ -72,8 +70,7 @@ def hold_out_pairs(
     chosen = sorted(set(drawn))
     test = np.isin(screen.condition_code, [screen.conditions[pair] for pair in chosen])
     text = f"{len(chosen)} of {len(screen.conditions)} (perturbation, context) pairs held out, {how}."
-    names = [f"{perturbation} in {context_name(context)}" for perturbation, context in chosen]
-    return screen.make("pairs", text, names, train=~test, test=test)
+    return screen.make("pairs", text, map(pair_name, chosen), train=~test, test=test)
 
 
 def hold_out_contexts(
@@ -88,7 +85,7 @@ def hold_out_contexts(
     separator: str | None = "+",
     seed: int = 0,
 ) -> Split:
-    """Hold out every treated cell of whole contexts.
+    """Hold out every treated cell of whole contexts; at least one context stays in training.
 
     Parameters
     ----------
@@ -99,23 +96,16 @@ def hold_out_contexts(
         least one) when none are named.
     keep_controls
         Whether the control cells of held-out contexts stay in training. They are in `Split.controls` either way.
-
-    Returns
-    -------
-    The split. At least one context stays in training.
     """
     screen = Screen(adata, perturbation_key, control, context_keys, separator=separator)
     if not screen.context_keys:
         raise ValueError("hold_out_contexts needs context_keys.")
     treated = sorted({context for _, context in screen.conditions})
-    wanted = set(_draw(treated, fraction, seed) if contexts is None else map(screen.known_context, contexts))
-    if not set(treated) - wanted:
+    wanted = _choose(contexts, treated, fraction, seed, screen.known_context)
+    if wanted.issuperset(treated):
         raise ValueError(f"All {len(treated)} contexts with treated cells would be held out: none is left to train on.")
-    inside = screen.in_contexts(wanted)
-    test = inside & ~screen.is_control
-    text = f"{len(wanted)} of {len(treated)} contexts held out{'' if keep_controls else ' with their controls'}."
-    names = map(context_name, sorted(wanted))
-    return screen.make("contexts", text, names, train=~test if keep_controls else ~inside, test=test)
+    inside = np.isin(screen.context_code, [screen.contexts.index(context) for context in wanted])
+    return screen.make_whole("contexts", map(context_name, sorted(wanted)), len(treated), inside, keep_controls)
 
 
 def hold_out_perturbations(
@@ -131,24 +121,23 @@ def hold_out_perturbations(
 ) -> Split:
     """Hold out single perturbations (components) with every condition that contains them, in all contexts.
 
+    Components that occur only together with a held-out one are no longer in training either; this is an error when
+    components were drawn, and as asked when they were named.
+
     Parameters
     ----------
     adata, perturbation_key, control, context_keys, separator, seed
         As in :func:`hold_out_pairs`.
     perturbations, fraction
         Components to hold out, or what fraction of them (at least one) when none are named.
-
-    Returns
-    -------
-    The split. Components that occur only together with a held-out one are no longer in training either; this is
-    an error when components were drawn, and as asked when they were named.
     """
     screen = Screen(adata, perturbation_key, control, context_keys, separator=separator)
-    components = sorted({part for parts in screen.parts.values() for part in parts})
-    wanted = _named_or_drawn(perturbations, components, "perturbation", fraction, seed)
+    components = screen.components_of(~screen.is_control)
+    known = sorted(components)
+    wanted = _choose(perturbations, known, fraction, seed, partial(known_label, known=known, what="perturbation"))
     test = screen.containing(wanted)
-    remaining = {part for parts in screen.parts.values() if not wanted.intersection(parts) for part in parts}
-    lost = sorted(set(components) - wanted - remaining)
+    remaining = screen.components_of(~test)
+    lost = sorted(components - wanted - remaining)
     if not remaining or (lost and perturbations is None):
         raise ValueError(
             f"Holding out {preview(sorted(wanted))} leaves {len(remaining)} components in training; these are lost as "
@@ -171,22 +160,18 @@ def hold_out_combinations(
     separator: str | None = "+",
     seed: int = 0,
 ) -> Split:
-    """Hold out combinations of which `seen` components are seen alone in training.
+    """Hold out combinations of which exactly `seen` components are seen alone in training.
 
     Parameters
     ----------
     adata, perturbation_key, control, context_keys, separator, seed
         As in :func:`hold_out_pairs`.
     seen
-        Number of components that training contains alone. The other components are taken out of training
-        altogether: their other conditions are left out of training and test.
+        Number of components that training contains alone. The others are taken out of training altogether: their other
+        conditions are left out of training and test. Below the number of components this may hold out more
+        combinations than were drawn.
     combinations, fraction
         Combinations to hold out, components in any order, or what fraction (at least one) when none are named.
-
-    Returns
-    -------
-    The split. Test cells are those of combinations that have exactly `seen` components alone in training, which with
-    `seen` below the number of components may be more combinations than were drawn.
     """
     screen = Screen(adata, perturbation_key, control, context_keys, separator=separator)
     pairs = {label: parts for label, parts in screen.parts.items() if len(parts) > 1}
@@ -205,7 +190,7 @@ def hold_out_combinations(
         target = len(pairs)
     else:
         order = rng.permutation(np.array(eligible, dtype=object)).tolist()
-        target = max(1, round(_check_fraction(fraction) * len(pairs)))
+        target = _share(fraction, len(pairs))
     held, gone = _combinations_seen(screen.parts, order, seen, target, rng)
     missed = sorted(set(order) - set(held))
     if not held or (combinations is not None and missed):
@@ -242,47 +227,39 @@ def hold_out_batches(
     batch_key
         Column of `adata.obs` with batches.
     batches, fraction, keep_controls
-        Batches to hold out, what fraction when none are named, and their controls; as in :func:`hold_out_contexts`.
-
-    Returns
-    -------
-    The split. `Split.controls` are those of the held-out conditions' contexts in all batches.
+        Batches to hold out, what fraction when none are named, and whether their controls stay in training; as in
+        :func:`hold_out_contexts`. `Split.controls` are those of the held-out conditions' contexts in all batches.
     """
     screen = Screen(adata, perturbation_key, control, context_keys, batch_key, separator)
-    assert screen.batch is not None
-    known = sorted(set(screen.batch[~screen.is_control]))
-    wanted = _named_or_drawn(batches, known, "batch", fraction, seed)
-    inside = np.isin(screen.batch, list(wanted))
-    test = inside & ~screen.is_control
-    left = set(screen.perturbation[~inside & ~screen.is_control])
-    lost = sorted(set(screen.perturbation[test]) - left)
-    if not left or (lost and batches is None):
-        found = f"{len(left)} perturbations in training; lost: {preview(lost)}."
+    batch = screen.table[batch_key].to_numpy()
+    known = sorted(set(batch[~screen.is_control]))
+    wanted = _choose(batches, known, fraction, seed, partial(known_label, known=known, what="batch"))
+    inside = np.isin(batch, list(wanted))
+    treated, held = (set(screen.perturbation[cells & ~screen.is_control]) for cells in (~inside, inside))
+    if not treated or (held - treated and batches is None):
+        found = f"{len(treated)} perturbations in training; lost: {preview(sorted(held - treated))}."
         raise ValueError(f"Holding out {preview(sorted(wanted))} leaves {found}")
-    text = f"{len(wanted)} of {len(known)} batches held out{'' if keep_controls else ' with their controls'}."
-    return screen.make("batches", text, sorted(wanted), train=~test if keep_controls else ~inside, test=test)
+    return screen.make_whole("batches", sorted(wanted), len(known), inside, keep_controls)
 
 
-def _check_fraction(fraction: float) -> float:
-    """Raise a `ValueError` unless `fraction` lies strictly between 0 and 1."""
+def _share(fraction: float, n: int) -> int:
+    """`fraction` of `n`, rounded, but at least one; a `ValueError` unless it lies strictly between 0 and 1."""
     if not 0 < fraction < 1:
         raise ValueError(f"fraction={fraction} must lie between 0 and 1, both excluded.")
-    return fraction
+    return max(1, round(fraction * n))
 
 
-def _draw(names: Sequence[T], fraction: float, seed: int) -> list[T]:
-    """`fraction` of `names`, rounded, but at least one and never all."""
-    size = round(_check_fraction(fraction) * len(names))
-    if len(names) < 2:
-        raise ValueError(f"Nothing would be left to train on: there is only {preview(names)} to draw from.")
-    chosen = np.random.default_rng(seed).permutation(len(names))[: min(max(1, size), len(names) - 1)]
-    return [names[i] for i in sorted(chosen)]
-
-
-def _named_or_drawn(
-    names: Iterable[str] | None, known: Sequence[str], what: str, fraction: float, seed: int
-) -> set[str]:
-    return set(_draw(known, fraction, seed)) if names is None else {known_label(name, known, what) for name in names}
+def _choose(
+    names: Iterable[Any] | None, known: Sequence[T], fraction: float, seed: int, check: Callable[[Any], T]
+) -> set[T]:
+    """`names`, each checked; where none are given, `fraction` of `known`, but never all."""
+    if names is not None:
+        return set(map(check, names))
+    size = _share(fraction, len(known))
+    if len(known) < 2:
+        raise ValueError(f"Nothing would be left to train on: there is only {preview(known)} to draw from.")
+    chosen = np.random.default_rng(seed).permutation(len(known))[: min(size, len(known) - 1)]
+    return {known[i] for i in chosen}
 
 
 def _draw_pairs(conditions: Collection[tuple[str, Context]], fraction: float, seed: int) -> list[tuple[str, Context]]:
@@ -292,7 +269,7 @@ def _draw_pairs(conditions: Collection[tuple[str, Context]], fraction: float, se
     contexts = sorted({context for _, context in conditions})
     present = np.array([[(label, context) in conditions for context in contexts] for label in perturbations])
     left = present.copy()
-    target = max(1, round(_check_fraction(fraction) * len(conditions)))
+    target = _share(fraction, len(conditions))
     for number in range(target):
         free = left & (left.sum(axis=1) > 1)[:, None] & (left.sum(axis=0) > 1)
         if not free.any():

@@ -8,12 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scperturbdiff.data import context_name, get_matrix, iter_rows, preview
-from scperturbdiff.evaluation.splits._split import Screen, Split
+from scperturbdiff.data import get_matrix, iter_rows, preview
+from scperturbdiff.evaluation.splits._split import Screen, Split, pair_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -38,8 +36,7 @@ def leak_report(split: Split, adata: AnnData, *, layer: str | None = None) -> pd
     * `held_out_condition_trained`: held-out conditions that have treated cells in training.
     * `held_out_label_trained`: held-out contexts, batches, components or combinations with treated cells in training.
     * `duplicated_names`: `obs_names` that occur in both parts.
-    * `identical_counts`: test cells whose vector of counts is that of a training cell. A few may be chance
-      where few genes are measured or cells are shallow.
+    * `identical_counts`: test cells with the counts of a training cell; a few may be chance where cells are shallow.
     * `unseen_perturbations`, `unseen_contexts`, `no_controls`: no leaks, but what a model must cope with: components of
       test perturbations, and test contexts, without any training cell; test contexts without control cells.
 
@@ -53,23 +50,20 @@ def leak_report(split: Split, adata: AnnData, *, layer: str | None = None) -> pd
     screen = Screen(adata, split.perturbation_key, split.control, split.context_keys, split.batch_key, split.separator)
     train, test = split.train, split.test
     trained = train & ~screen.is_control
-    conditions = _conditions(screen)
-    both = set(conditions[trained]) & set(conditions[test])
+    both = screen.table[trained].drop_duplicates().merge(screen.table[test].drop_duplicates())
     shared = set(adata.obs_names[train & ~test]) & set(adata.obs_names[test])
     twins = _identical_rows(get_matrix(adata, layer), train, test)
-    seen = {part for label in set(screen.perturbation[trained]) for part in screen.parts[label]}
-    asked = {part for label in set(screen.perturbation[test]) for part in screen.parts[label]}
-    contexts = {name: screen.contexts_of(mask) for name, mask in (("train", train), ("test", test))}
-    with_controls = screen.contexts_of(screen.is_control)
+    unseen = screen.components_of(test) - screen.components_of(trained)
+    contexts, trained_contexts, with_controls = map(screen.contexts_of, (test, train, screen.is_control))
     rows = [
         ("shared_cells", np.flatnonzero(train & test).tolist(), True),
-        ("held_out_condition_trained", sorted(both), True),
+        ("held_out_condition_trained", sorted(map(", ".join, both.itertuples(index=False, name=None))), True),
         ("held_out_label_trained", _trained_labels(split, screen, trained), True),
         ("duplicated_names", sorted(shared), True),
         ("identical_counts", adata.obs_names[twins].tolist(), True),
-        ("unseen_perturbations", sorted(asked - seen), False),
-        ("unseen_contexts", _names(contexts["test"] - contexts["train"]), False),
-        ("no_controls", _names(contexts["test"] - with_controls), False),
+        ("unseen_perturbations", sorted(unseen), False),
+        ("unseen_contexts", sorted(contexts - trained_contexts), False),
+        ("no_controls", sorted(contexts - with_controls), False),
     ]
     return pd.DataFrame(
         [(len(found), bool(found) and is_leak, preview(found)) for _, found, is_leak in rows],
@@ -78,48 +72,26 @@ def leak_report(split: Split, adata: AnnData, *, layer: str | None = None) -> pd
     )
 
 
-def _names(contexts: Iterable[tuple[str, ...]]) -> list[str]:
-    return sorted(context_name(context) for context in contexts)
-
-
-def _conditions(screen: Screen) -> NDArray[np.object_]:
-    """Each cell's condition as text."""
-    keys = [pd.Series(screen.perturbation)]
-    keys += [pd.Series(screen.context_table[key].to_numpy()) for key in screen.context_keys]
-    if screen.batch is not None:
-        keys.append(pd.Series(screen.batch))
-    text = keys[0].astype(str)
-    for key in keys[1:]:
-        text = text + ", " + key.astype(str)
-    return text.to_numpy(dtype=object)
-
-
 def _trained_labels(split: Split, screen: Screen, trained: NDArray[np.bool_]) -> list[str]:
     labels = set(split.labels)
     if split.kind == "contexts":
-        present = set(_names(screen.contexts_of(trained)))
+        present = screen.contexts_of(trained)
     elif split.kind == "batches":
-        present = set(screen.batch[trained]) if screen.batch is not None else set()
+        present = set(screen.table.loc[trained, screen.batch_key])
     elif split.kind == "perturbations":
-        present = {part for label in set(screen.perturbation[trained]) for part in screen.parts[label]}
+        present = screen.components_of(trained)
     elif split.kind == "combinations":
         labels, present = set(map(screen.labels.canonical, labels)), set(screen.perturbation[trained])
     else:
         codes = set(screen.condition_code[trained])
-        present = {
-            f"{p} in {context_name(context)}" for (p, context), code in screen.conditions.items() if code in codes
-        }
+        present = {pair_name(pair) for pair, code in screen.conditions.items() if code in codes}
     return sorted(labels & present)
 
 
 def _identical_rows(matrix: Any, train: NDArray[np.bool_], test: NDArray[np.bool_]) -> NDArray[np.intp]:
     """Row numbers of test cells with the same entries as some training cell other than themselves."""
-    codes = np.empty(matrix.shape[0], dtype=np.uint64)
     weights = np.random.default_rng(0).integers(0, 2**63, matrix.shape[1], dtype=np.uint64)
-    start = 0
-    for block in iter_rows(matrix):
-        codes[start : start + block.shape[0]] = _hash_rows(sparse.csr_matrix(block), weights)
-        start += block.shape[0]
+    codes = np.concatenate([_hash_rows(sparse.csr_matrix(block), weights) for block in iter_rows(matrix)])
     tested = np.flatnonzero(test)
     return tested[np.isin(codes[tested], codes[train & ~test])]
 

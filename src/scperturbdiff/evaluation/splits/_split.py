@@ -12,7 +12,7 @@ import pandas as pd
 from scperturbdiff.data import (
     PERTURBATION,
     Labels,
-    check_obs_key,
+    check_obs_keys,
     context_name,
     did_you_mean,
     preview,
@@ -90,26 +90,21 @@ class Screen:
     ) -> None:
         self.context_keys = (context_keys,) if isinstance(context_keys, str) else tuple(context_keys)
         self.batch_key, self.labels = batch_key, Labels(perturbation_key, control, separator)
-        named = [(perturbation_key, "perturbation_key"), *((key, "context_keys") for key in self.context_keys)]
-        for key, argument in named if batch_key is None else [*named, (batch_key, "batch_key")]:
-            check_obs_key(adata, key, argument)
+        batch = () if batch_key is None else (batch_key,)
+        check_obs_keys(adata, perturbation_key=perturbation_key, context_keys=self.context_keys, batch_key=batch)
         self.labels.check_control(adata.obs)
         read = self.labels.read(adata.obs)
         self.perturbation: NDArray[np.object_] = read[PERTURBATION].to_numpy(dtype=object)
         self.is_control = self.labels.is_control(read)
-        self.context_table = read_text(adata.obs, self.context_keys)
         self.context_code, self.contexts = read_contexts(adata.obs, self.context_keys)
-        self.batch = None if batch_key is None else read_text(adata.obs, [batch_key])[batch_key].to_numpy(dtype=object)
         self.perturbation_code, names = pd.factorize(self.perturbation, sort=True)
         self.perturbations: list[str] = list(names)
+        self.table = read_text(adata.obs, list(dict.fromkeys((*self.context_keys, *batch))))
+        self.table.insert(0, perturbation_key, self.perturbation)
 
-    def contexts_of(self, cells: Mask) -> set[Context]:
-        """Contexts that the cells of a mask have."""
-        return {self.contexts[code] for code in np.unique(self.context_code[cells])}
-
-    def in_contexts(self, contexts: Iterable[Context]) -> Mask:
-        """Cells of these contexts."""
-        return np.isin(self.context_code, [self.contexts.index(context) for context in contexts])
+    def contexts_of(self, cells: Mask) -> set[str]:
+        """Names of the contexts that the cells of a mask have."""
+        return {context_name(self.contexts[code]) for code in np.unique(self.context_code[cells])}
 
     @cached_property
     def condition_code(self) -> NDArray[np.intp]:
@@ -129,11 +124,14 @@ class Screen:
         parts = {name: self.labels.components(name) for name in self.perturbations}
         return {name: components for name, components in parts.items() if components}
 
-    def containing(self, components: Iterable[str]) -> Mask:
+    def components_of(self, cells: Mask) -> set[str]:
+        """Components of the treated cells of a mask."""
+        return {part for label in set(self.perturbation[cells]) for part in self.parts.get(label, ())}
+
+    def containing(self, components: set[str]) -> Mask:
         """Treated cells whose perturbation contains one of `components`."""
-        wanted = set(components)
-        labels = [label for label, parts in self.parts.items() if wanted.intersection(parts)]
-        return np.isin(self.perturbation, labels) & ~self.is_control
+        labels = [label for label, parts in self.parts.items() if components.intersection(parts)]
+        return np.isin(self.perturbation, labels)
 
     def known_context(self, context: str | Sequence[str]) -> Context:
         """A context as a tuple of text, checked."""
@@ -158,14 +156,10 @@ class Screen:
         """Complete a split from its two masks."""
         if not train.any() or not test.any():
             raise ValueError(f"The split has {int(train.sum())} cells to train on and {int(test.sum())} to test.")
-        controls = self.is_control & self.in_contexts(self.contexts_of(test))
-        table = pd.DataFrame({self.labels.key: self.perturbation}).join(self.context_table)
-        if self.batch is not None and self.batch_key not in table:
-            table[self.batch_key] = self.batch
-        held_out = table[test].groupby(list(table.columns), sort=True).size().rename("n_cells").reset_index()
+        controls = self.is_control & np.isin(self.context_code, self.context_code[test])
+        held_out = self.table[test].groupby(list(self.table), sort=True).size().rename("n_cells").reset_index()
         masks = {"train": train, "test": test, "controls": controls}
-        summary = {name: self._describe(mask) for name, mask in masks.items()}
-        summary["left_out"] = self._describe(~(train | test | controls))
+        parts = {**masks, "left_out": ~(train | test | controls)}
         return Split(
             **masks,
             kind=kind,
@@ -177,8 +171,14 @@ class Screen:
             batch_key=self.batch_key,
             control=str(self.labels.control),
             separator=self.labels.separator,
-            summary=pd.DataFrame(summary).T,
+            summary=pd.DataFrame({name: self._describe(mask) for name, mask in parts.items()}).T,
         )
+
+    def make_whole(self, kind: Kind, names: Iterable[str], n_known: int, inside: Mask, keep_controls: bool) -> Split:
+        """Hold out the treated cells of whole contexts or batches; `inside` has also their controls."""
+        names, test = list(names), inside & ~self.is_control
+        text = f"{len(names)} of {n_known} {kind} held out{'' if keep_controls else ' with their controls'}."
+        return self.make(kind, text, names, train=~test if keep_controls else ~inside, test=test)
 
     def _describe(self, mask: Mask) -> dict[str, int]:
         treated = mask & ~self.is_control
@@ -189,6 +189,11 @@ class Screen:
             "n_perturbations": np.unique(self.perturbation_code[treated]).size,
             "n_contexts": np.unique(self.context_code[mask]).size,
         }
+
+
+def pair_name(pair: tuple[str, Context]) -> str:
+    """A (perturbation, context) pair as text."""
+    return f"{pair[0]} in {context_name(pair[1])}"
 
 
 def known_label(name: object, known: Sequence[str], what: str) -> str:
