@@ -13,7 +13,7 @@ from torch import Tensor
 from scperturbdiff.counts import EPS, move_counts
 from scperturbdiff.diffusion import Generator
 from scperturbdiff.latent import LatentVAE
-from scperturbdiff.retrieval import Retrieval, RetrievalSettings
+from scperturbdiff.retrieval import Retrieval, RetrievalSettings, StateRetrieval
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -85,6 +85,7 @@ class PerturbDiffModule(BaseModuleClass):
         )
         self.generator_ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.retrieval: Retrieval | None = None
+        self.by_state: StateRetrieval | None = None
         self.retrieval_settings = RetrievalSettings(**(retrieval_kwargs or {}))
         self.register_buffer("latent_mean", torch.zeros(n_latent))
         self.register_buffer("latent_scale", torch.ones(n_latent))
@@ -113,11 +114,13 @@ class PerturbDiffModule(BaseModuleClass):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What is saved beside weights: the state of retrieval."""
-        return {} if self.retrieval is None else self.retrieval.state()
+        parts = {"retrieval": self.retrieval, "by_state": self.by_state}
+        return {name: part.state() for name, part in parts.items() if part is not None}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` gave."""
-        self.retrieval = Retrieval.from_state(state) if state else None
+        self.retrieval = Retrieval.from_state(state["retrieval"]) if "retrieval" in state else None
+        self.by_state = StateRetrieval.from_state(state["by_state"]) if "by_state" in state else None
 
     @torch.no_grad()
     def encode(self, blocks: Iterable[Any]) -> Tensor:

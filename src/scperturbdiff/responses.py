@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from scperturbdiff.data import PopulationTable, grouped_sums, member_weights
-from scperturbdiff.retrieval import Conditions, Responses
+from scperturbdiff.retrieval import Conditions, Responses, control_moments, match_states, state_responses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from scperturbdiff.data import Groups
+    from scperturbdiff.retrieval import RetrievalSettings, States
 
     Floats = NDArray[np.float64]
 
@@ -111,6 +112,32 @@ def measure_populations(
     return MeasuredPopulations(
         table, values, treated_mean, control_mean, Responses(conditions, shift, spread, library, residual)
     )
+
+
+def response_of_states(
+    populations: MeasuredPopulations,
+    states: States,
+    retrieval: RetrievalSettings,
+    settings: ResponseSettings = ResponseSettings(),
+) -> Responses:
+    """What each state of cells did in each population: shifts and spreads.
+
+    Parameters
+    ----------
+    populations
+        Measured populations.
+    states
+        States of cells.
+    retrieval
+        How treated cells are matched to states.
+    settings
+        Constants.
+    """
+    table, latent = populations.table, populations.latent
+    groups, cells = table.match.groups, table.cells
+    controls = control_moments(states, latent[groups.rows], groups.count).take(table.match.group)
+    treated = match_states(states, latent[cells.rows], cells.count, controls, retrieval)
+    return state_responses(states, populations.responses.conditions, controls, treated, settings.pseudo_cells)
 
 
 def group_means(values: NDArray[np.floating], groups: Groups) -> Floats:

@@ -1,6 +1,6 @@
 """Functional diffusion: forward process, distances, scores, samplers, network, training."""
 
-from scperturbdiff.diffusion._condition import Condition, PopulationTensors, Prior
+from scperturbdiff.diffusion._condition import Condition, PopulationTensors, Prior, StatePrior
 from scperturbdiff.diffusion._distances import energy_distance, pairwise_distances
 from scperturbdiff.diffusion._generator import Generator
 from scperturbdiff.diffusion._network import EncodedControls, PopulationTransformer
@@ -35,6 +35,7 @@ __all__ = [
     "PopulationTransformer",
     "RepeatableEpochs",
     "Sampler",
+    "StatePrior",
     "StepsDataModule",
     "VALIDATION_METRIC",
     "energy_distance",

@@ -3,11 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from scperturbdiff.diffusion._perturbation import Components
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+@dataclass(frozen=True)
+class StatePrior:
+    """Retrieved response of each of `k` states of cells in `b` populations, standardised latent space.
+
+    Attributes
+    ----------
+    shift
+        Mean shift, `(b, k, n_latent)`.
+    spread
+        Log ratio of the spread of cells to that of the controls, `(b, k)`.
+    centre
+        Mean of the controls, `(b, k, n_latent)`.
+    states
+        Centres of the states, `(k, n_latent)`.
+    softness
+        Variance with which cells belong to the states around them.
+    """
+
+    shift: Tensor
+    spread: Tensor
+    centre: Tensor
+    states: Tensor
+    softness: float
+
+    OWN: ClassVar = ("shift", "spread", "centre")
+
+    def move(self, start: Tensor) -> Tensor:
+        """Where control cells `(b, n_cells, n_latent)` go: each as the states that it belongs to."""
+        square = start.square().sum(-1, keepdim=True) - 2 * start @ self.states.T + self.states.square().sum(-1)
+        share = (-square / (2 * self.softness)).softmax(-1)
+        centre, scale = share @ self.centre, (share @ self.spread[..., None]).exp()
+        return centre + scale * (start - centre) + share @ self.shift
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> StatePrior:
+        """The same with what belongs to populations changed."""
+        return replace(self, **{name: change(getattr(self, name)) for name in self.OWN})
 
 
 @dataclass(frozen=True)
@@ -24,12 +66,17 @@ class Prior:
         Log ratio of the spread of cells to that of the controls, `(b,)`.
     centre
         Mean of the controls, `(b, n_latent)`.
+    states
+        The same for each state of cells; `None` where all cells of a population respond alike.
     """
 
     shift: Tensor
     variance: Tensor
     spread: Tensor
     centre: Tensor
+    states: StatePrior | None = None
+
+    OWN: ClassVar = ("shift", "variance", "spread", "centre")
 
     @classmethod
     def none(cls, n: int, n_latent: int, device: torch.device | str = "cpu") -> Prior:
@@ -39,6 +86,8 @@ class Prior:
 
     def move(self, start: Tensor) -> Tensor:
         """Where control cells `(b, n_cells, n_latent)` go: spread about their centre, and shifted."""
+        if self.states is not None:
+            return self.states.move(start)
         centre, scale = self.centre[:, None], self.spread.exp()[:, None, None]
         return centre + scale * (start - centre) + self.shift[:, None]
 
@@ -46,9 +95,27 @@ class Prior:
         """What the network sees of it, `(b, n_latent + 2)`."""
         return torch.cat([self.shift, self.variance[:, None].log1p(), self.spread[:, None]], dim=-1)
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Prior:
+        """The same with what belongs to populations changed."""
+        parts = {name: change(getattr(self, name)) for name in self.OWN}
+        return Prior(**parts, states=None if self.states is None else self.states.map(change))
+
     def repeat(self, times: int) -> Prior:
         """Each population `times` times, next to each other."""
-        return Prior(*(x.repeat_interleave(times, 0) for x in (self.shift, self.variance, self.spread, self.centre)))
+        return self.map(lambda x: x.repeat_interleave(times, 0))
+
+    @classmethod
+    def stack(cls, priors: Sequence[Prior]) -> Prior:
+        """Several priors of the same populations, along a new first dimension."""
+        first = priors[0]
+
+        def stacked(parts: Sequence[Any], names: tuple[str, ...]) -> dict[str, Tensor]:
+            return {name: torch.stack([getattr(part, name) for part in parts]) for name in names}
+
+        states = first.states
+        if states is not None:
+            states = replace(states, **stacked([prior.states for prior in priors], StatePrior.OWN))
+        return cls(**stacked(priors, cls.OWN), states=states)
 
 
 @dataclass(frozen=True)
@@ -136,7 +203,7 @@ class PopulationTensors:
         """Conditions of populations `group` (-1: control), retrieved as if new in the way of `novelty`."""
         return Condition(
             self.components.take(group),
-            Prior(*(x[novelty, group] for x in vars(self.prior).values())),
+            self.prior.map(lambda x: x[novelty, group]),
             self.categories[group],
             self.numbers[group],
             keep,

@@ -13,7 +13,8 @@ from scvi.utils import track
 
 from scperturbdiff.counts import positions
 from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, iter_rows, read_genes, resample_controls
-from scperturbdiff.diffusion import Components, Condition, Prior
+from scperturbdiff.diffusion import Components, Condition
+from scperturbdiff.priors import make_prior
 from scperturbdiff.retrieval import Conditions, Retrieved
 from scperturbdiff.seeds import derive_seed, seeded
 
@@ -160,6 +161,7 @@ class PopulationGenerator:
         features = space.feature_matrix()
         self._features, self._has_features = module.scale_features(features)
         self._retrieval = None if module.retrieval is None else module.retrieval.with_features(features)
+        self._by_state = None if module.by_state is None else module.by_state.with_features(features)
 
     def generate(self, request: PopulationRequest, progress: bool = True) -> Iterator[Piece]:
         """Yield the populations of `request`, each draw on its own, in order."""
@@ -174,7 +176,7 @@ class PopulationGenerator:
                 mean, component[i : i + 1], dose[i : i + 1], context[i : i + 1], np.full(1, 1 / len(state.rows))
             )
             found, self.evidence[i] = self._retrieve(asked)
-            condition = self._condition(asked, found, codes[i : i + 1], numbers[i : i + 1])
+            condition = self._condition(asked, found, state.latent, codes[i : i + 1], numbers[i : i + 1])
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
             for draw in range(self.settings.n_populations or 1):
                 seed = derive_seed(self.settings.seed, *names, draw)
@@ -237,12 +239,19 @@ class PopulationGenerator:
         return torch.as_tensor(values, dtype=dtype, device=self.module.device)
 
     def _condition(
-        self, asked: Conditions, found: Retrieved, codes: NDArray[np.int64], numbers: NDArray[np.float64]
+        self,
+        asked: Conditions,
+        found: Retrieved,
+        latent: Tensor,
+        codes: NDArray[np.int64],
+        numbers: NDArray[np.float64],
     ) -> Condition:
-        put = self._put
+        put, of_states = self._put, None
+        if self._by_state is not None and (asked.component >= 0).any():
+            of_states = self._by_state.states, *self._by_state.predict(asked, latent.cpu().numpy())
         return Condition(
             Components(put(asked.component, torch.long), put(asked.dose)),
-            Prior(put(found.shift), put(found.variance), put(found.spread), put(asked.control_mean)),
+            make_prior(found, asked, of_states, self.module.device),
             put(codes, torch.long),
             put(numbers),
             put(np.ones(1)),

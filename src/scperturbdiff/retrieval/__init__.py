@@ -1,8 +1,22 @@
 """Retrieval: what a perturbation did elsewhere, and what others did here. Arrays only, no AnnData, no networks."""
 
+from scperturbdiff.retrieval._by_state import StateRetrieval, state_responses
 from scperturbdiff.retrieval._conditions import Conditions, Novelty
 from scperturbdiff.retrieval._responses import Responses, Retrieved
 from scperturbdiff.retrieval._retrieval import Retrieval
 from scperturbdiff.retrieval._settings import RetrievalSettings
+from scperturbdiff.retrieval._states import States, control_moments, match_states
 
-__all__ = ["Conditions", "Novelty", "Responses", "Retrieval", "RetrievalSettings", "Retrieved"]
+__all__ = [
+    "Conditions",
+    "Novelty",
+    "Responses",
+    "Retrieval",
+    "RetrievalSettings",
+    "Retrieved",
+    "StateRetrieval",
+    "States",
+    "control_moments",
+    "match_states",
+    "state_responses",
+]

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 Novelty = Literal["seen", "replicate", "pair", "context", "perturbation"]
 """How a condition is new: not at all; this population; the perturbation in this context; the context; a component."""
 Floats = NDArray[np.float64]
+SITES = 64
+"""More than the number of states there can be."""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the kernel compares: `n` populations.
+    """What the kernel compares: `n` populations, or the states of cells in them, one row each.
 
     Attributes
     ----------
@@ -29,6 +31,12 @@ class Conditions:
         Label of the context, `(n,)`.
     noise
         Sampling variance of the mean shift per dimension, about `1 / n_treated + 1 / n_controls`, `(n,)`.
+    population
+        Number of the population that a row belongs to, `(n,)`. Default: each row is one.
+    state
+        State of cells that a row is about, `(n,)`. Default: 0, all cells.
+    mass
+        Share of the population's control cells in that state, `(n,)`. Default: 1.
     """
 
     control_mean: Floats
@@ -36,9 +44,23 @@ class Conditions:
     dose: Floats
     context: NDArray[np.int64]
     noise: Floats
+    population: NDArray[np.int64] = None  # type: ignore[assignment]
+    state: NDArray[np.int64] = None  # type: ignore[assignment]
+    mass: Floats = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        n = len(self.context)
+        for name, default in (("population", np.arange(n)), ("state", np.zeros(n, np.int64)), ("mass", np.ones(n))):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
 
     def __len__(self) -> int:
         return len(self.context)
+
+    @property
+    def site(self) -> NDArray[np.int64]:
+        """Number of the (context, state) of each row, `(n,)`: where a response is measured."""
+        return self.context * SITES + self.state
 
     def take(self, rows: NDArray[np.integer] | slice) -> Conditions:
         """The conditions of `rows`."""
@@ -66,9 +88,12 @@ class Conditions:
             return same_context & self.same_perturbation(other)
         return self.share_component(other)
 
-    def context_means(self) -> Floats:
-        """Mean of the control means of each context, in the order of sorted labels, `(n_contexts, n_latent)`."""
-        return np.stack([self.control_mean[self.context == label].mean(0) for label in np.unique(self.context)])
+    def site_means(self) -> Floats:
+        """Mean of the control means of each site, in the order of sorted labels, `(n_sites, n_latent)`."""
+        label, site = np.unique(self.site, return_inverse=True)
+        sums = np.zeros((len(label), self.control_mean.shape[1]))
+        np.add.at(sums, site.reshape(-1), self.control_mean)
+        return sums / np.bincount(site.reshape(-1))[:, None]
 
     def pair_codes(self) -> NDArray[np.int64]:
         """Number of the (context, perturbation, dose) of each population, `(n,)`."""

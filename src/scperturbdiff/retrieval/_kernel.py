@@ -48,7 +48,7 @@ class Widths:
     context_scale
         Length scale of the similarity of contexts, in units of the median distance between contexts.
     context_share
-        Share of a response that depends on the context (the rest is common to all contexts).
+        Variance of what depends on the context, relative to that of responses.
     common_share
         Share of a response that all perturbations have in common.
     feature_share
@@ -81,7 +81,7 @@ class Widths:
 
 GRID: dict[str, tuple[float, ...]] = {
     "context_scale": (0.15, 0.25, 0.4, 0.7, 1.2, 3.0),
-    "context_share": (0.0, 0.3, 0.6, 0.9, 1.0),
+    "context_share": (0.0, 0.1, 0.3, 1.0),
     "common_share": (0.0, 0.1, 0.3, 0.6),
     "feature_share": (0.0, 0.3, 0.6, 0.9, 0.99),
     "feature_linear": (0.0, 0.5, 1.0),
@@ -112,6 +112,9 @@ class ResponseKernel:
         Similarities learned from responses, for ``widths.response_share``.
     strength
         How strongly doses act.
+    mean_variance
+        Variance of the mean over contexts of a perturbation's response. Large: a flat prior, under which the weights of
+        what is known of a perturbation sum to one (ordinary kriging).
     """
 
     widths: Widths
@@ -120,6 +123,7 @@ class ResponseKernel:
     moments: FeatureMoments | None = None
     learned: ResponseSimilarity | None = None
     strength: DoseStrength = field(default_factory=DoseStrength)
+    mean_variance: float = 1.0
 
     def __call__(self, a: Conditions, b: Conditions) -> Floats:
         """Covariance of the shifts of `a` and `b`, `(len(a), len(b))`."""
@@ -134,10 +138,10 @@ class ResponseKernel:
         return np.diagonal(self(a, a))
 
     def contexts(self, a: Floats, b: Floats) -> Floats:
-        """Similarity of contexts with control means `a` and `b`."""
+        """Covariance of the responses of contexts with control means `a` and `b`."""
         squared = np.maximum(squared_distances(a, b), 0)
         near = np.exp(-0.5 * squared / (self.widths.context_scale * self.median_distance) ** 2)
-        return (1 - self.widths.context_share) + self.widths.context_share * near
+        return self.mean_variance + self.widths.context_share * near
 
     def _doses(self, a: Floats, b: Floats) -> Floats:
         """Covariance of the responses at log-scaled doses, `(len(a), len(b))`."""

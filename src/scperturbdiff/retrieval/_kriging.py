@@ -47,7 +47,7 @@ def neighborhoods(
     noise: Floats,
     queries: Conditions,
     novelty: Novelty,
-    leave: NDArray[np.int64] | None,
+    leave: bool,
     n_neighbors: int,
     chunk: int = 128,
     among_known: Floats | None = None,
@@ -67,7 +67,7 @@ def neighborhoods(
     novelty
         In which way they are new: what they may not use, see :meth:`Conditions.excluded`.
     leave
-        A further training condition that each may not use, `(q,)`; `None` for none.
+        Whether they may not use their own population either.
     n_neighbors
         Training conditions that each uses at most.
     chunk
@@ -84,8 +84,8 @@ def neighborhoods(
         rows = slice(start, min(start + chunk, len(queries)))
         part = queries.take(rows)
         barred = part.excluded(known, novelty)
-        if leave is not None:
-            barred[np.arange(len(part)), leave[rows]] = True
+        if leave:
+            barred |= part.population[:, None] == known.population[None, :]
         covariance = np.where(barred, 0.0, kernel(part, known))
         if shared is not None:
             near = np.tile(diagonal, (len(part), 1))
@@ -124,7 +124,8 @@ def choose_widths(
     kernel
         Makes the kernel of given widths.
     """
-    left_out = conditions.excluded(conditions, novelty) | np.eye(len(conditions), dtype=bool)
+    left_out = conditions.excluded(conditions, novelty)
+    left_out |= conditions.population[:, None] == conditions.population[None, :]
     patterns, pattern = np.unique(left_out, axis=0, return_inverse=True)
     best, best_error = start, np.inf
     for _ in range(2):
@@ -135,14 +136,18 @@ def choose_widths(
                     continue
                 covariance = kernel(widths)(conditions, conditions)
                 covariance[np.diag_indices(len(conditions))] += widths.nugget + conditions.noise / signal
-                error = left_out_error(covariance, shifts, patterns, pattern.reshape(-1))
+                error = left_out_error(covariance, shifts, patterns, pattern.reshape(-1), conditions.mass)
                 if error < best_error * (1 - 1e-3):
                     best, best_error = widths, error
     return best
 
 
 def left_out_error(
-    covariance: Floats, shifts: Floats, patterns: NDArray[np.bool_], pattern: NDArray[np.int64]
+    covariance: Floats,
+    shifts: Floats,
+    patterns: NDArray[np.bool_],
+    pattern: NDArray[np.int64],
+    mass: Floats | None = None,
 ) -> float:
     """Mean squared error when each condition is predicted without what it excludes (closed form, one inverse).
 
@@ -156,6 +161,8 @@ def left_out_error(
         Sets of conditions to leave out together, `(n_patterns, n)`.
     pattern
         Set left out for each condition, itself included, `(n,)`.
+    mass
+        Weight of each condition's error, `(n,)`; `None`: 1.
     """
     precision = np.linalg.inv(covariance)
     weighted = precision @ shifts
@@ -165,4 +172,4 @@ def left_out_error(
         residual = np.linalg.solve(precision[np.ix_(members, members)], weighted[members])
         wanted = pattern[members] == number
         error[members[wanted]] = (residual[wanted] ** 2).mean(1)
-    return float(error.mean())
+    return float(np.average(error, weights=mass))

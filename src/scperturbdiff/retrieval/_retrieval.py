@@ -111,18 +111,17 @@ class Retrieval:
         """
         settings = settings or RetrievalSettings()
         conditions, shift = responses.conditions, responses.shift
-        means = conditions.context_means()
-        between = np.sqrt(np.maximum(squared_distances(means, means), 0))[np.triu_indices(len(means), 1)]
+        means = conditions.site_means()
         found = cls(
             responses,
             features,
             settings,
-            median_distance=float(np.median(between)) if between.size else 1.0,
+            median_distance=_median_distance(means),
             signal=max(float((shift**2).mean() - conditions.noise.mean()), 1e-3),
             moments=None if features is None else FeatureMoments.of(features, conditions),
             strength=DoseStrength.of(conditions, shift, settings),
         )
-        tried = np.sort(np.random.default_rng(seed).permutation(len(responses))[: settings.n_left_out])
+        tried = _whole_populations(conditions, settings.n_left_out, seed)
         found = replace(found, widths=found._choose_widths(tried))
         found = found._learn_similarity(means, tried, seed)
         found = replace(found, lengths=found._measure_lengths(tried))
@@ -148,11 +147,11 @@ class Retrieval:
         known, shift, n = self.responses.conditions, self.responses.shift, n_components(self.responses.conditions)
         if not can_learn(known, self.settings.max_contexts):
             return self
-        prior = self._kernel(self.widths["pair"]).contexts(means, means)
+        prior = replace(self._kernel(self.widths["pair"]), mean_variance=1.0).contexts(means, means)
         pair = known.pair_codes()
         fold = (np.random.default_rng(seed).permutation(pair.max() + 1) % self.settings.n_folds)[pair]
         parts = [np.flatnonzero(fold != number) for number in range(self.settings.n_folds)]
-        if any(len(np.unique(known.context[part])) < len(means) for part in parts):
+        if any(len(np.unique(known.site[part])) < len(means) for part in parts):
             return self  # a context whose every condition lies in one fold cannot be left out
         learned = [
             learn_similarity(known.take(part), shift[part], prior, self.signal, n, self.settings, seed)
@@ -171,27 +170,30 @@ class Retrieval:
 
     def _error(self, novelty: Novelty, rows: NDArray[np.int64]) -> float:
         """Mean squared error of the shifts of training conditions that are left out."""
-        error: float = ((self.leave_out(novelty, rows).shift - self.responses.shift[rows]) ** 2).mean()
-        return error
+        error = ((self.leave_out(novelty, rows).shift - self.responses.shift[rows]) ** 2).mean(1)
+        return float(np.average(error, weights=self.responses.conditions.mass[rows]))
 
     def _measure_lengths(self, tried: NDArray[np.int64]) -> Lengths:
         left_out = self.leave_out("context", tried).shift
-        return Lengths(tried, (left_out * self.responses.shift[tried]).sum(1), (left_out**2).sum(1))
+        mass = self.responses.conditions.mass[tried]
+        explained = (left_out * self.responses.shift[tried]).sum(1)
+        return Lengths(tried, mass * explained, mass * (left_out**2).sum(1))
 
     def _explain(self, novelty: Novelty, rows: NDArray[np.int64]) -> float:
         known = self.responses.conditions
         left = ~known.take(rows).excluded(known, novelty)
-        left[np.arange(len(rows)), rows] = False
+        left &= known.population[rows][:, None] != known.population[None, :]
         if novelty == "replicate":  # another population of the same condition must be there
             left &= known.pair_codes()[rows][:, None] == known.pair_codes()[None, :]
         if novelty == "perturbation" and self.features is None:
             left[:] = False
         rows = rows[left.any(axis=1)]
-        shift, noise = self.responses.shift[rows], known.noise[rows].sum() * self._n_latent
-        size = (shift**2).sum() - noise
+        shift, mass = self.responses.shift[rows], known.mass[rows]
+        noise = (mass * known.noise[rows]).sum() * self._n_latent
+        size = mass @ (shift**2).sum(1) - noise
         if size <= 0:
             return float("nan")
-        error = ((self.leave_out(novelty, rows).shift - shift) ** 2).sum() - noise
+        error = mass @ ((self.leave_out(novelty, rows).shift - shift) ** 2).sum(1) - noise
         return float(1 - max(error, 0) / size)
 
     @property
@@ -244,15 +246,15 @@ class Retrieval:
         """Responses of the training conditions `rows` (default: all) as if each were new in the way of `novelty`."""
         known = self.responses.conditions
         rows = np.arange(len(known)) if rows is None else rows
-        widths, own = self.widths[novelty], None if novelty == "seen" else rows
+        widths, alone = self.widths[novelty], novelty != "seen"
         if not widths.response_share or self.similarity is None:
-            return self._krige(known.take(rows), novelty, self._kernel(widths), leave=own)
+            return self._krige(known.take(rows), novelty, self._kernel(widths), leave=alone)
         out = Retrieved.nothing(len(rows), self._n_latent, novelty=novelty)
         for fold, similarity in enumerate(self.similarity.folds):  # must not know the response that is left out
             at = np.flatnonzero(self.similarity.fold[rows] == fold)
             if len(at):
                 kernel = self._kernel(widths, similarity)
-                out.put(at, self._krige(known.take(rows[at]), novelty, kernel, leave=rows[at]))
+                out.put(at, self._krige(known.take(rows[at]), novelty, kernel, leave=alone))
         return out
 
     @property
@@ -260,7 +262,15 @@ class Retrieval:
         return self.responses.shift.shape[1]
 
     def _kernel(self, widths: Widths, similarity: ResponseSimilarity | None = None) -> ResponseKernel:
-        return ResponseKernel(widths, self.median_distance, self.features, self.moments, similarity, self.strength)
+        return ResponseKernel(
+            widths,
+            self.median_distance,
+            self.features,
+            self.moments,
+            similarity,
+            self.strength,
+            self.settings.mean_variance,
+        )
 
     @cached_property
     def _systems(self) -> dict[Novelty, tuple[ResponseKernel, Floats | None]]:
@@ -282,7 +292,7 @@ class Retrieval:
         novelty: Novelty,
         kernel: ResponseKernel,
         n_genes: int = 0,
-        leave: NDArray[np.int64] | None = None,
+        leave: bool = False,
         among: Floats | None = None,
         chunk: int = 128,
     ) -> Retrieved:
@@ -293,22 +303,27 @@ class Retrieval:
         n = self.settings.n_neighbors
         for around in neighborhoods(kernel, known, noise, asked, novelty, leave, n, chunk, among):
             rows, near, weights = around.rows, around.near, around.weights()
+            shift = np.einsum("qk,qkd->qd", weights, measured.shift[near])
+            real = _real_share(shift, (weights**2 * known.noise[near]).sum(1))
             length = self._length(novelty, around.over_all(np.abs(weights), len(known)))
-            out.shift[rows] = length[:, None] * np.einsum("qk,qkd->qd", weights, measured.shift[near])
-            out.spread[rows] = (weights * measured.spread[near]).sum(1)
-            out.library[rows] = (weights * measured.library[near]).sum(1)
+            out.shift[rows] = (length * real)[:, None] * shift
+            out.spread[rows] = real * (weights * measured.spread[near]).sum(1)
+            out.library[rows] = real * (weights * measured.library[near]).sum(1)
             if n_genes:
                 out.residual[rows] = [
-                    w @ measured.residual[k].astype(np.float32) for w, k in zip(weights, near, strict=True)
+                    r * (w @ measured.residual[k].astype(np.float32))
+                    for r, w, k in zip(real, weights, near, strict=True)
                 ]
-            prior = kernel.diagonal(asked.take(rows)) + nugget
-            out.prior_variance[rows] = self.signal * prior
+            part = asked.take(rows)
+            prior = kernel.diagonal(part) + nugget
+            out.prior_variance[rows] = self.signal * (replace(kernel, mean_variance=1.0).diagonal(part) + nugget)
             out.variance[rows] = np.maximum(self.signal * (prior - (weights * around.to_known).sum(1)), 0)
         return out
 
     def _length(self, novelty: Novelty, used: Floats) -> Floats:
         """Factor on the length of predictions that use the training conditions with these weights, `(q,)`."""
-        if novelty != "context" or self.lengths is None:
+        n_contexts = len(np.unique(self.responses.conditions.context))
+        if novelty != "context" or self.lengths is None or n_contexts < self.settings.min_contexts_for_length:
             return np.ones(len(used))
         return self.lengths.factor(used, self._n_latent * self.responses.conditions.noise, self.settings.length_bounds)
 
@@ -327,10 +342,40 @@ class Retrieval:
         ValueError
             If the state has another version.
         """
-        if (version := state.get("version")) != VERSION:
-            raise ValueError(f"The saved retrieval has format {version!r}; this version reads {VERSION}.")
-        found: Retrieval = from_state(state["retrieval"], _KINDS)
+        found: Retrieval = from_saved(state, {})
         return found
+
+
+def from_saved(state: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
+    """What was saved, of the classes that make up a :class:`Retrieval` and `kinds`."""
+    if (version := state.get("version")) != VERSION:
+        raise ValueError(f"The saved retrieval has format {version!r}; this version reads {VERSION}.")
+    return from_state(state["retrieval"], {**_KINDS, **kinds})
+
+
+def _whole_populations(conditions: Conditions, n_rows: int, seed: int) -> NDArray[np.int64]:
+    """Rows of a random choice of populations, about `n_rows` at most."""
+    number = np.unique(conditions.population, return_inverse=True)[1].reshape(-1)
+    n = int(number.max()) + 1
+    n_chosen = max(1, n_rows * n // len(conditions))
+    chosen = np.random.default_rng(seed).permutation(n)[:n_chosen]
+    return np.flatnonzero(np.isin(number, chosen))
+
+
+def _real_share(shift: Floats, noise: Floats) -> Floats:
+    """Share of shifts `(q, n_latent)` that is not sampling noise (positive-part James-Stein), `(q,)`.
+
+    `noise` is their variance per dimension, `(q,)`.
+    """
+    share: Floats = 1 - noise / np.maximum((shift**2).mean(1), 1e-12)
+    return np.clip(share, 0, 1)
+
+
+def _median_distance(means: Floats) -> float:
+    """Median distance between sites; that of unrelated points of unit variance where they are not apart."""
+    between = np.sqrt(np.maximum(squared_distances(means, means), 0))[np.triu_indices(len(means), 1)]
+    apart = between[between > 1e-6]
+    return float(np.median(apart)) if apart.size else float(np.sqrt(2 * means.shape[1]))
 
 
 _KINDS: dict[str, type] = {

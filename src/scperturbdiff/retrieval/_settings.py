@@ -11,6 +11,20 @@ class RetrievalSettings:
 
     Attributes
     ----------
+    mean_variance
+        Prior variance of a perturbation's mean response over contexts, relative to that of responses: practically flat.
+    min_contexts_for_length
+        Contexts without which lengths of predictions are left as they are.
+    n_states
+        Numbers of states of cells that are tried beside one.
+    state_softness
+        Variance with which cells belong to the states around them, in units of that within states.
+    state_steps
+        Steps of matching treated cells to states.
+    state_balance
+        How firmly states keep their share of cells in treated populations, in [0, 1]: 1 is balanced transport.
+    state_prior_cells
+        Cells with the shift of the whole population that are added to each state.
     n_neighbors
         Training conditions that a prediction uses at most.
     n_left_out
@@ -35,6 +49,13 @@ class RetrievalSettings:
         Weight of "all doses act alike", in perturbations of average strength.
     """
 
+    mean_variance: float = 100.0
+    min_contexts_for_length: int = 4
+    n_states: tuple[int, ...] = (2, 4, 8)
+    state_softness: float = 2.0
+    state_steps: int = 15
+    state_balance: float = 0.5
+    state_prior_cells: float = 2.0
     n_neighbors: int = 192
     n_left_out: int = 256
     length_bounds: tuple[float, float] = (0.5, 1.5)

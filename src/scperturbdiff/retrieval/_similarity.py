@@ -52,7 +52,7 @@ class ResponseSimilarity:
 
     def __call__(self, a: Conditions, b: Conditions, doses: Callable[[Floats, Floats], Floats]) -> Floats:
         """Covariance of the shifts of `a` and `b`, `(len(a), len(b))`; 0 where a context is unknown."""
-        (first, known_first), (second, known_second) = (self._codes(c.context) for c in (a, b))
+        (first, known_first), (second, known_second) = (self._codes(c.site) for c in (a, b))
         contexts = self.context_covariance[np.ix_(first, second)] * np.outer(known_first, known_second)
         return contexts * additive_covariance(a, b, self._components, doses)
 
@@ -93,7 +93,7 @@ class LearnedSimilarity:
 def can_learn(conditions: Conditions, max_contexts: int) -> bool:
     """Whether there are single perturbations in several contexts, but not in too many, and several perturbations."""
     single = (conditions.component >= 0).sum(1) == 1
-    n_contexts = len(np.unique(conditions.context))
+    n_contexts = len(np.unique(conditions.site))
     n_single = len(np.unique(conditions.component[single].max(1))) if single.any() else 0
     return 2 <= n_contexts <= max_contexts and n_single >= 4
 
@@ -148,7 +148,7 @@ def learn_similarity(
     u, s, _ = np.linalg.svd(white, full_matrices=False)
     factors = u[:, : settings.n_factors] * s[: settings.n_factors]
     own = own + np.maximum((white**2).sum(1) - (factors**2).sum(1), 0)
-    return ResponseSimilarity(np.unique(conditions.context), covariance, factors, own)
+    return ResponseSimilarity(np.unique(conditions.site), covariance, factors, own)
 
 
 def _response_table(conditions: Conditions, shifts: Floats, n_components: int, signal: float) -> tuple[Floats, Floats]:
@@ -158,7 +158,7 @@ def _response_table(conditions: Conditions, shifts: Floats, n_components: int, s
     """
     single = np.flatnonzero((conditions.component >= 0).sum(1) == 1)
     component = conditions.component[single].max(1)
-    contexts, context = np.unique(conditions.context, return_inverse=True)
+    contexts, context = np.unique(conditions.site, return_inverse=True)
     weight = signal / conditions.noise[single]
     shape = (n_components, len(contexts))
     total, values = np.zeros(shape), np.zeros((*shape, shifts.shape[1]))

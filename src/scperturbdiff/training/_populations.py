@@ -8,15 +8,18 @@ import numpy as np
 import torch
 
 from scperturbdiff.diffusion import Components, PopulationTensors, Prior
-from scperturbdiff.retrieval import Retrieval, Retrieved
+from scperturbdiff.priors import make_prior
+from scperturbdiff.retrieval import Retrieved
 from scperturbdiff.training._settings import SETTINGS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from scperturbdiff.data import PopulationTable
     from scperturbdiff.responses import MeasuredPopulations
-    from scperturbdiff.retrieval import Novelty
+    from scperturbdiff.retrieval import Novelty, Retrieval, StateRetrieval
 
 
 def split_populations(
@@ -53,7 +56,7 @@ def split_populations(
 
 
 def population_tensors(
-    populations: MeasuredPopulations, retrieved: list[Retrieved], device: torch.device
+    populations: MeasuredPopulations, priors: Sequence[Prior], device: torch.device
 ) -> PopulationTensors:
     """Conditions of populations on the device, with a last row for control populations.
 
@@ -61,29 +64,25 @@ def population_tensors(
     ----------
     populations
         Populations.
-    retrieved
+    priors
         Their retrieved responses for each way of being new; with none, no response.
     device
         Where to.
     """
-    table, centre = populations.table, populations.responses.conditions.control_mean
+    table = populations.table
 
     def put(values: NDArray, last: float, dtype: torch.dtype) -> torch.Tensor:
-        out = torch.as_tensor(values, dtype=dtype)
-        return torch.cat([out, torch.full((1, *out.shape[1:]), last, dtype=dtype)]).to(device)
+        return with_last(torch.as_tensor(values, dtype=dtype, device=device), last)
 
-    if not retrieved:
-        retrieved = [Retrieved.nothing(*centre.shape)]
-    shift, variance, spread = (
-        torch.stack([put(part, 0.0, torch.float32) for part in parts])
-        for parts in zip(*((r.shift, r.variance, r.spread) for r in retrieved), strict=True)
-    )
-    centres = put(centre, 0.0, torch.float32).expand(len(retrieved), -1, -1)
+    def with_last(values: torch.Tensor, last: float = 0.0) -> torch.Tensor:
+        return torch.cat([values, torch.full((1, *values.shape[1:]), last, dtype=values.dtype, device=device)])
+
+    priors = priors or [Prior.none(len(table), populations.latent.shape[1], device)]
     return PopulationTensors(
         Components(put(table.component, -1, torch.long), put(table.dose, 0.0, torch.float32)),
         put(table.categories, -1, torch.long),
         put(table.numbers, 0.0, torch.float32),
-        Prior(shift, variance, spread, centres),
+        Prior.stack([prior.map(with_last) for prior in priors]),
     )
 
 
@@ -102,20 +101,51 @@ def useful_novelties(table: PopulationTable, has_features: bool) -> list[Novelty
     return out
 
 
-def rehearsed_responses(retrieval: Retrieval, table: PopulationTable) -> list[Retrieved]:
-    """Retrieved responses of the training populations for each way of being new that training rehearses.
+def left_out_prior(
+    populations: MeasuredPopulations,
+    retrieval: Retrieval,
+    by_state: StateRetrieval | None,
+    novelty: Novelty,
+    rows: NDArray[np.int64] | None = None,
+    device: torch.device | str = "cpu",
+) -> Prior:
+    """What is retrieved of training populations `rows` (default: all) as if each were new in the way of `novelty`.
 
     Where a condition has many replicates, leaving one out tells which one it was: the mean of the others and what is
     left out add up to the same sum. A network that has learned to solve for it invents a replicate when it is shown the
-    mean of all, as it is at prediction. From `many_replicates` on that mean is what training shows, too.
+    mean of all, as it is at prediction. From `many_replicates` on that mean is what is given.
     """
-    out: list[Retrieved] = []
-    for novelty in useful_novelties(table, retrieval.features is not None):
-        found = retrieval.leave_out(novelty)
-        if novelty == "replicate" and (many := count_replicates(table) >= SETTINGS.many_replicates).any():
-            found.put(np.flatnonzero(many), retrieval.leave_out("seen", np.flatnonzero(many)))
-        out.append(found)
-    return out
+    rows = np.arange(len(populations.table)) if rows is None else rows
+    many = np.zeros(len(rows), bool)
+    if novelty == "replicate":
+        many = count_replicates(populations.table)[rows] >= SETTINGS.many_replicates
+    parts = [(np.flatnonzero(~many), novelty), (np.flatnonzero(many), "seen")]
+    known, n_latent = retrieval.responses.conditions, populations.latent.shape[1]
+    found = Retrieved.nothing(len(rows), n_latent, novelty=novelty)
+    for at, way in parts:
+        if len(at):
+            found.put(at, retrieval.leave_out(way, rows[at]))
+    if by_state is None:
+        return make_prior(found, known.take(rows), device=device)
+    k = len(by_state.states)
+    items = (rows[:, None] * k + np.arange(k)).reshape(-1)
+    each = Retrieved.nothing(len(items), n_latent, novelty=novelty)
+    for at, way in parts:
+        if len(at):
+            each.put((at[:, None] * k + np.arange(k)).reshape(-1), by_state.leave_out(way, rows[at]))
+    where = by_state.retrieval.responses.conditions.take(items)
+    return make_prior(found, known.take(rows), (by_state.states, where, each), device)
+
+
+def rehearsed_priors(
+    populations: MeasuredPopulations,
+    retrieval: Retrieval,
+    by_state: StateRetrieval | None,
+    device: torch.device,
+) -> list[Prior]:
+    """What is retrieved of the training populations for each way of being new that training rehearses."""
+    ways = useful_novelties(populations.table, retrieval.features is not None)
+    return [left_out_prior(populations, retrieval, by_state, way, device=device) for way in ways]
 
 
 def count_replicates(table: PopulationTable) -> NDArray[np.int64]:

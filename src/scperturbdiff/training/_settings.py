@@ -21,6 +21,13 @@ class TrainingSettings:
         Held-out populations without which the network is not used: fewer say nothing about it.
     many_replicates
         Populations of a condition from which training shows the response retrieved from all of them, not the others'.
+    state_cells, state_populations, state_cells_scored
+        Control cells that states are found among; populations that are left out to choose their number, and cells of
+        each that are scored, at most.
+    cells_per_state
+        Control cells there must be for each state.
+    state_margin
+        Relative change of the energy distance of left-out populations that more states must bring.
     """
 
     latent_passes: int = 15
@@ -31,6 +38,11 @@ class TrainingSettings:
     held_out: int = 8
     min_held_out: int = 5
     many_replicates: int = 4
+    state_cells: int = 20000
+    state_populations: int = 64
+    state_cells_scored: int = 200
+    cells_per_state: int = 20
+    state_margin: float = 0.05
 
 
 SETTINGS = TrainingSettings()

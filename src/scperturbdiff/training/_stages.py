@@ -22,16 +22,24 @@ from scperturbdiff.diffusion import (
     split_callbacks,
 )
 from scperturbdiff.latent import CellDataModule, LatentTrainingPlan
+from scperturbdiff.priors import make_prior
 from scperturbdiff.report import FEW_CELLS, TrainingReport
-from scperturbdiff.responses import MeasuredPopulations, ResponseSettings, measure_populations, replicate_factors
+from scperturbdiff.responses import (
+    MeasuredPopulations,
+    ResponseSettings,
+    measure_populations,
+    replicate_factors,
+    response_of_states,
+)
 from scperturbdiff.retrieval import Retrieval
 from scperturbdiff.training._populations import (
     count_replicates,
     population_tensors,
-    rehearsed_responses,
+    rehearsed_priors,
     split_populations,
 )
 from scperturbdiff.training._settings import SETTINGS
+from scperturbdiff.training._states import choose_states
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -281,10 +289,11 @@ class PopulationTraining:
         return None if objective == "energy_score" else 0
 
     def _retrieve(self, populations: MeasuredPopulations) -> None:
-        responses = populations.responses
-        self.module.retrieval = None
+        module, responses = self.module, populations.responses
+        module.retrieval = module.by_state = None
         if len(responses):
-            self.module.retrieval = Retrieval.fit(responses, self.features, self.module.retrieval_settings, self.seed)
+            module.retrieval = Retrieval.fit(responses, self.features, module.retrieval_settings, self.seed)
+            module.by_state = choose_states(populations, module.retrieval, module.expression, self.seed)
 
     def _set_replicates(self, populations: MeasuredPopulations, n_factors: int | None) -> None:
         """Give both generators the law of replicates."""
@@ -295,9 +304,9 @@ class PopulationTraining:
             generator.set_replicates(factors)
 
     def _training_set(self, training: MeasuredPopulations) -> tuple[PopulationSampler, PopulationTensors]:
-        retrieval, table = self.module.retrieval, training.table
-        retrieved = [] if retrieval is None else rehearsed_responses(retrieval, table)
-        return self._sampler(table), population_tensors(training, retrieved, self.latent.device)
+        retrieval, device = self.module.retrieval, self.latent.device
+        priors = [] if retrieval is None else rehearsed_priors(training, retrieval, self.module.by_state, device)
+        return self._sampler(training.table), population_tensors(training, priors, device)
 
     def _validation_set(self) -> tuple[tuple[PopulationSampler, PopulationTensors], list[Novelty]]:
         held_out = self.measured.take(self.held_out)
@@ -305,8 +314,14 @@ class PopulationTraining:
             raise ValueError(
                 f"All {len(self.held_out)} populations would be held out and none trained on: lower validation_size."
             )
-        retrieved = self.module.retrieval.predict(held_out.responses.conditions)
-        tensors = population_tensors(held_out, [retrieved], self.latent.device)
+        conditions, by_state = held_out.responses.conditions, self.module.by_state
+        retrieved = self.module.retrieval.predict(conditions)
+        of_states = None
+        if by_state is not None:
+            where = response_of_states(held_out, by_state.states, by_state.retrieval.settings).conditions
+            of_states = by_state.states, where, by_state.retrieval.predict(where)
+        prior = make_prior(retrieved, conditions, of_states, self.latent.device)
+        tensors = population_tensors(held_out, [prior], self.latent.device)
         return (self._sampler(held_out.table), tensors), retrieved.novelty
 
     def _sampler(self, table: PopulationTable) -> PopulationSampler:

@@ -1,0 +1,128 @@
+"""Retrieval state by state: what the cells of a state did elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scperturbdiff.retrieval._conditions import Conditions
+from scperturbdiff.retrieval._responses import Responses
+from scperturbdiff.retrieval._retrieval import VERSION, Retrieval, from_saved
+from scperturbdiff.retrieval._state import to_state
+from scperturbdiff.retrieval._states import StateMoments, States
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from scperturbdiff.retrieval._conditions import Floats, Novelty
+    from scperturbdiff.retrieval._responses import Retrieved
+
+MIN_CELLS = 0.1
+"""Fewer cells of a state say as little as these."""
+
+
+@dataclass(frozen=True)
+class StateRetrieval:
+    """Retrieval whose conditions are states of cells in populations, `n_states` rows for each population in turn.
+
+    Attributes
+    ----------
+    states
+        The states.
+    retrieval
+        Retrieval of their shifts and spreads.
+    """
+
+    states: States
+    retrieval: Retrieval
+
+    def conditions(self, asked: Conditions, cells: NDArray[np.floating]) -> Conditions:
+        """Conditions of the states of one population, of its control cells `(n, n_latent)`."""
+        share = self.states.shares(cells)
+        size = share.sum(0)
+        mean = share.T @ cells.astype(np.float64) / np.maximum(size, 1e-12)[:, None]
+        noise = self.states.variance / np.maximum(size, MIN_CELLS)
+        return by_state(asked, mean[None], noise[None], size[None] / size.sum())
+
+    def predict(self, asked: Conditions, cells: NDArray[np.floating]) -> tuple[Conditions, Retrieved]:
+        """Response of each state of one population to expect, and what it was retrieved for."""
+        conditions = self.conditions(asked, cells)
+        return conditions, self.retrieval.predict(conditions)
+
+    def leave_out(self, novelty: Novelty, populations: NDArray[np.int64] | None = None) -> Retrieved:
+        """Responses of the states of training `populations` (default: all) as if each were new."""
+        k = len(self.states)
+        rows = None if populations is None else (populations[:, None] * k + np.arange(k)).reshape(-1)
+        return self.retrieval.leave_out(novelty, rows)
+
+    def with_features(self, features: Floats | None) -> StateRetrieval:
+        """The same with the feature table of further components."""
+        return replace(self, retrieval=self.retrieval.with_features(features))
+
+    def state(self) -> dict[str, Any]:
+        """Tensors, numbers and text for saving, with the version of their format."""
+        return {"version": VERSION, "retrieval": to_state(self)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> StateRetrieval:
+        """What :meth:`state` gave; as :meth:`Retrieval.from_state`."""
+        found: StateRetrieval = from_saved(state, {"StateRetrieval": StateRetrieval, "States": States})
+        return found
+
+
+def by_state(conditions: Conditions, mean: Floats, noise: Floats, mass: Floats) -> Conditions:
+    """Conditions of the states of populations, `(n * n_states)` rows.
+
+    Parameters
+    ----------
+    conditions
+        The `n` populations.
+    mean
+        Means of control cells, `(n, n_states, n_latent)`.
+    noise, mass
+        Fields of :class:`Conditions`, `(n, n_states)`.
+    """
+    n, k = mass.shape
+    rows = np.repeat(np.arange(n), k)
+    return Conditions(
+        mean.reshape(n * k, -1),
+        conditions.component[rows],
+        conditions.dose[rows],
+        conditions.context[rows],
+        noise.reshape(-1),
+        rows,
+        np.tile(np.arange(k), n),
+        mass.reshape(-1),
+    )
+
+
+def state_responses(
+    states: States, conditions: Conditions, controls: StateMoments, treated: StateMoments, pseudo_cells: float
+) -> Responses:
+    """What each state of each population did; without libraries and residuals.
+
+    Parameters
+    ----------
+    states
+        The states.
+    conditions
+        The populations.
+    controls, treated
+        Their matched controls and treated cells.
+    pseudo_cells
+        Cells with the controls' spread that are added to each state before spreads are compared.
+    """
+    effective = [1 / np.maximum(moments.effective, MIN_CELLS) for moments in (controls, treated)]
+    noise = states.variance * (effective[0] + effective[1])
+    mass = controls.size / controls.size.sum(1, keepdims=True)
+    few, size = pseudo_cells, treated.effective
+    before = (controls.effective * controls.variance + few * states.variance) / (controls.effective + few)
+    after = (size * treated.variance + few * before) / (size + few)
+    spread = (0.5 * np.log(np.maximum(after, 1e-12) / np.maximum(before, 1e-12))).reshape(-1)
+    shift = (treated.mean - controls.mean).reshape(len(spread), -1)
+    nothing = np.zeros(len(spread)), np.zeros((len(spread), 0), np.float16)
+    return Responses(by_state(conditions, controls.mean, noise, mass), shift, spread, *nothing)
