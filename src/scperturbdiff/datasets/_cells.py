@@ -95,26 +95,22 @@ def _effect(
     effects: Perturbations,
 ) -> NDArray[np.float32]:
     """Change of the log rates of treated cells, shape `(n_cells, n_genes)`."""
-    n_single = len(effects.programme)
     out = np.zeros((len(label), contexts.base.shape[1]), dtype=np.float32)
-    pair = label - n_single
-    for rows, part in (
-        (np.flatnonzero(pair < 0), None),
-        (np.flatnonzero(pair >= 0), 0),
-        (np.flatnonzero(pair >= 0), 1),
-    ):
-        if not rows.size:
-            continue
-        component = label[rows] if part is None else effects.pairs[pair[rows], part]
+    pair = label - len(effects.programme)
+    paired = np.flatnonzero(pair >= 0)
+    components = np.column_stack([label, np.full_like(label, -1)])
+    components[paired] = effects.pairs[pair[paired]]
+    for part in components.T:
+        rows = np.flatnonzero(part >= 0)
+        component = part[rows]
         scale = effects.context_scale[context[rows], component]
         if not np.isnan(dose[rows]).any():
             scale = scale * saturation(dose[rows], effects.ec50[component])
         for k in range(effects.programme.shape[1]):
             strength = scale * response(activity[rows, effects.pathway[component, k]])
             out[rows] += strength.astype(np.float32)[:, None] * effects.programme[component, k]
-    rows = np.flatnonzero(pair >= 0)
-    if rows.size and effects.interaction.any():
-        parts = effects.pairs[pair[rows]]
+    if effects.interaction.any():
+        parts, rows = components[paired], paired
         # The mean strength of the context, not the cell's, so that the true effect has a closed form.
         both = effects.strength[context[rows, None], parts].mean(axis=-1)
         if not np.isnan(dose[rows]).any():

@@ -59,18 +59,14 @@ def simulate(
 
     Parameters
     ----------
-    n_contexts
-        Number of cell types, `"C1"`, `"C2"` and so on. Contexts that look alike as controls respond alike.
-    n_perturbations
-        Number of single perturbations, `"P01"`, `"P02"` and so on.
-    n_cells_per_population
-        Cells in each treated population, that is, each (context, perturbation, dose, batch).
-    n_genes
-        Number of genes.
-    n_batches
-        Number of donors, `"D1"` and so on. Each has every condition.
-    n_control_cells
-        Control cells in each (context, batch). Default: twice `n_cells_per_population`.
+    n_contexts, n_perturbations
+        Numbers of cell types, `"C1"` and so on (those that look alike as controls respond alike), and of single
+        perturbations, `"P01"` and so on.
+    n_cells_per_population, n_control_cells
+        Cells in each treated population, that is, each (context, perturbation, dose, batch), and control cells in each
+        (context, batch), by default twice as many.
+    n_genes, n_batches
+        Numbers of genes and of donors, `"D1"` and so on. Each donor has every condition.
     combinations
         Number of pairs `"P01+P02"`, drawn at random.
     interaction
@@ -80,12 +76,10 @@ def simulate(
     doses
         Positive doses at which every perturbation is given; the effect saturates (Hill coefficient 1.5, half-maximal
         dose drawn per perturbation around the middle of `doses`). Controls have dose 0. `None`: no dose column.
-    hidden_factor
+    hidden_factor, hidden_scale
         Law of the unrecorded factor that has one value per treated population (0 in controls): `"none"` (always 0),
-        `"gaussian"` (standard normal), `"two_modes"` (-1 or 1).
-    hidden_scale
-        Factor of the programme along which the unrecorded factor moves populations (normal log fold changes on a
-        fifth of the genes).
+        `"gaussian"` (standard normal), `"two_modes"` (-1 or 1); and factor of the programme along which it moves
+        populations (normal log fold changes on a fifth of the genes).
     effect_scale
         Factor on all effects of perturbations; 0: none has any.
     responders
@@ -93,12 +87,10 @@ def simulate(
         (guides that do not cut, drugs that do not get in). A treated population then has two modes.
     batch_scale
         Standard deviation of the additive effect of a batch on a gene's log rate.
-    n_features
-        Number of features of `uns["perturbation_embedding"]`, a DataFrame with one row per single perturbation.
-        0: no embedding.
-    features
-        `"informative"`: a random linear map of the pathway and of the factors that shape the programme, with a little
-        noise. `"random"`: noise.
+    n_features, features
+        Number of features of `uns["perturbation_embedding"]`, a DataFrame with one row per single perturbation (0: no
+        embedding). `"informative"`: a random linear map of the pathway and of the factors that shape the programme,
+        with a little noise. `"random"`: noise.
     library_size
         Median counts per cell, at least 100. Default: 2.5 per gene, at most 2,500; about 30 % of entries are then
         non-zero, as after a selection of variable genes.
@@ -134,21 +126,8 @@ def simulate(
         n_control_cells = 2 * n_cells_per_population
     if library_size is None:
         library_size = float(np.clip(2.5 * n_genes, 100.0, 2500.0))
-    sizes = {
-        "n_contexts": n_contexts,
-        "n_perturbations": n_perturbations,
-        "n_cells_per_population": n_cells_per_population,
-        "n_genes": n_genes,
-        "n_batches": n_batches,
-        "n_control_cells": n_control_cells,
-    }
-    scales = {
-        "interaction": interaction,
-        "hidden_scale": hidden_scale,
-        "effect_scale": effect_scale,
-        "batch_scale": batch_scale,
-    }
-    _check_arguments(sizes, scales, responders, combinations, n_features, library_size, hidden_factor, features)
+    given = dict(locals())
+    _check_arguments(given)
     levels = _check_doses(doses)
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(6)]
     genes = draw_genes(streams[0], n_genes)
@@ -157,7 +136,7 @@ def simulate(
     batch_effect = (batch_scale * streams[3].normal(size=(n_batches, n_genes))).astype(np.float32)
 
     names = _Names(n_contexts, n_perturbations, n_batches, effects.pairs)
-    table = _population_table(len(names.labels), levels, sizes)
+    table = _population_table(len(names.labels), levels, given)
     table["hidden_factor"] = _draw_hidden(streams[4], hidden_factor, table["label"].to_numpy() >= 0)
     cell_rng, feature_rng, responder_rng = streams[5].spawn(3)
     responds = np.repeat(table["label"].to_numpy() >= 0, table["n_cells"])
@@ -189,40 +168,30 @@ def simulate(
     return adata
 
 
-def _check_arguments(
-    sizes: dict[str, int],
-    scales: dict[str, float],
-    responders: float,
-    combinations: int,
-    n_features: int,
-    library_size: float,
-    law: str,
-    features: str,
-) -> None:
-    for name, size in sizes.items():
-        if int(size) != size or size < 1:
-            raise ValueError(f"{name}={size} must be a whole number of at least 1.")
-    for name, scale in scales.items():
-        if not 0 <= scale < np.inf:
-            raise ValueError(f"{name}={scale} must be finite and not negative.")
+def _check_arguments(given: dict[str, Any]) -> None:
+    """Raise a `ValueError` for an argument of :func:`simulate`, by name, that is not allowed."""
+    for name in ("n_contexts", "n_perturbations", "n_cells_per_population", "n_genes", "n_batches", "n_control_cells"):
+        if int(given[name]) != given[name] or given[name] < 1:
+            raise ValueError(f"{name}={given[name]} must be a whole number of at least 1.")
+    for name in ("interaction", "hidden_scale", "effect_scale", "batch_scale"):
+        if not 0 <= given[name] < np.inf:
+            raise ValueError(f"{name}={given[name]} must be finite and not negative.")
+    responders, combinations, n_features = (given[name] for name in ("responders", "combinations", "n_features"))
     if not 0 <= responders <= 1:
         raise ValueError(f"responders={responders} must lie between 0 and 1: the share of cells that respond.")
-    n_pairs = sizes["n_perturbations"] * (sizes["n_perturbations"] - 1) // 2
-    if int(combinations) != combinations or not 0 <= combinations <= n_pairs:
+    n = given["n_perturbations"]
+    if int(combinations) != combinations or not 0 <= combinations <= n * (n - 1) // 2:
         raise ValueError(
-            f"combinations={combinations} must be between 0 and {n_pairs}, "
-            f"the number of pairs of {sizes['n_perturbations']} perturbations."
+            f"combinations={combinations} must be between 0 and {n * (n - 1) // 2}, the number of pairs of {n} "
+            "perturbations."
         )
     if int(n_features) != n_features or n_features < 0:
         raise ValueError(f"n_features={n_features} must be a whole number, 0 or more.")
-    if not 100 <= library_size < np.inf:
-        raise ValueError(f"library_size={library_size} must be at least 100 counts.")
-    for argument, value, allowed in (
-        ("hidden_factor", law, get_args(Law)),
-        ("features", features, get_args(FeatureKind)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{argument}={value!r} must be one of {preview(allowed)}.")
+    if not 100 <= given["library_size"] < np.inf:
+        raise ValueError(f"library_size={given['library_size']} must be at least 100 counts.")
+    for name, allowed in (("hidden_factor", get_args(Law)), ("features", get_args(FeatureKind))):
+        if given[name] not in allowed:
+            raise ValueError(f"{name}={given[name]!r} must be one of {preview(allowed)}.")
 
 
 def _check_doses(doses: Sequence[float] | None) -> NDArray[np.float64]:
@@ -253,15 +222,9 @@ class _Names:
             "cell_type": (table["context"], self.contexts.tolist()),
             "donor": (table["batch"], self.batches.tolist()),
         }
-        columns: dict[str, Any] = {
-            name: pd.Categorical.from_codes(codes.to_numpy(), categories=pd.Index(labels))
-            for name, (codes, labels) in coded.items()
-        }
-        if with_dose:
-            columns["dose"] = table["dose"].to_numpy()
-        columns["hidden_factor"] = table["hidden_factor"].to_numpy()
-        columns["n_cells"] = table["n_cells"].to_numpy()
-        return pd.DataFrame(columns, index=[f"population{i}" for i in range(len(table))])
+        names = {name: pd.Categorical.from_codes(codes, pd.Index(labels)) for name, (codes, labels) in coded.items()}
+        numbers = table[[*(["dose"] if with_dose else []), "hidden_factor", "n_cells"]]
+        return pd.DataFrame(names).join(numbers).set_axis([f"population{i}" for i in range(len(table))])
 
 
 def _truth(
@@ -281,16 +244,12 @@ def _truth(
         "pathway_markers": genes.markers,
         "pathway_activity": contexts.activity,
         "pathway_of_perturbation": effects.pathway,
-        "strength": effects.strength,
-        "programme": effects.programme,
         "gene_response": contexts.gene_response,
-        "pairs": effects.pairs,
-        "interaction": effects.interaction,
-        "ec50": effects.ec50,
+        **{name: vars(effects)[name] for name in ("strength", "programme", "pairs", "interaction", "ec50")},
     }
 
 
-def _population_table(n_labels: int, levels: NDArray[np.float64], sizes: dict[str, int]) -> pd.DataFrame:
+def _population_table(n_labels: int, levels: NDArray[np.float64], sizes: dict[str, Any]) -> pd.DataFrame:
     """One row per population in numbers; label -1 is the control. Dose is NaN for a screen without doses."""
     contexts, batches = range(sizes["n_contexts"]), range(sizes["n_batches"])
     control = pd.MultiIndex.from_product([contexts, [-1], [0.0], batches])

@@ -19,7 +19,7 @@ from scperturbdiff.data import (
     assemble_cells,
     cells_wanted,
     check_counts,
-    check_obs_key,
+    check_obs_keys,
     check_unique_names,
     choose_controls,
     context_name,
@@ -103,10 +103,8 @@ class Baseline(ABC):
         ----------
         adata
             Training cells with raw counts; read in blocks of rows, never changed.
-        perturbation_key
-            Column of `adata.obs` with perturbations.
-        control
-            Its label for control cells.
+        perturbation_key, control
+            Column of `adata.obs` with perturbations, and its label for control cells.
         context_keys
             Columns of `adata.obs` that make the context. None: all cells are of one context, and the rules that learn
             from other contexts use that one.
@@ -120,10 +118,6 @@ class Baseline(ABC):
         separator
             Joins the names of a combination, whose order does not matter; `None`: no label is one.
 
-        Returns
-        -------
-        The baseline itself.
-
         Raises
         ------
         KeyError
@@ -133,8 +127,7 @@ class Baseline(ABC):
         """
         context_keys = (context_keys,) if isinstance(context_keys, str) else tuple(context_keys)
         check_unique_names(adata)
-        if batch_key is not None:
-            check_obs_key(adata, batch_key, "batch_key")
+        check_obs_keys(adata, batch_key=batch_key)
         self.labels_ = Labels(perturbation_key, control, separator, dose_key)
         self.profiles_ = read_profiles(adata, self.labels_, context_keys, layer)
         self.genes_ = pd.Index(adata.var_names)
@@ -161,8 +154,7 @@ class Baseline(ABC):
             `dose_key` also one of doses, and as wanted `n_cells`. Its other columns are copied to the predicted cells
             and change nothing.
         n_cells
-            Cells per context and perturbation. Default: each control cell of the context once. Fewer start from a
-            random subset.
+            Cells per context and perturbation. Default: each control cell of the context once; fewer are a random part.
         seed
             Seed of the cells and counts. A condition's cells do not depend on what else is predicted.
 
@@ -247,7 +239,7 @@ class Baseline(ABC):
             perturbations = [perturbations]
         if not isinstance(perturbations, pd.DataFrame):
             perturbations = pd.DataFrame({key: pd.Series(list(perturbations), dtype=object)})
-        needed = [key] + ([] if dose_key is None else [dose_key])
+        needed = [name for name in (key, dose_key) if name is not None]
         absent = [name for name in needed if name not in perturbations]
         if absent or not len(perturbations):
             raise ValueError(
@@ -262,18 +254,14 @@ class Baseline(ABC):
             )
         table[N_CELLS] = [cells_wanted(n, 0) for n in perturbations.get(N_CELLS, [n_cells] * len(table))]
         columns = perturbations.drop(columns=N_CELLS, errors="ignore").rename(columns=str)
-        for name, read in ((key, table[PERTURBATION]), (dose_key, table[DOSE])):
-            if name is not None:  # lists cannot be written to a file
-                is_list = columns[name].map(lambda v: isinstance(v, list | tuple | set))
-                columns[name] = columns[name].where(~is_list, read)
+        for name, read in zip(needed, (PERTURBATION, DOSE), strict=False):  # lists cannot be written to a file
+            is_list = columns[name].map(lambda v: isinstance(v, list | tuple | set))
+            columns[name] = columns[name].where(~is_list, table[read])
         table["columns"] = pd.Series(columns.to_dict("records"), index=table.index, dtype=object)
         return table
 
     def _control_rows(self, controls: AnnData) -> NDArray[np.intp]:
-        for key in self.context_keys:
-            check_obs_key(controls, key, "context_keys")
-        if self.batch_key is not None:
-            check_obs_key(controls, self.batch_key, "batch_key")
+        check_obs_keys(controls, context_keys=self.context_keys, batch_key=self.batch_key)
         rows = np.arange(controls.n_obs)
         if self.labels_.key in controls.obs:
             rows = np.flatnonzero(self.labels_.control_cells(controls.obs))
@@ -285,12 +273,8 @@ class Baseline(ABC):
         return rows
 
     def _annotate(self, obs: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
-        kept = [*self.context_keys, *([] if self.batch_key is None else [self.batch_key])]
-        table = pd.DataFrame({key: obs[key].astype(object).to_numpy() for key in dict.fromkeys(kept)}, index=obs.index)
-        for name, value in columns.items():
-            if name not in table:
-                table[name] = value
-        table[CONTROL_CELL] = obs.index.to_numpy(dtype=object)
-        table[POPULATION] = "0"
-        order = [self.labels_.key, *(name for name in table if name != self.labels_.key)]
-        return table[order]
+        kept = [key for key in (*self.context_keys, self.batch_key) if key is not None]
+        made = {**columns, **{key: obs[key].astype(object).to_numpy() for key in kept}}
+        made |= {CONTROL_CELL: obs.index.to_numpy(dtype=object), POPULATION: "0"}
+        order = dict.fromkeys([self.labels_.key, *kept, *made])
+        return pd.DataFrame({name: made[name] for name in order}, index=obs.index)

@@ -12,7 +12,7 @@ from scperturbdiff.data import (
     DOSE,
     PERTURBATION,
     check_layer,
-    check_obs_key,
+    check_obs_keys,
     context_name,
     get_matrix,
     grouped_sums,
@@ -89,9 +89,7 @@ def _distance(measured: Doses, asked: Doses) -> float:
 
 def read_profiles(adata: AnnData, labels: Labels, context_keys: tuple[str, ...], layer: str | None) -> Profiles:
     """Read, check and average the training cells; see :meth:`Baseline.fit`."""
-    keys = {"perturbation_key": labels.key} | ({} if labels.dose_key is None else {"dose_key": labels.dose_key})
-    for argument, key in [*keys.items(), *(("context_keys", key) for key in context_keys)]:
-        check_obs_key(adata, key, argument)
+    check_obs_keys(adata, perturbation_key=labels.key, dose_key=labels.dose_key, context_keys=context_keys)
     check_layer(adata, layer)
     labels.check_control(adata.obs)
     table = labels.read(adata.obs)
@@ -142,16 +140,7 @@ def resample(counts: sparse.csr_matrix, before: Floats, after: Floats, rng: np.r
     goes up gains a Poisson number of counts with mean `library size * (after - before)` in every cell. Equal shares
     leave the counts as they are: control counts carry their own sampling noise, and drawing around them again would add
     a second layer. The expected library size of a cell stays what it was as long as both shares add up to 1 (exactly so
-    for a cell with the mean composition).
-
-    Parameters
-    ----------
-    counts
-        Control counts, shape `(n_cells, n_genes)`.
-    before, after
-        Mean shares, shape `(n_genes,)`.
-    rng
-        Draws the counts.
+    for a cell with the mean composition). Shapes are `(n_cells, n_genes)` and `(n_genes,)`.
     """
     keep = np.divide(after, before, out=np.ones_like(after), where=before > after)
     thinned = counts.astype(np.int64)
@@ -171,24 +160,12 @@ def resample(counts: sparse.csr_matrix, before: Floats, after: Floats, rng: np.r
 
 
 def shares_for_log_means(counts: sparse.csr_matrix, wanted: Floats, rng: np.random.Generator) -> Floats:
-    """Shares for which resampled counts have given means of log-normalised expression.
+    """Shares, adding up to 1, for which resampled counts have `wanted` means of `log1p(counts per 10,000)`.
 
-    Because E[log1p(x)] is not log1p(E[x]), the shares are found by trial: resample, compare, correct, twelve times.
-    Counts normalised per cell add up to the same number, so means that do not fit together (a shift that takes the
-    largest gene away and gives its counts to nobody) are reached up to a common factor only.
-
-    Parameters
-    ----------
-    counts
-        Control counts, shape `(n_cells, n_genes)`; at most 500 of the cells are used.
-    wanted
-        Means of `log1p(counts per 10,000)`, shape `(n_genes,)`; negative ones count as 0.
-    rng
-        Draws cells and counts.
-
-    Returns
-    -------
-    Shares that add up to 1, shape `(n_genes,)`.
+    Because E[log1p(x)] is not log1p(E[x]), the shares are found by trial: resample, compare, correct, twelve times, on
+    at most 500 of the control cells. Counts normalised per cell add up to the same number, so means that do not fit
+    together (a shift that takes the largest gene away and gives its counts to nobody) are reached up to a common factor
+    only; negative ones count as 0.
     """
     before = mean_share(counts)
     if counts.shape[0] > MAX_CELLS:

@@ -153,15 +153,15 @@ class _FromFeatures(Baseline):
             hint = did_you_mean(absent[0], self.features.names)
             raise ValueError(f"{type(self).__name__}: features have no row for {preview(absent)}.{hint}")
         profiles = self.profiles_
-        contexts = [request.context] if request.context in profiles.treated else list(profiles.treated)
         vectors, shifts = [], []
-        for label in sorted({label for context in contexts for label in profiles.treated[context]}):
+        for label in profiles.labels:
+            measured = profiles.contexts_with(label)
+            if request.context in profiles.treated:
+                measured = [context for context in measured if context == request.context]
             vector = self._vector(label)
-            if vector is None or label == request.label:
-                continue
-            measured = [context for context in contexts if label in profiles.treated[context]]
-            vectors.append(vector)
-            shifts.append(np.mean([profiles.shift(context, label, request.doses) for context in measured], axis=0))
+            if vector is not None and label != request.label and measured:
+                vectors.append(vector)
+                shifts.append(np.mean([profiles.shift(context, label, request.doses) for context in measured], axis=0))
         if len(vectors) < 2:
             raise ValueError(
                 f"{type(self).__name__} has {len(vectors)} training perturbations with features to learn "
@@ -211,7 +211,7 @@ class FeatureRidge(_FromFeatures):
 
 
 def default_baselines(kind: str = "pairs", features: pd.DataFrame | None = None) -> dict[str, Baseline]:
-    """Unfitted baselines that suit what is held out.
+    """Unfitted baselines that suit what is held out: names and new instances, weakest first.
 
     Parameters
     ----------
@@ -219,30 +219,20 @@ def default_baselines(kind: str = "pairs", features: pd.DataFrame | None = None)
         `Split.kind`: `"pairs"`, `"contexts"`, `"batches"`, `"perturbations"` or `"combinations"`.
     features
         One row per single perturbation; adds ridge regression and nearest neighbour for held-out perturbations.
-
-    Returns
-    -------
-    Names and new instances, weakest first.
-
-    Raises
-    ------
-    ValueError
-        For another `kind`.
     """
+    kinds = ("pairs", "contexts", "batches", "perturbations", "combinations")
+    if kind not in kinds:
+        raise ValueError(f"kind={kind!r} must be one of {preview(kinds)}.")
     found: dict[str, Baseline] = {"no_change": NoChange()}
-    if kind in ("pairs", "perturbations", "combinations", "batches"):
+    if kind != "contexts":
         found["context_mean_shift"] = ContextMeanShift()
     if kind in ("pairs", "contexts", "batches"):
         found["perturbation_mean_shift"] = PerturbationMeanShift("mean")
         found["nearest_context_shift"] = PerturbationMeanShift("nearest")
         found["mean_fold_change"] = CountFoldChange("mean")
         found["nearest_fold_change"] = CountFoldChange("nearest")
-    elif kind == "combinations":
+    if kind == "combinations":
         found["additive"] = Additive()
-    elif kind != "perturbations":
-        kinds = ("pairs", "contexts", "batches", "perturbations", "combinations")
-        raise ValueError(f"kind={kind!r} must be one of {preview(kinds)}.")
-    if features is not None and kind == "perturbations":
-        found["feature_nearest"] = FeatureNearest(features)
-        found["feature_ridge"] = FeatureRidge(features)
+    if kind == "perturbations" and features is not None:
+        found |= {"feature_nearest": FeatureNearest(features), "feature_ridge": FeatureRidge(features)}
     return found

@@ -1,12 +1,7 @@
 """Measures of how well predicted cells match real ones, each a function that can be called alone."""
 
 from scperturbdiff.evaluation.metrics._cell_eval import cell_eval, to_cell_eval
-from scperturbdiff.evaluation.metrics._distances import (
-    energy_distance,
-    median_bandwidth,
-    mmd,
-    sliced_wasserstein,
-)
+from scperturbdiff.evaluation.metrics._distances import energy_distance, median_bandwidth, mmd, sliced_wasserstein
 from scperturbdiff.evaluation.metrics._distances import subsample as subsample
 from scperturbdiff.evaluation.metrics._evaluate import evaluate
 from scperturbdiff.evaluation.metrics._expression import (
@@ -37,31 +32,8 @@ from scperturbdiff.evaluation.metrics._shifts import pearson as pearson
 from scperturbdiff.evaluation.metrics._summary import summarize_evaluation
 
 __all__ = [
-    "METRICS",
-    "Comparison",
-    "Metric",
-    "cell_eval",
-    "correlation_distance",
-    "de_auprc",
-    "de_auroc",
-    "de_direction",
-    "de_overlap",
-    "de_precision",
-    "de_recall",
-    "energy_distance",
-    "evaluate",
-    "mean_shift",
-    "median_bandwidth",
-    "metric_table",
-    "mmd",
-    "mse_mean",
-    "pearson_delta",
-    "perturbation_discrimination",
-    "r2_delta",
-    "rank_genes",
-    "sd_ratio",
-    "sliced_wasserstein",
-    "summarize_evaluation",
-    "to_cell_eval",
-    "top_genes",
-]
+    "METRICS", "Comparison", "Metric", "cell_eval", "correlation_distance", "de_auprc", "de_auroc", "de_direction",
+    "de_overlap", "de_precision", "de_recall", "energy_distance", "evaluate", "mean_shift", "median_bandwidth",
+    "metric_table", "mmd", "mse_mean", "pearson_delta", "perturbation_discrimination", "r2_delta", "rank_genes",
+    "sd_ratio", "sliced_wasserstein", "summarize_evaluation", "to_cell_eval", "top_genes",
+]  # fmt: skip

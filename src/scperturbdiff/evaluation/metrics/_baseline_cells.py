@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import anndata as ad
 import pandas as pd
+from anndata import AnnData
 
 from scperturbdiff.data import COUNTS, N_CELLS
-from scperturbdiff.evaluation.metrics._inputs import is_anndata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
-    from anndata import AnnData
     from numpy.typing import NDArray
 
     from scperturbdiff.evaluation.metrics._inputs import Condition, Keys
@@ -62,7 +62,7 @@ def baseline_cells(
         baselines, left_out = _fit_default(train, keys, layers[1])
     cells: dict[str, Cells] = {}
     for name, baseline in baselines.items():
-        if is_anndata(baseline):
+        if isinstance(baseline, AnnData):
             cells[name] = Cells(baseline, layers[0])
         elif hasattr(baseline, "predict"):
             predicted, reasons = _predict(baseline, controls, sizes, keys, seed)
@@ -118,8 +118,6 @@ def _predict(
     baseline: Any, controls: Controls, sizes: Mapping[Condition, int], keys: Keys, seed: int
 ) -> tuple[AnnData | None, dict[Condition, str]]:
     """What a fitted object predicts, context by context (`None` for nothing), and why not other conditions."""
-    import anndata as ad
-
     from scperturbdiff.evaluation.baselines import Baseline
 
     reasons: dict[Condition, str] = {}
@@ -141,7 +139,7 @@ def _predict(
         number = [sizes[condition] for condition in conditions]
         wanted: Any = [condition[-1] for condition in conditions]
         if keys.conditions or isinstance(baseline, Baseline):
-            columns = [*keys.conditions, keys.perturbation]
+            columns = [*keys.conditions, keys.labels.key]
             wanted = pd.DataFrame([c[len(context) :] for c in conditions], columns=columns)
         if isinstance(baseline, Baseline):
             wanted[N_CELLS] = number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 
@@ -47,12 +48,10 @@ def to_cell_eval(
 
     Returns
     -------
-    For every context (values of `context_keys`) two AnnData, predicted and real: log-normalised expression of the
-    genes of `real` in `X` (float32 CSR), the perturbation in `obs["perturbation"]` with the real control cells of the
-    context, labelled `"control"`, in both. Only perturbations that `pred` holds for the context are kept.
+    For every context (values of `context_keys`) two AnnData, predicted and real: log-normalised expression of the genes
+    of `real` in `X` (float32 CSR), the perturbation in `obs["perturbation"]`. Both have the real control cells of the
+    context, labelled `"control"`, and only perturbations that `pred` holds for the context.
     """
-    import anndata as ad
-
     keys = make_keys(perturbation_key, context_keys, control, separator)
     treated, control_cells, control_rows = split_control(real, control, keys)
     predicted = group_cells(pred, keys, "pred")
@@ -134,9 +133,7 @@ def cell_eval(
     tables = []
     for context, (predicted, observed) in pairs.items():
         scores = cell_eval2.compute_metrics(predicted, observed, **settings)
-        table = pd.DataFrame({name: scores[name].to_list() for name in ("perturbation", "metric", "value")})
-        table = table.rename(columns={"perturbation": perturbation_key})
-        for position, (key, value) in enumerate(zip(names, context, strict=True)):
-            table.insert(position, key, value)
-        tables.append(table.astype({"value": np.float64}))
+        columns = {perturbation_key: "perturbation", "metric": "metric", "value": "value"}
+        table = dict(zip(names, context, strict=True)) | {key: scores[name].to_list() for key, name in columns.items()}
+        tables.append(pd.DataFrame(table).astype({"value": np.float64}))
     return pd.concat(tables, ignore_index=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.spatial.distance import cdist, pdist
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,8 +42,6 @@ def _as_populations(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], ND
 
 def _sum_pairs(x: NDArray[np.float64], y: NDArray[np.float64], metric: str, kernel: Kernel | None = None) -> float:
     """Sum of `kernel(distance)` over all pairs, block by block."""
-    from scipy.spatial.distance import cdist
-
     rows = max(1, _MAX_DISTANCES // max(1, len(y)))
     total = 0.0
     for start in range(0, len(x), rows):
@@ -65,13 +64,8 @@ def energy_distance(x: ArrayLike, y: ArrayLike, *, unbiased: bool = True) -> flo
 
     Returns
     -------
-    The distance, in the units of `x`; lower is better. NaN when a population is too small: fewer than two cells, or
-    none with `unbiased=False`.
-
-    Notes
-    -----
-    Székely & Rizzo (2013), *Energy statistics*. No square root is taken. Memory is bounded: distances are summed in
-    blocks.
+    The distance (no square root is taken), in the units of `x`; lower is better. NaN with fewer than two cells, or none
+    with `unbiased=False`. Székely & Rizzo (2013), *Energy statistics*.
     """
     x, y = _as_populations(x, y)
     n, m = len(x), len(y)
@@ -83,27 +77,19 @@ def energy_distance(x: ArrayLike, y: ArrayLike, *, unbiased: bool = True) -> flo
 
 
 def median_bandwidth(real: ArrayLike, *, max_cells: int = 1000, seed: int = 0) -> float:
-    """Median distance between two different cells of `real` (the median heuristic for a Gaussian kernel).
+    """Median distance between two different cells of `real`: the heuristic of Gretton et al. (2012), section 8.
 
     Parameters
     ----------
     real
         Real cells, shape `(n, d)`. Fix the bandwidth on these once; never on predictions.
-    max_cells
-        Larger populations are subsampled to this number.
-    seed
-        Of the subsample.
+    max_cells, seed
+        Larger populations are subsampled to this number, with this seed.
 
     Returns
     -------
     The bandwidth, in the units of `real`; NaN when there are fewer than two cells or the median distance is 0.
-
-    Notes
-    -----
-    Gretton et al. (2012), *A kernel two-sample test*, section 8.
     """
-    from scipy.spatial.distance import pdist
-
     cells, _ = _as_populations(real, real)
     if len(cells) < 2:
         return float("nan")
@@ -124,11 +110,8 @@ def mmd(x: ArrayLike, y: ArrayLike, bandwidth: float) -> float:
     Returns
     -------
     :math:`E k(x,x') + E k(y,y') - 2E k(x,y)`, at most 2; lower is better, 0 on average for two samples of one
-    population. NaN with fewer than two cells in either or a bandwidth that is NaN.
-
-    Notes
-    -----
-    Gretton et al. (2012), *A kernel two-sample test*, equation 3.
+    population. NaN with fewer than two cells in either or a bandwidth that is NaN. Gretton et al. (2012), *A kernel
+    two-sample test*, equation 3.
     """
     if bandwidth <= 0:
         raise ValueError(f"bandwidth={bandwidth} must be positive.")
@@ -152,20 +135,14 @@ def sliced_wasserstein(x: ArrayLike, y: ArrayLike, *, n_projections: int = 100, 
     ----------
     x, y
         Populations, shapes `(n, d)` and `(m, d)`; the sizes may differ.
-    n_projections
-        Directions :math:`\theta`, uniform on the sphere. In one dimension every direction gives the same.
-    seed
-        Of the directions: the same seed gives the same directions for every pair of the same width.
+    n_projections, seed
+        Directions :math:`\theta`, uniform on the sphere; the same seed gives the same for every pair of one width.
 
     Returns
     -------
     The distance, in the units of `x`, at least 0; lower is better. Sampling noise makes it positive even for two
-    samples of one population. NaN when a population is empty.
-
-    Notes
-    -----
-    Bonneel et al. (2015), *Sliced and Radon Wasserstein barycenters of measures*. Along a direction the distance is
-    exact: the difference of the two quantile functions, integrated over their common steps.
+    samples of one population. NaN when a population is empty. Bonneel et al. (2015), *Sliced and Radon Wasserstein
+    barycenters of measures*; exact along a direction: quantile functions are compared over their common steps.
     """
     if n_projections < 1:
         raise ValueError(f"n_projections={n_projections} must be at least 1.")

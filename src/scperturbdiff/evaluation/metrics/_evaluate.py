@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from scipy import sparse
 
 from scperturbdiff.evaluation.metrics._baseline_cells import Cells, Controls, baseline_cells
+from scperturbdiff.evaluation.metrics._distances import subsample
 from scperturbdiff.evaluation.metrics._inputs import (
     Comparison,
     Observed,
     Projection,
     find_dose,
     group_cells,
-    is_anndata,
     make_keys,
     read_expression,
     require,
@@ -24,11 +26,11 @@ from scperturbdiff.evaluation.metrics._inputs import (
 )
 from scperturbdiff.evaluation.metrics._registry import choose_metrics
 from scperturbdiff.evaluation.metrics._shifts import mean_shift, perturbation_discrimination
+from scperturbdiff.evaluation.metrics._summary import finite_mean
+from scperturbdiff.seeds import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-    from anndata import AnnData
 
     from scperturbdiff.evaluation.metrics._inputs import Condition, Keys
     from scperturbdiff.evaluation.metrics._registry import Metric
@@ -103,22 +105,16 @@ def evaluate(
         `predict(controls, perturbations, n_cells=..., seed=...)`, by name.
     metrics
         Names from :func:`~scperturbdiff.metrics.metric_table`; `None`: all.
-    n_pcs
-        Principal components for distances between populations.
+    n_pcs, max_cells
+        Distances between populations use this number of principal components and at most this number of cells of each
+        (subsampled; the U-statistics stay unbiased).
     target_sum
         Counts per cell after normalisation.
-    n_top
-        How many of the genes most differentially expressed in the real cells are "top".
-    de_method
-        Test for differential expression.
-    max_cells
-        Distances between populations use at most this number of cells of each (subsampled; the U-statistics stay
-        unbiased).
-    ceiling
+    n_top, de_method
+        How many of the genes most differentially expressed in the real cells are "top", and by which test.
+    ceiling, n_splits
         Whether to score a replicate: one random half of the real cells of a condition against the other half, with
-        half the cells each, averaged over `n_splits` splits.
-    n_splits
-        Splits for the ceiling.
+        half the cells each, averaged over this number of splits.
     seed
         Of every random choice: the same seed gives the same table.
 
@@ -154,8 +150,9 @@ def evaluate(
         baselines, train, Controls(control_cells, control_rows), sizes, keys,
         layers=(layer_pred, layer_real), seed=seed,
     )  # fmt: skip
-    _check_names(models, floors)
-    rows: list[dict[str, Any]] = []
+    if twice := sorted({*models, CEILING} & {*floors} | {*models} & {CEILING}):
+        raise ValueError(f"Names of models and baselines must differ, and from 'ceiling': {twice}.")
+    tables = []
     for role, group in ((PREDICTION, {n: Cells(a, layer_pred) for n, a in models.items()}), (BASELINE, floors)):
         for name, (adata, layer, partial) in group.items():
             matrix = read(adata, layer, name)
@@ -163,11 +160,12 @@ def evaluate(
             if not partial:
                 require(conditions, list(where), f"{name}: lacks conditions,", keys)
             pairs = ((c, Comparison(matrix[where.get(c, [])], observed[c])) for c in conditions)
-            rows += _score(name, role, pairs, chosen, keys)
-    table = _tidy(rows, keys)
+            tables.append(_score(name, role, pairs, chosen, keys))
     if ceiling:
         halves = [_score(CEILING, CEILING, _halves(cells, observe, seed, i), chosen, keys) for i in range(n_splits)]
-        table = pd.concat([table, _average([_tidy(h, keys) for h in halves])], ignore_index=True)
+        average = finite_mean(np.array([half["value"] for half in halves]), axis=0)
+        tables.append(halves[0].assign(value=average))
+    table = pd.concat(tables, ignore_index=True)
     if left_out:
         table.attrs["left_out"] = left_out
     return table
@@ -179,7 +177,7 @@ def _conditions_of(models: Mapping[str, AnnData], keys: Keys) -> list[Condition]
         raise ValueError("pred names no model.")
     found: dict[str, list[Condition]] = {}
     for name, adata in models.items():
-        if not is_anndata(adata):
+        if not isinstance(adata, AnnData):
             raise TypeError(f"pred must be an AnnData or a mapping of names to AnnData, but {name!r} is {type(adata)}.")
         found[name] = list(group_cells(adata, keys, name))
     wanted = list(dict.fromkeys(c for conditions in found.values() for c in conditions))
@@ -190,32 +188,19 @@ def _conditions_of(models: Mapping[str, AnnData], keys: Keys) -> list[Condition]
     return wanted
 
 
-def _check_names(models: Mapping[str, Any], floors: Mapping[str, Any]) -> None:
-    twice = sorted(set(models) & set(floors) | ({CEILING} & (set(models) | set(floors))))
-    if twice:
-        raise ValueError(f"Names of models and baselines must differ, and from 'ceiling': {twice}.")
-
-
 def _fit_projection(
     train: AnnData | None, cells: Any, controls: Any, read: Any, layer: str | None, n_pcs: int, seed: int
 ) -> Projection:
-    from scipy import sparse
-
     limit = 20_000
     if train is None:
         fitted_on = sparse.vstack([*cells.values(), *controls.values()], format="csr")
     else:
-        rows = None
-        if train.n_obs > limit:
-            rows = np.sort(np.random.default_rng(seed).choice(train.n_obs, limit, replace=False))
-        fitted_on = read(train, layer, "train", rows)
+        fitted_on = read(train, layer, "train", subsample(np.arange(train.n_obs), limit, seed))
     return Projection(fitted_on, n_pcs=n_pcs, max_cells=limit, seed=seed)
 
 
 def _halves(cells: Mapping[Condition, Any], observe: Any, seed: int, split: int) -> Iterator[tuple[Any, Comparison]]:
     """One half of the real cells of each condition as prediction, the other as truth."""
-    from scperturbdiff.seeds import derive_seed
-
     for condition, matrix in cells.items():
         order = np.random.default_rng(derive_seed(seed, "half", split, *condition)).permutation(matrix.shape[0])
         middle = len(order) // 2
@@ -224,8 +209,8 @@ def _halves(cells: Mapping[Condition, Any], observe: Any, seed: int, split: int)
 
 def _score(
     name: str, role: str, pairs: Iterable[tuple[Condition, Comparison]], chosen: Sequence[Metric], keys: Keys
-) -> list[dict[str, Any]]:
-    """Rows of one model: metrics of single conditions, then those that compare the perturbations of a context."""
+) -> pd.DataFrame:
+    """Table of one model: metrics of single conditions, then those that compare the perturbations of a context."""
     rows: list[dict[str, Any]] = []
     together = [metric for metric in chosen if metric.compute is None]
     shifts: dict[Condition, list[tuple[dict[str, Any], Any, Any]]] = {}
@@ -237,26 +222,11 @@ def _score(
             both = mean_shift(pair.pred, pair.control), mean_shift(pair.real, pair.control)
             shifts.setdefault(keys.context(condition), []).append((base, *both))
     for members in shifts.values():
-        predicted, observed = np.array([m[1] for m in members]), np.array([m[2] for m in members])
+        bases, predicted, observed = zip(*members, strict=True)
         for metric in together:
             kind: Any = metric.name.rpartition("_")[2]
             values = perturbation_discrimination(predicted, observed, metric=kind)
-            rows += [{**m[0], "metric": metric.name, "value": float(v)} for m, v in zip(members, values, strict=True)]
-    return rows
-
-
-def _tidy(rows: list[dict[str, Any]], keys: Keys) -> pd.DataFrame:
+            rows += [{**base, "metric": metric.name, "value": float(v)} for base, v in zip(bases, values, strict=True)]
     table = pd.DataFrame(rows)
-    parts = pd.DataFrame(table.pop("condition").tolist(), columns=list(keys.all), index=table.index)
-    sizes = ["n_pred", "n_real", "n_control"]
-    return pd.concat([table[["model", "role"]], parts, table[["metric", "value", *sizes]]], axis=1)
-
-
-def _average(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Mean of `value` over tables with the same rows; over the defined ones, NaN where there are none."""
-    out = tables[0].copy()
-    values = np.array([table["value"] for table in tables])
-    defined = np.isfinite(values)
-    total = np.where(defined, values, 0.0).sum(axis=0)
-    out["value"] = np.divide(total, defined.sum(axis=0), out=np.full(len(out), np.nan), where=defined.any(axis=0))
-    return out
+    parts = pd.DataFrame(table.pop("condition").tolist(), columns=list(keys.all))
+    return pd.concat([table[["model", "role"]], parts, table[["metric", "value", *size]]], axis=1)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy import sparse
 
 from scperturbdiff.evaluation.metrics._distances import subsample
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -38,11 +39,9 @@ def rank_genes(
         Names of the genes, the index of the result; `None`: their positions.
     method
         `"t-test"` (Welch, fast) or `"wilcoxon"` (with tie correction), of :func:`scanpy.tl.rank_genes_groups`.
-    n_cells
-        Number of `cells` to test, drawn without replacement. Significance grows with the number of cells, so give
-        the smaller of the two populations' sizes when predicted and real cells are compared. `None`: all.
-    seed
-        Of that draw.
+    n_cells, seed
+        Number of `cells` to test, drawn without replacement; `None`: all. Significance grows with the number of cells,
+        so give the smaller of the two populations' sizes when predicted and real cells are compared.
 
     Returns
     -------
@@ -59,14 +58,12 @@ def rank_genes(
             raise ValueError(f"n_cells={n_cells} must be between 1 and the number of cells, {cells.shape[0]}.")
         cells = subsample(cells, n_cells, seed)
     columns = ["score", "log_fold_change", "p_value", "fdr"]
-    if min(cells.shape[0], control.shape[0]) < 2:
-        return pd.DataFrame(np.nan, index=names, columns=columns)
-    return _scanpy_test(cells, control, method).set_axis(columns, axis=1).set_axis(names, axis=0)
+    enough = min(cells.shape[0], control.shape[0]) >= 2
+    return pd.DataFrame(_scanpy_test(cells, control, method) if enough else np.nan, names, columns)
 
 
-def _scanpy_test(cells: Any, control: Any, method: str) -> pd.DataFrame:
+def _scanpy_test(cells: Any, control: Any, method: str) -> NDArray[np.float64]:
     import scanpy as sc
-    from anndata import AnnData
 
     both = AnnData(sparse.vstack([sparse.csr_matrix(cells), sparse.csr_matrix(control)], format="csr"))
     both.obs_names = np.arange(both.n_obs).astype(str)
@@ -82,7 +79,7 @@ def _scanpy_test(cells: Any, control: Any, method: str) -> pd.DataFrame:
     untested = result["pvals"].isna() | result["scores"].isna()
     result.loc[untested, ["scores", "logfoldchanges"]] = 0.0
     result.loc[untested, ["pvals", "pvals_adj"]] = 1.0
-    return result[["scores", "logfoldchanges", "pvals", "pvals_adj"]].astype(np.float64)
+    return result[["scores", "logfoldchanges", "pvals", "pvals_adj"]].to_numpy(np.float64)
 
 
 def top_genes(tested: pd.DataFrame, n: int) -> NDArray[np.intp]:
@@ -152,11 +149,11 @@ def de_direction(pred: pd.DataFrame, real: pd.DataFrame, *, fdr: float = 0.05) -
     return float((np.sign(pred["score"]) == np.sign(real["score"]))[significant].mean())
 
 
-def _labels_and_scores(pred: pd.DataFrame, real: pd.DataFrame, fdr: float) -> tuple[NDArray, NDArray] | None:
-    if not _both_tested(pred, real):
-        return None
-    labels = (real["fdr"] < fdr).to_numpy()
-    return None if labels.all() or not labels.any() else (labels, pred["score"].abs().to_numpy())
+def _ranking(pred: pd.DataFrame, real: pd.DataFrame, fdr: float, area: Callable[..., float]) -> float:
+    significant = (real["fdr"] < fdr).to_numpy()
+    if not _both_tested(pred, real) or significant.all() or not significant.any():
+        return float("nan")
+    return float(area(significant, pred["score"].abs().to_numpy()))
 
 
 def de_auprc(pred: pd.DataFrame, real: pd.DataFrame, *, fdr: float = 0.05) -> float:
@@ -168,8 +165,7 @@ def de_auprc(pred: pd.DataFrame, real: pd.DataFrame, *, fdr: float = 0.05) -> fl
     """
     from sklearn.metrics import average_precision_score
 
-    found = _labels_and_scores(pred, real, fdr)
-    return float("nan") if found is None else float(average_precision_score(*found))
+    return _ranking(pred, real, fdr, average_precision_score)
 
 
 def de_auroc(pred: pd.DataFrame, real: pd.DataFrame, *, fdr: float = 0.05) -> float:
@@ -179,5 +175,4 @@ def de_auroc(pred: pd.DataFrame, real: pd.DataFrame, *, fdr: float = 0.05) -> fl
     """
     from sklearn.metrics import roc_auc_score
 
-    found = _labels_and_scores(pred, real, fdr)
-    return float("nan") if found is None else float(roc_auc_score(*found))
+    return _ranking(pred, real, fdr, roc_auc_score)

@@ -14,7 +14,7 @@ from scperturbdiff.data import (
     PERTURBATION,
     Labels,
     check_counts,
-    check_obs_key,
+    check_obs_keys,
     closest,
     log_normalize,
     matrix_name,
@@ -44,14 +44,9 @@ class Keys:
     conditions: tuple[str, ...] = ()
 
     @property
-    def perturbation(self) -> str:
-        """Column of the perturbation."""
-        return self.labels.key
-
-    @property
     def all(self) -> tuple[str, ...]:
         """Columns whose values name a condition, contexts first, perturbation last."""
-        return (*self.contexts, *self.conditions, self.perturbation)
+        return (*self.contexts, *self.conditions, self.labels.key)
 
     def context(self, condition: Condition) -> Condition:
         """The part of a condition that its controls share."""
@@ -93,11 +88,10 @@ def find_dose(keys: Keys, obs: pd.DataFrame) -> Keys:
 
 def group_cells(adata: AnnData, keys: Keys, where: str) -> dict[Condition, NDArray[np.intp]]:
     """Row numbers of the treated cells of every condition, in order of first appearance."""
-    for key in keys.all:
-        check_obs_key(adata, key, f"{where}: key")
+    check_obs_keys(adata, **{f"{where}: key": keys.all})
     read, dose = keys.labels.read(adata.obs, f"{where}.obs"), keys.labels.dose_key
     columns = read_text(adata.obs, [key for key in keys.all[:-1] if key != dose], f"{where}.obs")
-    columns[keys.perturbation] = read[PERTURBATION].to_numpy()
+    columns[keys.labels.key] = read[PERTURBATION].to_numpy()
     if dose is not None:
         columns[dose] = read[DOSE].to_numpy()
     treated = np.flatnonzero(~keys.labels.is_control(read))
@@ -109,8 +103,7 @@ def group_contexts(
     adata: AnnData, keys: Keys, where: str, rows: NDArray[np.intp] | None = None
 ) -> dict[Condition, NDArray[np.intp]]:
     """Those of `rows` (`None`: all) in every context."""
-    for key in keys.contexts:
-        check_obs_key(adata, key, f"{where}: key")
+    check_obs_keys(adata, **{f"{where}: key": keys.contexts})
     rows = np.arange(adata.n_obs) if rows is None else rows
     codes, contexts = read_contexts(adata.obs.iloc[rows], keys.contexts, f"{where}.obs")
     return {context: rows[codes == i] for i, context in enumerate(contexts)}
@@ -144,7 +137,7 @@ def split_control(
 
     `control` is the label of the control cells in `real`, or an AnnData of control cells.
     """
-    check_obs_key(real, keys.perturbation, "perturbation_key")
+    check_obs_keys(real, perturbation_key=keys.labels.key)
     if not isinstance(control, str):
         return group_cells(real, keys, "real"), control, group_contexts(control, keys, "control")
     keys.labels.check_control(real.obs, "real.obs")
@@ -172,26 +165,11 @@ def require_real(
     return contexts
 
 
-def is_anndata(value: Any) -> bool:
-    """Whether `value` is an AnnData."""
-    from anndata import AnnData
-
-    return isinstance(value, AnnData)
-
-
 class Projection:
     """Principal components (scikit-learn) of log-normalised expression and an MMD bandwidth, fixed on real cells.
 
-    Parameters
-    ----------
-    cells
-        Real log-normalised cells, shape `(n_cells, n_genes)`, CSR or dense.
-    n_pcs
-        Components; at most one less than the smaller side of `cells` is used.
-    max_cells
-        Larger numbers of cells are subsampled to this one for the fit.
-    seed
-        Of the subsample and of the decomposition.
+    `cells`, `(n_cells, n_genes)`, are subsampled to `max_cells`; at most one component less than their smaller side is
+    used.
     """
 
     def __init__(self, cells: Any, *, n_pcs: int = 50, max_cells: int = 20_000, seed: int = 0) -> None:
@@ -213,23 +191,7 @@ class Projection:
 
 @dataclass
 class Observed:
-    """Real perturbed cells of one condition with their controls.
-
-    Parameters
-    ----------
-    real, control
-        Log-normalised expression, CSR, shapes `(n, n_genes)` and `(m, n_genes)`.
-    projection
-        Principal components for the distances between populations.
-    n_top
-        How many differentially expressed genes are "top".
-    de_method
-        Test of :func:`~scperturbdiff.metrics.expression.rank_genes`.
-    max_cells
-        Distances between populations use at most this number of cells of each.
-    seed
-        Of all subsampling.
-    """
+    """Real perturbed cells of one condition with their controls, log-normalised CSR; options as for `evaluate`."""
 
     real: Any
     control: Any
@@ -248,9 +210,12 @@ class Observed:
     def tested(self, n_cells: int) -> pd.DataFrame:
         """Differential expression of `n_cells` of the real cells against the controls."""
         if n_cells not in self._tests:
-            draw: Any = {"n_cells": n_cells, "seed": self.seed}
-            self._tests[n_cells] = rank_genes(self.real, self.control, method=self.de_method, **draw)
+            self._tests[n_cells] = self.test(self.real, n_cells)
         return self._tests[n_cells]
+
+    def test(self, cells: Any, n_cells: int) -> pd.DataFrame:
+        """Differential expression of `n_cells` of some cells against the controls."""
+        return rank_genes(cells, self.control, method=self.de_method, n_cells=n_cells, seed=self.seed)
 
     @cached_property
     def top(self) -> NDArray[np.intp]:
@@ -279,10 +244,7 @@ class Comparison:
     @cached_property
     def tests(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Differential expression of predicted and real cells at the same number of cells."""
-        observed = self.observed
-        n = min(self.pred.shape[0], observed.real.shape[0])
-        if n < 2:
-            untested = rank_genes(self.pred[:n], observed.control, method=observed.de_method)
-            return untested, untested
-        pred = rank_genes(self.pred, observed.control, method=observed.de_method, n_cells=n, seed=observed.seed)
-        return pred, observed.tested(n)
+        n = min(self.pred.shape[0], self.real.shape[0])
+        if n == 0:
+            return (rank_genes(self.pred[:0], self.control, method=self.observed.de_method),) * 2
+        return self.observed.test(self.pred, n), self.observed.tested(n)

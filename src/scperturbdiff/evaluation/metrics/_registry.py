@@ -25,18 +25,13 @@ class Metric:
 
     Parameters
     ----------
-    name
-        As in the tables.
-    better
-        `"higher"`, `"lower"`, or `"one"` when 1 is best.
-    low, high
-        Range of the values.
-    function
-        The public function that defines it.
-    compute
-        The value for one condition; `None` for a metric of all perturbations of a context together.
-    description
-        One line.
+    name, description
+        As in the tables, and one line on it.
+    better, low, high
+        `"higher"`, `"lower"`, or `"one"` when 1 is best; range of the values.
+    function, compute
+        The public function that defines it, and the value for one condition; `None` for a metric of all perturbations
+        of a context together.
     """
 
     name: str
@@ -60,7 +55,7 @@ def _on_top(function: Callable[..., float], c: Comparison, *matrices: Any) -> fl
 
 
 _INF = float("inf")
-_ALL = (
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     Metric("energy_distance", "lower", -_INF, _INF, distances.energy_distance,
            lambda c: distances.energy_distance(*c.pcs),
            "Energy distance (U-statistic) in principal components of real cells"),
@@ -103,27 +98,21 @@ _ALL = (
                f"Rank of the true perturbation among all of the context by {kind} distance of mean shifts")
         for kind in ("l1", "l2", "cosine")
     ),
-)  # fmt: skip
-
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+)}  # fmt: skip
 """All metrics by name, in the order of the tables."""
 
 
 def metric_table() -> pd.DataFrame:
     """All metrics: which direction is better, range, defining function and a description, indexed by name."""
-    rows = [
-        (m.name, m.better, m.low, m.high, f"{m.function.__module__}.{m.function.__name__}", m.description) for m in _ALL
-    ]
-    columns = ["metric", "better", "low", "high", "function", "description"]
-    return pd.DataFrame(rows, columns=columns).set_index("metric")
+    table = pd.DataFrame(map(vars, METRICS.values())).set_index("name").rename_axis("metric")
+    table["function"] = [f"{f.__module__}.{f.__name__}" for f in table["function"]]
+    return table.drop(columns="compute")
 
 
 def choose_metrics(names: Iterable[str] | None) -> list[Metric]:
     """The metrics called `names` in the order of the table; `None`: all. Unknown names raise a `ValueError`."""
-    if names is None:
-        return list(_ALL)
-    names = [names] if isinstance(names, str) else list(names)
+    names = list(METRICS) if names is None else [names] if isinstance(names, str) else list(names)
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
         raise ValueError(f"Unknown metrics: {unknown}. Allowed: {', '.join(METRICS)}.")
-    return [metric for metric in _ALL if metric.name in names]
+    return [metric for name, metric in METRICS.items() if name in names]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import sparse
+from scipy.spatial.distance import cdist
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,11 +80,8 @@ def pearson_delta(pred: Any, real: Any, control: Any, *, genes: Genes = None) ->
     Returns
     -------
     :math:`\mathrm{corr}_g(\bar p_g - \bar c_g, \bar r_g - \bar c_g)`, -1 to 1; higher is better. NaN when a shift is
-    the same for all genes (as when nothing changes at all) or there are no cells.
-
-    Notes
-    -----
-    "Pearson delta" of Roohani et al. (2024, GEARS) and cell-eval.
+    the same for all genes (as when nothing changes at all) or there are no cells. "Pearson delta" of Roohani et al.
+    (2024, GEARS) and cell-eval.
     """
     return pearson(_select(mean_shift(pred, control), genes), _select(mean_shift(real, control), genes))
 
@@ -152,18 +150,14 @@ def correlation_distance(
 
     Parameters
     ----------
-    pred, real
-        Predicted and real perturbed cells.
-    genes
-        Positions of the genes to use. The cells are made dense for these genes, so keep them few (about 100).
+    pred, real, genes
+        As in :func:`pearson_delta`. The cells are made dense for these genes, so keep them few (about 100).
     unbiased
         `False`: the plain mean of :math:`(\hat r - r)^2`, which sampling noise lifts by about :math:`1/n + 1/m`.
         `True`: both populations are halved at random and the differences in the two halves multiplied, which leaves
         0 on average for two samples of one population, so that populations of different sizes compare.
-    n_splits
-        Random halvings averaged with `unbiased=True`.
-    seed
-        Of the halvings.
+    n_splits, seed
+        Random halvings averaged with `unbiased=True`, and their seed.
 
     Returns
     -------
@@ -213,13 +207,8 @@ def perturbation_discrimination(
     The steps depend on `N`, so compare models on the same perturbations only. NaN with fewer than two perturbations,
     for a row with a NaN and, with `metric="cosine"`, for a predicted shift of zero.
 
-    Notes
-    -----
-    The perturbation discrimination score of cell-eval, after the rank of Wu et al. (2024, PerturBench). cell-eval
-    divides by `N`, which makes chance `(N + 1) / 2N`; cell-eval2 divides by `N - 1` as here.
+    The score of cell-eval2, after the rank of Wu et al. (2024, PerturBench); cell-eval divides by `N` instead.
     """
-    from scipy.spatial.distance import cdist
-
     names = {"l1": "cityblock", "l2": "euclidean", "cosine": "cosine"}
     if metric not in names:
         raise ValueError(f"metric={metric!r} is unknown. Allowed: {', '.join(map(repr, names))}.")

@@ -28,12 +28,8 @@ def summarize_evaluation(
         Result of :func:`~scperturbdiff.evaluate`.
     floor
         `"best baseline"`: for each metric the baseline with the best mean. Or the name of one model in the table.
-    n_bootstrap
-        Resamples of the conditions (with replacement) for the intervals.
-    level
-        Of the intervals.
-    seed
-        Of the resampling.
+    n_bootstrap, level, seed
+        Resamples of the conditions (with replacement) for the intervals, level of these, seed of the resampling.
 
     Returns
     -------
@@ -74,19 +70,17 @@ def _summarize_metric(
     metric: Metric, wide: pd.DataFrame, models: pd.Series, floor: str, n_bootstrap: int, quantiles: Any, seed: int
 ) -> list[dict[str, Any]]:
     costs = {model: metric.cost(wide[model]) for model in models.index}
-    if floor == BEST_BASELINE:
-        floor_name = _best({model: costs[model] for model in models.index[models == "baseline"]})
-    else:
-        floor_name = floor
+    rules = {model: costs[model] for model in models.index[models == "baseline"]}
+    floor_name = _best(rules) if floor == BEST_BASELINE else floor
     top = next(iter(models.index[models == "ceiling"]), None)
     draws = np.random.default_rng(seed).integers(len(wide), size=(n_bootstrap, len(wide)))
     rows = []
     for model, role in models.items():
         values = wide[model].to_numpy(dtype=np.float64)
-        low, high = _interval(_mean(values[draws]), quantiles, np.isfinite(values).sum())
+        low, high = _interval(finite_mean(values[draws]), quantiles, np.isfinite(values).sum())
         row = {
             "model": model, "role": role, "metric": metric.name, "better": metric.better,
-            "mean": float(_mean(values)), "low": low, "high": high,
+            "mean": float(finite_mean(values)), "low": low, "high": high,
             "normalized": np.nan, "normalized_low": np.nan, "normalized_high": np.nan,
             "separated": False, "floor": floor_name,
             "n_conditions": len(values), "n_nan": int(np.isnan(values).sum()),
@@ -95,13 +89,12 @@ def _summarize_metric(
             trio = np.array([costs[str(model)], costs[floor_name], costs[top]])
             trio = np.where(np.isfinite(trio).all(axis=0), trio, np.nan)
             n_shared = int(np.isfinite(trio[0]).sum())
-            gap = _mean(trio[1][draws]) - _mean(trio[2][draws])
+            gap = finite_mean(trio[1][draws]) - finite_mean(trio[2][draws])
             row["normalized"] = float(_normalize(trio))
             row["separated"] = bool(_interval(gap, quantiles, n_shared)[0] > 0)
             if row["separated"]:
-                row["normalized_low"], row["normalized_high"] = _interval(
-                    _normalize(trio[:, draws]), quantiles, n_shared
-                )
+                resampled = _normalize(trio[:, draws])
+                row["normalized_low"], row["normalized_high"] = _interval(resampled, quantiles, n_shared)
         rows.append(row)
     return rows
 
@@ -112,21 +105,18 @@ def _best(costs: dict[str, NDArray[np.float64]]) -> str | None:
     if not costs:
         return None
     shared = np.isfinite(np.array(list(costs.values()))).all(axis=0)
-    means = {name: float(_mean(cost[shared] if shared.any() else cost)) for name, cost in costs.items()}
+    means = {name: float(finite_mean(cost[shared] if shared.any() else cost)) for name, cost in costs.items()}
     return min(means, key=means.__getitem__)
 
 
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of the finite values along the last axis, NaN where there are none."""
-    finite = np.isfinite(values)
-    total = np.where(finite, values, 0.0).sum(axis=-1)
-    number = finite.sum(axis=-1)
-    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+def finite_mean(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+    """Mean of the finite values along an axis, NaN where there are none."""
+    return np.ma.filled(np.ma.masked_invalid(values).mean(axis=axis), np.nan)
 
 
 def _normalize(trio: NDArray[np.float64]) -> NDArray[np.float64]:
     """`(floor - cost) / (floor - ceiling)` of the means along the last axis; NaN unless ceiling beats floor."""
-    cost, floor, ceiling = (_mean(part) for part in trio)
+    cost, floor, ceiling = (finite_mean(part) for part in trio)
     gap = floor - ceiling
     usable = gap > 0
     return np.where(usable, (floor - cost) / np.where(usable, gap, 1.0), np.nan)

@@ -1,6 +1,5 @@
 """Figures of predictions beside real cells; each function returns matplotlib Axes and draws into `ax` if given."""
 
-from scperturbdiff.evaluation.pl._figures import draws, mean_shift, populations, violins
-from scperturbdiff.evaluation.pl._scores import scores
+from scperturbdiff.evaluation.pl._figures import draws, mean_shift, populations, scores, violins
 
 __all__ = ["draws", "mean_shift", "populations", "scores", "violins"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Required, TypedDict
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.data import PERTURBATION, Labels, check_obs_key, did_you_mean, preview, read_text, value_text
+from scperturbdiff.data import PERTURBATION, Labels, check_obs_keys, did_you_mean, preview, read_text, value_text
 from scperturbdiff.evaluation.metrics import rank_genes, read_expression, top_genes
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def read_condition(
     """Find and normalise the cells of one condition; messages name what is missing."""
     context = dict(context or {})
     labels = Labels(perturbation_key, control if isinstance(control, str) else None, separator)
-    check_obs_key(pred, perturbation_key, "perturbation_key")
+    check_obs_keys(pred, perturbation_key=perturbation_key)
     if perturbation is None:
         names = labels.read(pred.obs.iloc[_rows(pred, context, "pred")], "pred.obs")[PERTURBATION].unique()
         found = [name for name in names if name != labels.control]
@@ -107,8 +107,7 @@ def _rows(
 ) -> NDArray[np.intp]:
     """Rows of a context and, with `named`, of one perturbation; two at least."""
     columns = {} if named is None else {named[0].key: named[1]}
-    for key in (*context, *columns):
-        check_obs_key(adata, key, f"{where}: key")
+    check_obs_keys(adata, **{f"{where}: key": [*context, *columns]})
     text = read_text(adata.obs, list(context), f"{where}.obs")
     if named is not None:
         text[named[0].key] = named[0].read(adata.obs, f"{where}.obs")[PERTURBATION].to_numpy()

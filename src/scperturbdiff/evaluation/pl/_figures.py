@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scperturbdiff.data import POPULATION, check_obs_key
-from scperturbdiff.evaluation.metrics import Projection, gene_moments, pearson, subsample
+from scperturbdiff.data import POPULATION, check_obs_keys, preview
+from scperturbdiff.evaluation.metrics import METRICS, Projection, gene_moments, pearson, subsample
 from scperturbdiff.evaluation.metrics import mean_shift as shift_of_means
 from scperturbdiff.evaluation.pl._cells import COLORS, get_axes, label_points, read_condition
 
@@ -41,22 +41,16 @@ def mean_shift(
     ----------
     pred, real, control
         Predicted cells, real cells, and the label of the controls in `real` or an AnnData of real control cells.
-    perturbation_key
-        Column of `obs` with the perturbation.
-    perturbation
-        Which one; `None` where `pred` holds only one.
+    perturbation_key, perturbation
+        Column of `obs` with the perturbation, and which one; `None` where `pred` holds only one.
     context
         Columns and values that choose the cells in all three, such as `{"cell_type": "B"}`.
     separator
         Joins the names of a combination, by default `"+"`; `None`: no label is one.
-    n_label
-        How many of the genes that change most in the real cells are named.
-    genes
-        Genes to name instead.
-    layer_pred, layer_real
-        Layers with counts, by default `"counts"` and X (`None`).
-    target_sum
-        Counts per cell after normalisation, by default 10,000.
+    n_label, genes
+        How many of the genes that change most in the real cells are named, or which genes instead.
+    layer_pred, layer_real, target_sum
+        Layers with counts, by default `"counts"` and X (`None`), and counts per cell after normalisation (10,000).
     ax
         Axes to draw into; `None`: a new figure.
 
@@ -98,10 +92,8 @@ def violins(
     ----------
     pred, real, control, perturbation_key, perturbation, context, separator, layer_pred, layer_real, target_sum, ax
         As in :func:`mean_shift`.
-    genes
-        Genes to show; `None`: the `n_genes` that change most in the real cells.
-    n_genes
-        How many genes where `genes` is `None`.
+    genes, n_genes
+        Genes to show; `None`: as many as `n_genes` says of those that change most in the real cells.
 
     Returns
     -------
@@ -148,16 +140,10 @@ def populations(
     basis
         `"pca"`: the first two principal components. `"umap"`: UMAP of `n_pcs` components, fitted on the real cells;
         predicted cells are placed into it.
-    n_pcs
-        Principal components for UMAP.
-    max_cells
-        Cells shown of each kind.
+    n_pcs, max_cells
+        Principal components for UMAP, and cells shown of each kind.
     seed
         Of the subsample, the embedding and the order in which cells are drawn.
-
-    Returns
-    -------
-    The Axes.
     """
     if basis not in ("pca", "umap"):
         raise ValueError(f"basis={basis!r} is unknown. Allowed: 'pca', 'umap'.")
@@ -213,8 +199,7 @@ def draws(
     """Mean shift of each predicted draw of a population beside that of each real replicate.
 
     A model of distributions over populations should spread its draws as real replicates (donors, wells, batches) are
-    spread, in place of repeating one average response. Small populations spread by sampling alone, so draw about as
-    many cells as the replicates have.
+    spread. Small populations spread by sampling alone, so draw about as many cells as the replicates have.
 
     Parameters
     ----------
@@ -236,8 +221,8 @@ def draws(
     of the real perturbed cells.
     """
     cells = read_condition(pred, real, control, **shown)
-    check_obs_key(real, replicate_key, "replicate_key")
-    check_obs_key(pred, population_key, "population_key")
+    check_obs_keys(real, replicate_key=replicate_key)
+    check_obs_keys(pred, population_key=population_key)
     names, at = cells.choose(genes, n_genes)
     projection = Projection(sparse.vstack([cells.control, cells.real], format="csr"), n_pcs=1, seed=seed)
 
@@ -279,3 +264,60 @@ def _population_means(values: NDArray[np.float64], labels: pd.Series) -> NDArray
     if not len(means):
         raise ValueError(f"No population of {labels.name!r} has two cells.")
     return means
+
+
+def scores(
+    summary: pd.DataFrame,
+    *,
+    metrics: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Heat map of the normalised scores of models: 0 is the best baseline, 1 a real replicate.
+
+    Parameters
+    ----------
+    summary
+        Result of :func:`~scperturbdiff.metrics.summarize_evaluation`.
+    metrics, models
+        What to show, in order; `None`: metrics with a normalised score for any model, and models but the ceiling.
+    ax
+        Axes to draw into; `None`: a new figure.
+
+    Returns
+    -------
+    The Axes: one row per model, one column per metric. Colours end at -1 and 1, the numbers do not; `–` is undefined,
+    and numbers stand in brackets where ceiling and floor cannot be told apart with these conditions.
+    """
+    table = summary.pivot(index="model", columns="metric", values="normalized")
+    if models is None:
+        models = list(dict.fromkeys(summary.loc[summary["role"] != "ceiling", "model"]))
+    if metrics is None:
+        metrics = [name for name in METRICS if name in table and table[name].notna().any()]
+    for wanted, known, what in ((models, table.index, "models"), (metrics, table.columns, "metrics")):
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise ValueError(f"{what} not in the summary: {preview(unknown)}. There are: {preview(known, 40)}.")
+    if not len(metrics) or not len(models):
+        raise ValueError("Nothing to show: the summary has no normalised score (it needs a baseline and a ceiling).")
+    values = table.loc[list(models), list(metrics)].to_numpy(dtype=np.float64)
+    ax = get_axes(ax, (2.4 + 0.55 * len(metrics), 1.8 + 0.36 * len(models)))
+    import matplotlib as mpl
+
+    colors = mpl.colormaps["RdBu"].with_extremes(bad="0.9")
+    image = ax.imshow(np.ma.masked_invalid(values), cmap=colors, vmin=-1, vmax=1, aspect="auto")
+    separated = summary.pivot(index="model", columns="metric", values="separated")
+    sure = separated.loc[list(models), list(metrics)].to_numpy()
+    for (row, column), value in np.ndenumerate(values):
+        text = "–" if np.isnan(value) else f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
+        text = text if sure[row, column] or np.isnan(value) else f"({text})"
+        color = "white" if abs(value) > 0.65 else "black"
+        ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color=color)
+    ax.set_xticks(range(len(metrics)), [name.replace("_", " ") for name in metrics], rotation=40, ha="right")
+    ax.set_yticks(range(len(models)), [str(name).replace("_", " ") for name in models])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    bar = ax.figure.colorbar(image, ax=ax, extend="both", pad=0.02, ticks=[-1, 0, 1])
+    bar.ax.set_yticklabels(["-1", "0 best baseline", "1 replicate"], fontsize=8)
+    bar.outline.set_visible(False)
+    return ax
