@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 MAX_PANELS = 6
 """Conditions shown in a figure."""
+KEYS = ("perturbation_key", "control", "context_keys", "dose_key", "separator")
+"""Options that say how cells are annotated."""
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -26,17 +28,8 @@ def run_train(options: argparse.Namespace) -> None:
     from scperturbdiff import PerturbDiff
 
     scvi.settings.seed = options.seed
-    PerturbDiff.setup_anndata(
-        adata,
-        perturbation_key=options.perturbation_key,
-        control=options.control,
-        layer=options.layer,
-        context_keys=options.context_key,
-        batch_key=options.batch_key,
-        dose_key=options.dose_key,
-        perturbation_embeddings=embeddings,
-        separator=options.separator,
-    )
+    keys = _given(options, *KEYS, "batch_key", "layer")
+    PerturbDiff.setup_anndata(adata, perturbation_embeddings=embeddings, **keys)
     model = PerturbDiff(adata)
     started = time.perf_counter()
     model.train(max_epochs=options.max_epochs, accelerator=options.accelerator)
@@ -52,23 +45,13 @@ def run_predict(options: argparse.Namespace) -> None:
     check_free([options.out], options.overwrite)
     check_model(options.model)
     embeddings = _read_embeddings(options)
-    perturbations: Any = options.perturbations
-    if options.table is not None:
-        perturbations = read_table(options.table)
+    perturbations = options.perturbations if options.table is None else read_table(options.table)
     controls = read_cells(options.controls)
     from scperturbdiff import PerturbDiff
 
     model = PerturbDiff.load(options.model, adata=False)
-    pred = model.predict(
-        controls,
-        perturbations,
-        n_cells=options.n_cells,
-        n_populations=options.n_populations,
-        n_steps=options.n_steps,
-        layer=options.layer,
-        perturbation_embeddings=embeddings,
-        seed=options.seed,
-    )
+    how = _given(options, "n_cells", "n_populations", "n_steps", "layer", "seed")
+    pred = model.predict(controls, perturbations, perturbation_embeddings=embeddings, **how)
     write_cells(pred, options.out)
     print(f"{pred.n_obs:,} predicted cells in {options.out}")
 
@@ -83,23 +66,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from scperturbdiff import evaluate, summarize_evaluation
     from scperturbdiff.cli._figures import draw_conditions, draw_scores
 
-    layer_pred = None if options.layer_pred == "X" else options.layer_pred
-    keys = [*options.context_key, *options.condition_key, options.perturbation_key]
-    table = evaluate(
-        pred,
-        real,
-        options.control,
-        perturbation_key=options.perturbation_key,
-        context_keys=options.context_key,
-        condition_keys=options.condition_key,
-        dose_key=options.dose_key,
-        separator=options.separator,
-        layer_pred=layer_pred,
-        layer_real=options.layer,
-        train=train,
-        metrics=options.metrics,
-        seed=options.seed,
-    )
+    keys = _given(options, *KEYS, "condition_keys")
+    layers = {"layer_pred": None if options.layer_pred == "X" else options.layer_pred, "layer_real": options.layer}
+    table = evaluate(pred, real, **keys, **layers, train=train, metrics=options.metrics, seed=options.seed)
     summary = summarize_evaluation(table, seed=options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "table.csv", index=False)
@@ -108,17 +77,19 @@ def run_evaluate(options: argparse.Namespace) -> None:
     print("Mean over conditions:")
     print(wide.loc[summary["metric"].unique(), summary["model"].unique()].to_string(float_format="{:.3f}".format))
     # A dose is no condition of the controls, which the figures look up by the same columns.
-    if not options.condition_key and options.dose_key is None:
-        conditions = table[keys].drop_duplicates().head(MAX_PANELS)
+    if not options.condition_keys and options.dose_key is None:
+        conditions = table[[*options.context_keys, options.perturbation_key]].drop_duplicates().head(MAX_PANELS)
+        shown = _given(options, "perturbation_key", "separator") | layers
         for kind in ("populations", "mean_shift"):
-            draw_conditions(
-                kind, pred, real, options.control, conditions, options.out / f"{kind}.png",
-                perturbation_key=options.perturbation_key, separator=options.separator, layer_pred=layer_pred,
-                layer_real=options.layer,
-            )  # fmt: skip
+            draw_conditions(kind, (pred, real, options.control), conditions, options.out / f"{kind}.png", **shown)
     if summary["normalized"].notna().any():
         draw_scores(summary, options.out / "scores.png")
     print(f"Tables and figures in {options.out}")
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Options that are arguments of the same name."""
+    return {name: getattr(options, name) for name in names}
 
 
 def _read_embeddings(options: argparse.Namespace) -> Any:

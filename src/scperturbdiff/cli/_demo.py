@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scperturbdiff.cli._files import check_folder, check_free, write_cells
-from scperturbdiff.cli._parser import DEMO_FOLDER
 
 if TYPE_CHECKING:
     import argparse
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 
     from scperturbdiff.evaluation.splits import Split
 
+FOLDER = Path("scperturbdiff-demo")
+"""Where the demo writes unless told otherwise; files there are its own and are replaced."""
 KEYS: dict[str, Any] = {"perturbation_key": "perturbation", "control": "control", "context_keys": ["cell_type"]}
 MODEL = "PerturbDiff"
 COLUMNS = {"energy_distance": "energy distance", "pearson_delta": "delta correlation"}
@@ -26,8 +27,7 @@ CAPTION = (
 N_PANELS = 6
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """How large the screen is and how long the model is trained."""
 
     screen: dict[str, Any]
@@ -43,7 +43,7 @@ QUICK = Size(
 
 def run_demo(options: argparse.Namespace) -> None:
     """`scperturbdiff demo`."""
-    out = options.out or DEMO_FOLDER
+    out = options.out or FOLDER
     check_folder(out)
     files = [out / name for name in ("predicted.h5ad", "populations.png", "table.csv")]
     check_free(files, options.overwrite or options.out is None)
@@ -110,7 +110,5 @@ def _draw(pred: AnnData, real: AnnData, table: pd.DataFrame, path: Any) -> None:
     scores = table[table["metric"] == "energy_distance"].pivot(index=keys, columns="model", values="value")
     scores = scores.sort_values("no_change", ascending=False).head(N_PANELS)
     notes = [f"energy distance {m:.2f} (no change {n:.2f})" for m, n in scores[[MODEL, "no_change"]].to_numpy()]
-    draw_conditions(
-        "populations", pred, real, KEYS["control"], scores.index.to_frame(index=False), path,
-        perturbation_key=KEYS["perturbation_key"], notes=notes,
-    )  # fmt: skip
+    cells, shown = (pred, real, KEYS["control"]), scores.index.to_frame(index=False)
+    draw_conditions("populations", cells, shown, path, perturbation_key=KEYS["perturbation_key"], notes=notes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,40 +12,30 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+SAVING: dict[str, Any] = {"dpi": 100, "bbox_inches": "tight"}
+
+
 def draw_conditions(
-    kind: Literal["populations", "mean_shift"] | str,
-    pred: AnnData,
-    real: AnnData,
-    control: str,
+    kind: str,
+    cells: tuple[AnnData, AnnData, str],
     conditions: pd.DataFrame,
     path: Path,
     *,
     perturbation_key: str,
-    separator: str | None = "+",
     notes: Sequence[str] | None = None,
-    layer_pred: str | None = "counts",
-    layer_real: str | None = None,
+    **shown: Any,
 ) -> None:
-    """Write a figure with one panel a condition.
+    """Write a figure with one panel a condition, which is a row of `conditions`: contexts and perturbation.
 
-    Parameters
-    ----------
-    kind
-        Function of :mod:`scperturbdiff.pl` that draws a panel.
-    pred, real, control, perturbation_key, separator, layer_pred, layer_real
-        As for that function.
-    conditions
-        One row a panel: columns of the contexts and of the perturbation.
-    path
-        File to write.
-    notes
-        A line below the title of each panel.
+    `kind` names the function of :mod:`scperturbdiff.pl` that draws a panel; `cells` (predicted, real and control) and
+    `shown` are its arguments. `notes` are lines below the titles of panels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     from scperturbdiff import pl
 
+    draw = getattr(pl, kind)
     n = len(conditions)
     n_columns = min(n, 3)
     n_rows = -(-n // n_columns)
@@ -57,21 +47,16 @@ def draw_conditions(
             ax.set_visible(False)
             continue
         context = {str(key): str(value) for key, value in conditions.iloc[i].items()}
-        getattr(pl, kind)(
-            pred, real, control, perturbation_key=perturbation_key, perturbation=context.pop(perturbation_key),
-            context=context, separator=separator, layer_pred=layer_pred, layer_real=layer_real, ax=ax,
-        )  # fmt: skip
+        name = context.pop(perturbation_key)
+        draw(*cells, perturbation_key=perturbation_key, perturbation=name, context=context, ax=ax, **shown)
         if notes is not None:
             ax.set_title(f"{ax.get_title(loc='left')}\n{notes[i]}", fontsize=9, loc="left")
-    _save(figure, path)
+    figure.savefig(path, **SAVING)
 
 
 def draw_scores(summary: pd.DataFrame, path: Path) -> None:
     """Write the heat map of normalised scores."""
     from scperturbdiff import pl
 
-    _save(pl.scores(summary).figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=100, bbox_inches="tight")
+    figure: Any = pl.scores(summary).figure
+    figure.savefig(path, **SAVING)

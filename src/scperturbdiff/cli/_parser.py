@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from scperturbdiff import __version__
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-DEMO_FOLDER = Path("scperturbdiff-demo")
-"""Where the demo writes unless told otherwise; files there are its own and are replaced."""
+from scperturbdiff.cli._commands import run_evaluate, run_predict, run_train
+from scperturbdiff.cli._demo import FOLDER, run_demo
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,44 +17,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_train, _add_predict, _add_evaluate):
-        command = add(commands)
+    for name, (run, add_arguments, short, long) in COMMANDS.items():
+        command = commands.add_parser(name, help=short, description=long)
+        add_arguments(command)
         command.add_argument("--overwrite", action="store_true", help="replace files that are there")
         command.add_argument("--traceback", action="store_true", help="show where in the program an error occurred")
+        command.set_defaults(run=run)
     return parser
 
 
-def _lazy(module: str, function: str) -> Callable[[argparse.Namespace], None]:
-    """A command whose module is imported when it is run."""
-
-    def run(options: argparse.Namespace) -> None:
-        from importlib import import_module
-
-        getattr(import_module(f"scperturbdiff.cli.{module}"), function)(options)
-
-    return run
-
-
-def _add_demo(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "demo",
-        help="simulate a screen, hold out populations, train, predict them and compare",
-        description="Simulate a screen, hold out (context, perturbation) pairs, train on the rest, predict the "
-        "held-out populations from control cells alone, and compare with the real ones beside simple rules.",
-    )
-    command.add_argument("--out", type=Path, help=f"folder for the results (default: {DEMO_FOLDER})")
+def _demo(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, help=f"folder for the results (default: {FOLDER})")
     _add_seed(command)
     command.add_argument(
         "--quick", action="store_true", help="a few steps on a tiny screen: shows that it runs, not how well"
     )
-    command.set_defaults(run=_lazy("_demo", "run_demo"))
-    return command
 
 
-def _add_train(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "train", help="train a model on an h5ad file", description="Train a model on an h5ad file with raw counts."
-    )
+def _train(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", type=Path, metavar="data.h5ad", help="perturbed and control cells, raw counts")
     command.add_argument("--out", type=Path, required=True, help="folder of the model")
     _add_keys(command)
@@ -69,16 +44,9 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--max-epochs", type=_positive, help="upper bound on the epochs of both stages")
     command.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, mps (default: auto)")
     _add_seed(command)
-    command.set_defaults(run=_lazy("_commands", "run_train"))
-    return command
 
 
-def _add_predict(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "predict",
-        help="predict perturbed cells from the control cells of an h5ad file",
-        description="Predict cells of each perturbation in each context of the control cells.",
-    )
+def _predict(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", type=Path, metavar="model_dir", help="folder of a trained model")
     command.add_argument("controls", type=Path, metavar="controls.h5ad", help="control cells, raw counts")
     wanted = command.add_mutually_exclusive_group()
@@ -95,40 +63,56 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--layer", help="layer of the controls with raw counts (default: as in training)")
     _add_embeddings(command)
     _add_seed(command)
-    command.set_defaults(run=_lazy("_commands", "run_predict"))
-    return command
 
 
-def _add_evaluate(commands: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        "evaluate",
-        help="score predicted cells against real ones",
-        description="Score predicted cells against real ones, beside a replicate of the real cells and, with --train, "
-        "beside simple rules. Writes table.csv (each condition), summary.csv and figures.",
-    )
+def _evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("pred", type=Path, metavar="pred.h5ad", help="predicted cells")
     command.add_argument("real", type=Path, metavar="real.h5ad", help="real perturbed and control cells")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for table and figures")
     _add_keys(command)
-    command.add_argument("--condition-key", nargs="+", action="extend", default=[], metavar="COLUMN",
-                         help="further columns that define a condition")  # fmt: skip
+    _add_columns(command, "condition", "further columns that define a condition")
     command.add_argument("--train", type=Path, metavar="train.h5ad", help="training cells, for the simple rules")
     command.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to compute (default: all)")
     command.add_argument("--layer-pred", default="counts", help="layer of pred with counts, X for X (default: counts)")
     command.add_argument("--layer", help="layer of real and train with counts (default: X)")
     _add_seed(command)
-    command.set_defaults(run=_lazy("_commands", "run_evaluate"))
-    return command
+
+
+COMMANDS = {
+    "demo": (
+        run_demo, _demo, "simulate a screen, hold out populations, train, predict them and compare",
+        "Simulate a screen, hold out (context, perturbation) pairs, train on the rest, predict the held-out "
+        "populations from control cells alone, and compare with the real ones beside simple rules.",
+    ),
+    "train": (
+        run_train, _train, "train a model on an h5ad file",
+        "Train a model on an h5ad file with raw counts.",
+    ),
+    "predict": (
+        run_predict, _predict, "predict perturbed cells from the control cells of an h5ad file",
+        "Predict cells of each perturbation in each context of the control cells.",
+    ),
+    "evaluate": (
+        run_evaluate, _evaluate, "score predicted cells against real ones",
+        "Score predicted cells against real ones, beside a replicate of the real cells and, with --train, beside "
+        "simple rules. Writes table.csv (each condition), summary.csv and figures.",
+    ),
+}  # fmt: skip
+"""Command -> function, its arguments, and what the help says, in short and in long."""
 
 
 def _add_keys(command: argparse.ArgumentParser) -> None:
     command.add_argument("--perturbation-key", required=True, metavar="COLUMN", help="column of obs with perturbations")
     command.add_argument("--control", required=True, metavar="LABEL", help="its value for control cells")
-    command.add_argument("--context-key", nargs="+", action="extend", default=[], metavar="COLUMN",
-                         help="columns of obs that name the context: cell type, line, patient")  # fmt: skip
+    _add_columns(command, "context", "columns of obs that name the context: cell type, line, patient")
     command.add_argument("--dose-key", metavar="COLUMN", help="column of obs with doses")
     command.add_argument("--separator", type=lambda text: None if text == "none" else text, default="+",
                          help="joins names of a combination; none: no name is one (default: +)")  # fmt: skip
+
+
+def _add_columns(command: argparse.ArgumentParser, what: str, text: str) -> None:
+    command.add_argument(f"--{what}-key", dest=f"{what}_keys", nargs="+", action="extend", default=[], metavar="COLUMN",
+                         help=text)  # fmt: skip
 
 
 def _add_embeddings(command: argparse.ArgumentParser) -> None:
