@@ -1,6 +1,6 @@
-"""Screens of another law than :func:`scperturbdiff.datasets.simulate`: Poisson-lognormal counts, gated effects.
+"""Simulated screens of the panel: their design; :func:`scperturbdiff.datasets.simulate`'s law; another law.
 
-The log rate of a gene in a cell is a sum of
+The other law has Poisson-lognormal counts and gated effects. The log rate of a gene in a cell is a sum of
 
 * its own level, the profile of the cell's type and a small effect of the donor;
 * a few factors on which cells of a type vary continuously;
@@ -14,15 +14,87 @@ cells of several types, in a composition of its own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+import scperturbdiff as spd
+
 N_FACTORS, N_AXES = 5, 3
 N_TYPES = 4
 """In mixed samples."""
 GATE_SLOPE = 2.0
+
+
+@dataclass(frozen=True)
+class Screen:
+    """A point of the design: what varies between simulated screens.
+
+    Attributes
+    ----------
+    learned
+        Contexts with treated cells.
+    perturbations, replicates
+        Numbers of them.
+    mixed
+        Contexts are samples of several types in compositions of their own; else each is one type.
+    effect
+        `"strong"`, `"weak"` or `"none"`.
+    responders
+        Share of the treated cells that respond.
+    deep
+        Some 2,000 counts per cell; else 300.
+    pairs
+        Some (context, perturbation) are left out and predicted; else contexts without treated cells.
+    """
+
+    learned: int
+    perturbations: int
+    mixed: bool
+    replicates: int
+    effect: str
+    responders: float
+    deep: bool
+    pairs: bool = False
+
+    def __str__(self) -> str:
+        words = [
+            f"{self.learned}x{self.perturbations}",
+            *(["mixed"] if self.mixed else []),
+            f"r{self.replicates}",
+            self.effect,
+            *(["half"] if self.responders < 1 else []),
+            "deep" if self.deep else "shallow",
+            *(["pairs"] if self.pairs else []),
+        ]
+        return " ".join(words)
+
+
+DESIGN = (
+    Screen(1, 1, False, 1, "strong", 1.0, True),
+    Screen(1, 3, False, 5, "weak", 0.5, False),
+    Screen(1, 12, False, 1, "strong", 0.5, True),
+    Screen(1, 3, True, 1, "strong", 1.0, False),
+    Screen(2, 1, True, 1, "weak", 1.0, True),
+    Screen(2, 3, False, 1, "strong", 0.5, True),
+    Screen(2, 12, False, 5, "weak", 1.0, False),
+    Screen(2, 3, True, 5, "none", 1.0, True),
+    Screen(4, 1, False, 5, "strong", 0.5, False),
+    Screen(4, 3, True, 1, "strong", 0.5, True, pairs=True),
+    Screen(4, 12, False, 1, "strong", 1.0, True, pairs=True),
+    Screen(4, 3, False, 1, "weak", 1.0, False, pairs=True),
+    Screen(8, 1, True, 1, "strong", 1.0, False),
+    Screen(8, 3, False, 5, "none", 1.0, False),
+    Screen(8, 12, False, 1, "weak", 0.5, True, pairs=True),
+    Screen(8, 3, True, 5, "strong", 1.0, True, pairs=True),
+)
+SHARES = {"strong": 1.0, "weak": 0.35, "none": 0.0}
+"""Factors on effects."""
+QUICK_SCREENS = {"simulated": {0, 3, 9, 13}, "other law": {4, 5, 10, 12}}
+"""Places in the design, by law."""
 
 
 def sparse_normal(rng: np.random.Generator, shape: tuple[int, ...], share: float, scale: float) -> np.ndarray:
@@ -121,3 +193,48 @@ def draw(
     obs.index = "cell" + obs.index.astype(str)
     var = pd.DataFrame(index=[f"gene{i + 1:04d}" for i in range(n_genes)])
     return ad.AnnData(sparse.vstack(counts, format="csr").astype(np.float32), obs=obs, var=var)
+
+
+def simulated_cells(
+    n_contexts: int,
+    n_perturbations: int,
+    *,
+    mixed: bool,
+    n_replicates: int,
+    n_cells: int,
+    n_controls: int,
+    effect: float,
+    responders: float,
+    library_size: float,
+    seed: int,
+) -> ad.AnnData:
+    """A screen of :func:`scperturbdiff.datasets.simulate`, as :func:`draw` has it; mixed samples are pooled types."""
+    per = {name: -(-n // n_replicates) for name, n in (("cells", n_cells), ("controls", n_controls))}
+    cells = spd.datasets.simulate(
+        n_contexts=N_TYPES if mixed else n_contexts,
+        n_perturbations=n_perturbations,
+        n_cells_per_population=per["cells"],
+        n_control_cells=per["controls"],
+        n_genes=400,
+        n_batches=n_replicates * (n_contexts if mixed else 1),
+        effect_scale=effect,
+        responders=responders,
+        library_size=library_size,
+        seed=seed,
+    )
+    del cells.uns["truth"]
+    obs = cells.obs[["perturbation", "cell_type", "donor"]].astype(str)
+    cells.obs = obs.assign(context="C" + obs["cell_type"].str[1:].str.zfill(2), replicate=obs["donor"])
+    if not mixed:
+        return cells
+    rng = np.random.default_rng([seed, 11])
+    sample = (obs["donor"].str[1:].astype(int) - 1) // n_replicates
+    cells.obs["context"] = "C" + (sample + 1).astype(str).str.zfill(2)
+    mixture = rng.dirichlet(np.ones(N_TYPES), n_contexts)
+    kept = []
+    for (label, donor), rows in obs.groupby(["perturbation", "donor"]).indices.items():
+        share = mixture[(int(donor[1:]) - 1) // n_replicates]
+        number = rng.multinomial(per["controls" if label == "control" else "cells"], share)
+        kind = obs["cell_type"].to_numpy()[rows]
+        kept += [rng.permutation(rows[kind == f"C{k + 1}"])[:n] for k, n in enumerate(number)]
+    return cells[np.sort(np.concatenate(kept))].copy()

@@ -8,18 +8,18 @@
 In every situation the model is trained with defaults, asked for conditions that were left out, and scored beside the
 rules of :func:`scperturbdiff.baselines.default_baselines` that can predict all of them, fitted on the same cells with
 the same labels. One line is printed and one row written for every situation and seed; rows that are in the file with
-the same commit are skipped. Real data: see benchmarks/quality.py.
+the same commit are skipped, unless they are errors or files were not committed (`+`; see --commit). Real data: see benchmarks/quality.py.
 
 *Energy distances* are means over conditions, in 50 principal components. The *best rule* is the best by hindsight; no
 change is one of the rules.
 
-*Standard error* of the difference between model and best rule: the larger of that over conditions (two or more) and
-that from the sampling of cells. The latter adds up, for each condition, the variance of the first-order influence of
-every predicted and real cell on the difference (U-statistics) and, twice, the squared noise of an energy distance of 0.
-Conditions of one context start from the same controls: their errors are added, those of contexts are squared first.
+*Standard error* of the difference between model and best rule: that from the sampling of cells, or that over conditions
+where there are three or more and it is larger. The former adds up the squared first-order influence on the difference
+(U-statistics) of every real cell and of every control cell, through all cells that were made of it, and twice the
+squared noise of every condition.
 
 *Noise*: the standard deviation of the energy distance between random halves of the real cells, halved, as the halves
-have half of the cells.
+have half of the cells. In a mean over conditions half of its variance is that of the controls: the same in a context.
 
 *Verdict*: `lost` if the model's energy distance is above the best rule's by more than 5 % of no change's, more than two
 standard errors and more than twice the noise; `won` if it is below by as much; else `tied`. The noise counts where
@@ -34,11 +34,14 @@ change's energy distance is above three times the noise.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import multiprocessing
 import os
 import re
 import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +66,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from panel_situations import Task
 
+    Places = NDArray[np.float64]
+
 METRICS = ["energy_distance", "pearson_delta", "de_overlap"]
 MODEL, RETRIEVAL, NO_CHANGE, CEILING = "model", "retrieval", "no_change", "ceiling"
 MARGIN, FLOOR, BELOW = 0.05, 0.02, 0.02
 """Of no change's energy distance: what makes a verdict, what ratios are floored at. Tolerated in other metrics."""
 N_HALVES = 20
+UNSURE = r".*\+$|unknown$"
+"""Commits that do not say which code was measured, unless given by name."""
 
 
 def rule_cells(task: Task, seed: int) -> dict[str, AnnData]:
@@ -99,27 +106,19 @@ def fit(task: Task, seed: int) -> spd.PerturbDiff:
     return model
 
 
-def energy(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    return spd.metrics.energy_distance(x, y)
-
-
-def influences(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def influences(x: Places, y: Places) -> tuple[Places, Places]:
     """First-order influence of the cells of `x` on the energy distance, and of those of `y` less what `y` has alone."""
     between = cdist(x, y)
-    return 2 * (between.mean(1) - cdist(x, x).sum(1) / (len(x) - 1)), 2 * between.mean(0)
+    of_x, of_y = 2 * (between.mean(1) - cdist(x, x).sum(1) / (len(x) - 1)), 2 * between.mean(0)
+    return (of_x - of_x.mean()) / len(x), (of_y - of_y.mean()) / len(y)
 
 
-def sampling(
-    model: NDArray[np.float64], rule: NDArray[np.float64], real: NDArray[np.float64], seed: int
-) -> tuple[float, float]:
-    """Standard error of the difference of two energy distances by the sampling of cells; noise of one that is 0."""
-    (of_model, real_model), (of_rule, real_rule) = influences(model, real), influences(rule, real)
-    parts = (of_model, of_rule, real_model - real_rule)
+def noise_of(real: Places, seed: int) -> float:
+    """Standard deviation of the energy distance between two populations of this law and size."""
     rng = np.random.default_rng([seed, 13])
-    middle = len(real) // 2
-    orders = [rng.permutation(len(real)) for _ in range(N_HALVES)]
-    noise = 0.5 * float(np.std([energy(real[o[:middle]], real[o[middle:]]) for o in orders], ddof=1))
-    return float(np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts) + 2 * noise**2)), noise
+    orders, middle = [rng.permutation(len(real)) for _ in range(N_HALVES)], len(real) // 2
+    found = [spd.metrics.energy_distance(real[order[:middle]], real[order[middle:]]) for order in orders]
+    return 0.5 * float(np.std(found, ddof=1))
 
 
 def cell_errors(task: Task, model: AnnData, rule: AnnData, seed: int) -> tuple[float, float]:
@@ -128,17 +127,25 @@ def cell_errors(task: Task, model: AnnData, rule: AnnData, seed: int) -> tuple[f
     pca = PCA(min(50, min(train.shape) - 1), svd_solver="arpack", random_state=seed).fit(train)
     keys = ["perturbation", *task.setup["context_keys"]]
 
-    def groups(adata: AnnData, layer: str | None) -> dict[Any, NDArray[np.float64]]:
+    def groups(adata: AnnData, layer: str | None) -> dict[Any, Any]:
         counts = adata[:, task.train.var_names].layers[layer] if layer else adata.X
         places = pca.transform(log_normalize(counts)).astype(np.float64)
-        return {c: places[rows] for c, rows in adata.obs[keys].astype(str).groupby(keys).indices.items()}
+        rows = adata.obs[keys].astype(str).groupby(keys).indices
+        return {c: (places[at], adata.obs.get("control_cell", adata.obs_names)[at]) for c, at in rows.items()}
 
-    real = groups(task.truth, None)
-    predicted, ruled = groups(model, "counts"), groups(rule, "counts")
-    found = pd.DataFrame([sampling(predicted[c], ruled[c], real[c], seed) for c in real])
+    real, predicted, ruled = groups(task.truth, None), groups(model, "counts"), groups(rule, "counts")
+    of_controls, of_real, noises = [], 0.0, []
+    for condition, (truth, _) in real.items():
+        (x, of), (z, of_z) = predicted[condition], ruled[condition]
+        (of_model, real_model), (of_rule, real_rule) = influences(x, truth), influences(z, truth)
+        of_controls += [pd.Series(of_model, np.asarray(of)), pd.Series(-of_rule, np.asarray(of_z))]
+        noises.append(noise_of(truth, seed))
+        of_real += float(((real_model - real_rule) ** 2).sum()) + 2 * noises[-1] ** 2
+    controls = pd.concat(of_controls)
+    error = np.sqrt((controls.groupby(controls.index).sum() ** 2).sum() + of_real) / len(real)
     contexts = np.array(["|".join(c[1:]) if isinstance(c, tuple) else "" for c in real])
-    error, noise = np.sqrt((found.groupby(contexts).sum() ** 2).sum()) / len(found)
-    return float(error), float(noise)
+    noise = pd.Series(noises).groupby(contexts).agg(lambda n: ((n**2).sum() + n.sum() ** 2) / 2).sum()
+    return float(error), float(np.sqrt(noise)) / len(real)
 
 
 def judge(difference: float, no_change: float, error: float, noise: float) -> str:
@@ -184,7 +191,7 @@ def score(task: Task, model: spd.PerturbDiff, seed: int) -> dict[str, Any]:
     distance = averages(table)["energy_distance"]
     found = compare(table, "energy_distance", list(rules), lower=True)
     se_cells, noise = cell_errors(task, cells[MODEL], rules[found["rule"]], seed)
-    error = float(np.nanmax([se_cells, found["error"]]))
+    error = max(se_cells, found["error"]) if len(task.request) > 2 else se_cells
     floor = max(FLOOR * distance[NO_CHANGE], noise)
     pearson, overlap = (compare(table, metric, list(rules)) for metric in METRICS[1:])
     return {
@@ -217,12 +224,13 @@ def run(job: tuple[str, int, str]) -> dict[str, Any]:
     row: dict[str, Any] = {"situation": name, "group": situation.group, "seed": seed, "commit": version}
     start = time.perf_counter()
     try:
-        task = situation.make(seed)
-        row |= {"n_conditions": len(task.request), "n_train": task.train.n_obs, "n_genes": task.train.n_vars}
-        began = time.perf_counter()
-        model = fit(task, seed)
-        row["seconds"] = time.perf_counter() - began
-        row |= score(task, model, seed)
+        with contextlib.redirect_stdout(io.StringIO()):  # scvi-tools prints why it stops
+            task = situation.make(seed)
+            row |= {"n_conditions": len(task.request), "n_train": task.train.n_obs, "n_genes": task.train.n_vars}
+            began = time.perf_counter()
+            model = fit(task, seed)
+            row["seconds"] = time.perf_counter() - began
+            row |= score(task, model, seed)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a panel goes on
         at = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(at.filename).name}:{at.lineno}"
@@ -295,18 +303,22 @@ def main() -> None:
     arguments.add_argument("--list", action="store_true", help="print names only")
     options = arguments.parse_args()
     jobs = jobs_of(options)
+    if not jobs:
+        raise SystemExit(f"No situation has a name that matches {options.only!r}.")
     if options.list:
         print("\n".join(dict.fromkeys(name for name, *_ in jobs)))
         return
     wanted = pd.MultiIndex.from_tuples(jobs, names=["situation", "seed", "commit"])
     if options.out.is_file() and not options.again:
         old = pd.read_csv(options.out, dtype={"commit": str})
+        old = old[(old["verdict"] != "error") & (bool(options.commit) | ~old["commit"].str.match(UNSURE))]
         done = set(old[["situation", "seed", "commit"]].itertuples(index=False, name=None))
         jobs = [job for job in jobs if job not in done]
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # of the processes started below
-    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        for row in pool.imap_unordered(run, jobs):
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run, job) for job in jobs]):
+            row = future.result()
             print(line(row), flush=True)
             append(row, options.out)
     rows = pd.read_csv(options.out, dtype={"commit": str})

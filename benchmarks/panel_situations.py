@@ -9,11 +9,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import other_law
 import pandas as pd
 import scanpy as sc
 from common import data_file
-from quality import is_control, variable_genes
+from other_law import DESIGN, QUICK_SCREENS, SHARES, Screen, draw, simulated_cells
+from quality import INFORMATIVE, is_control, load_papalexi, variable_genes
 
 import scperturbdiff as spd
 
@@ -28,7 +28,6 @@ PREDICTED = (100, 200)
 MAX_TRUE = 300
 NEW = 2
 """Contexts of a simulated screen that have no treated cells in training."""
-SHARES = {"strong": 1.0, "weak": 0.35, "none": 0.0}
 
 
 @dataclass(frozen=True)
@@ -92,14 +91,14 @@ def task(
 ) -> Task:
     """Leave the treated cells `held` out of `cells`; they are the truth.
 
-    Controls of all contexts are in training, except those that are `unseen`; these are predicted from instead.
+    Controls of all contexts are in training, except those that are `unseen`: these are predicted from instead.
     `n_train` limits the treated cells of a (context, perturbation, batch) in training.
     """
     rng = np.random.default_rng([seed, 3])
     is_ctrl = is_control(cells, control)
     labels = ["perturbation", *contexts]
     truth = thin(cells[held & ~is_ctrl], labels, MAX_TRUE, rng)
-    train = cells[~held].copy()
+    train = cells[~held if unseen is None else ~(held | unseen)].copy()
     if n_train is not None:
         ctrl = is_control(train, control)
         groups = [*labels, *([] if batch is None else [batch])]
@@ -141,7 +140,22 @@ THREE = (
     ("B", "NK", "FCGR3A+Mono"), ("CD8T", "B", "Dendritic"), ("CD4T", "NK", "CD14+Mono"),
     ("CD8T", "FCGR3A+Mono", "CD4T"), ("B", "Dendritic", "NK"),
 )  # fmt: skip
-LINES_LEARNED = {2: ((0, 1), (2, 5), (4, 7)), 4: ((0, 1, 2, 3), (4, 5, 6, 7), (0, 2, 4, 6)), 7: (0, 3, 6)}
+DONORS = ("101", "1015", "107", "unlabelled")
+"""Donors with control and stimulated cells; cells of the last may be of any donor."""
+FEW_DONORS = (("1015", "101 107"), ("101", "1015 107"), ("1015 107", "101"), ("101 107", "1015"))
+POOLED = ("lymphoid", "myeloid", "B", "lymphoid B")
+UNLABELLED = {
+    "all types": (TYPES, TYPES),
+    "controls of all types": (("CD4T", "CD14+Mono", "B"), TYPES),
+    "controls of the same types": (("CD4T", "CD14+Mono"), ("CD4T", "CD14+Mono")),
+}
+"""Types of the treated and of the control cells in training, where no context is known."""
+LINES_LEARNED = {2: ((0, 1), (2, 5), (4, 7)), 4: ((0, 1, 2, 3), (4, 5, 6, 7), (0, 2, 4, 6)), 7: ((0,), (3,), (6,))}
+"""By number of lines to learn from: which ones (7: all but which one)."""
+TARGETS = {2: ("IFNGR1", "SMAD4"), 5: INFORMATIVE[:5], 23: ()}
+"""Targets by their number; the last: all with 25 cells in every replicate."""
+REPLICATES = ((2, "1"), (2, "12"), (5, "2"), (5, "13"), (23, "3"), (23, "23"), (5, ""), (23, ""))
+"""Number of targets and replicates to learn from; none: a third of the pairs is left out."""
 
 
 @lru_cache
@@ -157,20 +171,47 @@ def kang_cells() -> AnnData:
 def kang(seed: int, learned: Sequence[str], key: str = "cell_type", wanted: Sequence[str] = ()) -> Task:
     """Train on treated cells of the `learned` values of `key`; predict those of all the others, or of `wanted`."""
     cells = kang_cells()
-    treated, of = ~is_control(cells), cells.obs[key]
-    held = treated & ~of.isin(list(learned)).to_numpy()
+    held = ~is_control(cells) & ~cells.obs[key].isin(list(learned)).to_numpy()
     if wanted:
-        cells = cells[~held | of.isin(list(wanted)).to_numpy()]
-        held = held[~held | of.isin(list(wanted)).to_numpy()]
+        kept = ~held | cells.obs[key].isin(list(wanted)).to_numpy()
+        cells, held = cells[kept], held[kept]
     return task(cells.copy(), held, [key], seed=seed)
 
 
+def kang_without_contexts(seed: int, treated: Sequence[str], controls: Sequence[str]) -> Task:
+    """Half of the control cells of some types and the treated cells of some, without labels; predict the others.
+
+    These are the treated cells of all other types, from the other half of their controls. Where all types are treated
+    in training: half of the treated cells.
+    """
+    cells = kang_cells()
+    half = np.random.default_rng([seed, 17]).random(cells.n_obs) < 0.5
+    kind, is_ctrl = cells.obs["cell_type"], is_control(cells)
+    other = half if len(treated) == len(TYPES) else ~kind.isin(list(treated)).to_numpy()
+    unseen = is_ctrl & half & other
+    used = ~is_ctrl | unseen | (~half & kind.isin(list(controls)).to_numpy())
+    return task(cells[used].copy(), (~is_ctrl & other)[used], [], seed=seed, unseen=unseen[used])
+
+
 def situations_kang() -> Iterator[Situation]:
-    """One, two and three treated cell types; all the others are predicted."""
-    quick = {("CD4T",), ("CD14+Mono",), ("CD4T", "B"), ("CD4T", "B", "CD14+Mono")}
+    """One, two and three treated cell types, all the others predicted; donors, pools of types, or no context."""
+    quick = {("CD4T",), ("CD14+Mono",), TWO[0], TWO[5], THREE[0]}
     for learned in chain(((name,) for name in TYPES), TWO, THREE):
         name = f"kang {len(learned)} {' '.join(learned)}"
         yield Situation(name, f"kang {len(learned)}", partial(kang, learned=learned), learned in quick)
+    for donor in DONORS:
+        others = tuple(name for name in DONORS if name != donor)
+        make = partial(kang, learned=others, key="donor", wanted=(donor,))
+        yield Situation(f"donor {donor}", "kang donors", make, donor == "1015")
+    for learned, wanted in FEW_DONORS:
+        make = partial(kang, learned=learned.split(), key="donor", wanted=wanted.split())
+        yield Situation(f"donor {wanted} from {learned}", "kang donors", make)
+    for learned in POOLED:
+        make = partial(kang, learned=learned.split(), key="pool")
+        yield Situation(f"pool {learned}", "kang pools", make, learned == "lymphoid")
+    for name, (treated, controls) in UNLABELLED.items():
+        make = partial(kang_without_contexts, treated=treated, controls=controls)
+        yield Situation(f"no context {name}", "kang pools", make, len(controls) == 2)
 
 
 @lru_cache
@@ -179,7 +220,7 @@ def irradiated_cells() -> AnnData:
 
 
 def irradiated(seed: int, learned: Sequence[int]) -> Task:
-    """Lines of which irradiated cells are trained on, by number; those of the other lines are predicted."""
+    """Train on irradiated cells of some lines, given by number; predict those of the other lines."""
     cells = thin(irradiated_cells(), ["perturbation", "cell_type"], 200, np.random.default_rng([seed, 5]))
     lines = np.array(sorted(cells.obs["cell_type"].astype(str).unique()))
     held = ~is_control(cells) & ~cells.obs["cell_type"].isin(lines[list(learned)]).to_numpy()
@@ -190,128 +231,59 @@ def situations_irradiated() -> Iterator[Situation]:
     """Two and four lines to learn from, all the others predicted; seven, and one predicted."""
     for n, choices in LINES_LEARNED.items():
         for i, choice in enumerate(choices):
-            learned = choice if n < 7 else [k for k in range(8) if k != choice]
-            name = f"lines {n} {'without ' if n == 7 else ''}{choice if n == 7 else ' '.join(map(str, choice))}"
-            yield Situation(name, "irradiated", partial(irradiated, learned=tuple(learned)), i == 0)
+            learned = choice if n < 7 else tuple(k for k in range(8) if k not in choice)
+            name = f"lines {n} {'without ' if n == 7 else ''}{' '.join(map(str, choice))}"
+            yield Situation(name, "irradiated", partial(irradiated, learned=learned), i == 0 and n != 4)
+
+
+@lru_cache
+def papalexi_cells() -> AnnData:
+    return load_papalexi()
+
+
+def papalexi(seed: int, targets: Sequence[str], learned: str) -> Task:
+    """Train on targets in the replicates `learned` (`"13"`: first and third), predict them in the others.
+
+    None to learn from: a third of the pairs of target and replicate is left out.
+    """
+    cells = papalexi_cells()
+    obs = cells.obs[["perturbation", "replicate"]].astype(str)
+    sizes = obs.value_counts().unstack(fill_value=0)
+    names = sorted(targets or sizes.index[(sizes >= 25).all(axis=1) & (sizes.index != "NT")])
+    cells = cells[obs["perturbation"].isin([*names, "NT"]).to_numpy()]
+    cells = thin(cells, ["perturbation", "replicate"], 200, np.random.default_rng([seed, 19]))
+    number = cells.obs["perturbation"].astype(str).map({name: i for i, name in enumerate(names)}).fillna(0)
+    replicate = cells.obs["replicate"].astype(str).str[-1]
+    held = ~replicate.isin(list(learned)) if learned else (number + replicate.astype(int)) % 3 == 0
+    held = held.to_numpy() & ~is_control(cells, "NT")
+    return task(cells, held, ["replicate"], seed=seed, control="NT", n_train=60)
+
+
+def norman(seed: int, share: float) -> Task:
+    """Pairs left out, whose parts are seen alone."""
+    cells = sc.read_h5ad(data_file("norman2019_perturbench_500g.h5ad"))
+    keys = {"perturbation_key": "perturbation", "control": "control", "context_keys": []}
+    split = spd.splits.hold_out_combinations(cells, **keys, fraction=share, seed=seed)
+    return task(cells, np.asarray(split.test), [], seed=seed)
+
+
+def situations_crispr() -> Iterator[Situation]:
+    """Targets in other replicates, pairs of target and replicate, pairs of genes."""
+    for n, learned in REPLICATES:
+        name = f"papalexi {n} targets {'from ' + ' '.join(learned) if learned else 'pairs'}"
+        make = partial(papalexi, targets=TARGETS[n], learned=learned)
+        yield Situation(name, "papalexi", make, (n, learned) in {(2, "1"), (5, "13")})
+    for share in (1 / 3, 1 / 8):
+        name = f"norman {share:.0%} of pairs"
+        yield Situation(name, "norman", partial(norman, share=share), share > 0.2)
 
 
 # ---- simulated screens -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Screen:
-    """A point of the design: what varies between simulated screens.
-
-    Attributes
-    ----------
-    learned
-        Contexts with treated cells.
-    perturbations, replicates
-        Numbers of them.
-    mixed
-        Contexts are samples of several types in compositions of their own; else each is one type.
-    effect
-        `"strong"`, `"weak"` or `"none"`.
-    responders
-        Share of the treated cells that respond.
-    deep
-        Some 2,000 counts per cell; else 300.
-    pairs
-        Some (context, perturbation) are left out and predicted; else contexts without treated cells.
-    """
-
-    learned: int
-    perturbations: int
-    mixed: bool
-    replicates: int
-    effect: str
-    responders: float
-    deep: bool
-    pairs: bool = False
-
-    def __str__(self) -> str:
-        words = [
-            f"{self.learned}x{self.perturbations}",
-            *(["mixed"] if self.mixed else []),
-            f"r{self.replicates}",
-            self.effect,
-            *(["half"] if self.responders < 1 else []),
-            "deep" if self.deep else "shallow",
-            *(["pairs"] if self.pairs else []),
-        ]
-        return " ".join(words)
-
-
-DESIGN = (
-    Screen(1, 1, False, 1, "strong", 1.0, True),
-    Screen(1, 3, False, 5, "weak", 0.5, False),
-    Screen(1, 12, False, 1, "strong", 0.5, True),
-    Screen(1, 3, True, 1, "strong", 1.0, False),
-    Screen(2, 1, True, 1, "weak", 1.0, True),
-    Screen(2, 3, False, 1, "strong", 0.5, True),
-    Screen(2, 12, False, 5, "weak", 1.0, False),
-    Screen(2, 3, True, 5, "none", 1.0, True),
-    Screen(4, 1, False, 5, "strong", 0.5, False),
-    Screen(4, 3, True, 1, "strong", 0.5, True, pairs=True),
-    Screen(4, 12, False, 1, "strong", 1.0, True, pairs=True),
-    Screen(4, 3, False, 1, "weak", 1.0, False, pairs=True),
-    Screen(8, 1, True, 1, "strong", 1.0, False),
-    Screen(8, 3, False, 5, "none", 1.0, False),
-    Screen(8, 12, False, 1, "weak", 0.5, True, pairs=True),
-    Screen(8, 3, True, 5, "strong", 1.0, True, pairs=True),
-)
-QUICK_SCREENS = {0, 3, 5, 7, 9, 12}
-
-
-def simulated_cells(
-    n_contexts: int,
-    n_perturbations: int,
-    *,
-    mixed: bool,
-    n_replicates: int,
-    n_cells: int,
-    n_controls: int,
-    effect: float,
-    responders: float,
-    library_size: float,
-    seed: int,
-) -> AnnData:
-    """:func:`scperturbdiff.datasets.simulate` as :func:`other_law.draw` has it; mixed samples are pooled from types."""
-    n_types = 4
-    per = {name: -(-n // n_replicates) for name, n in (("cells", n_cells), ("controls", n_controls))}
-    cells = spd.datasets.simulate(
-        n_contexts=n_types if mixed else n_contexts,
-        n_perturbations=n_perturbations,
-        n_cells_per_population=per["cells"],
-        n_control_cells=per["controls"],
-        n_genes=400,
-        n_batches=n_replicates * (n_contexts if mixed else 1),
-        effect_scale=effect,
-        responders=responders,
-        library_size=library_size,
-        seed=seed,
-    )
-    del cells.uns["truth"]
-    obs = cells.obs[["perturbation", "cell_type", "donor"]].astype(str)
-    cells.obs = obs.assign(context="C" + obs["cell_type"].str[1:].str.zfill(2), replicate=obs["donor"])
-    if not mixed:
-        return cells
-    rng = np.random.default_rng([seed, 11])
-    sample = (obs["donor"].str[1:].astype(int) - 1) // n_replicates
-    cells.obs["context"] = "C" + (sample + 1).astype(str).str.zfill(2)
-    mixture = rng.dirichlet(np.ones(n_types), n_contexts)
-    kept = []
-    for (label, donor), rows in obs.groupby(["perturbation", "donor"]).indices.items():
-        share = mixture[(int(donor[1:]) - 1) // n_replicates]
-        number = rng.multinomial(per["controls" if label == "control" else "cells"], share)
-        kind = obs["cell_type"].to_numpy()[rows]
-        kept += [rng.permutation(rows[kind == f"C{k + 1}"])[:n] for k, n in enumerate(number)]
-    return cells[np.sort(np.concatenate(kept))].copy()
-
-
-def screen_task(seed: int, screen: Screen, draw: Callable[..., AnnData]) -> Task:
+def screen_task(seed: int, screen: Screen, law: Callable[..., AnnData]) -> Task:
     """Draw a screen and leave its new contexts, or every fourth pair, out."""
-    cells = draw(
+    cells = law(
         screen.learned + (0 if screen.pairs else NEW),
         screen.perturbations,
         mixed=screen.mixed,
@@ -336,13 +308,13 @@ def screen_task(seed: int, screen: Screen, draw: Callable[..., AnnData]) -> Task
 
 def situations_simulated() -> Iterator[Situation]:
     """The design, in both laws."""
-    for group, draw in (("simulated", simulated_cells), ("other law", other_law.draw)):
+    for group, law in (("simulated", simulated_cells), ("other law", draw)):
         for i, screen in enumerate(DESIGN):
-            make = partial(screen_task, screen=screen, draw=draw)
-            yield Situation(f"{group} {screen}", group, make, i in QUICK_SCREENS)
+            make = partial(screen_task, screen=screen, law=law)
+            yield Situation(f"{group} {screen}", group, make, i in QUICK_SCREENS[group])
 
 
 def all_situations() -> dict[str, Situation]:
     """Every situation by name."""
-    found = chain(situations_kang(), situations_irradiated(), situations_simulated())
+    found = chain(situations_kang(), situations_irradiated(), situations_crispr(), situations_simulated())
     return {situation.name: situation for situation in found}
