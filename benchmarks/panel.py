@@ -7,8 +7,9 @@
 
 In every situation the model is trained with defaults, asked for conditions that were left out, and scored beside the
 rules of :func:`scperturbdiff.baselines.default_baselines` that can predict all of them, fitted on the same cells with
-the same labels. One line is printed and one row written for every situation and seed; rows that are in the file with
-the same commit are skipped, unless they are errors or files were not committed (`+`; see --commit). Real data: see benchmarks/quality.py.
+the same labels. One line is printed and one row written for every situation and seed. Rows that are in the file with
+the same commit are skipped, unless they are errors or files were not committed (`+`; --commit gives a name instead).
+Real data: see benchmarks/quality.py.
 
 *Energy distances* are means over conditions, in 50 principal components. The *best rule* is the best by hindsight; no
 change is one of the rules.
