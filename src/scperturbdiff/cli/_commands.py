@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from scperturbdiff.cli._figures import SAVING, draw_conditions
 from scperturbdiff.cli._files import check_folder, check_free, check_model, read_cells, read_table, write_cells
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def run_train(options: argparse.Namespace) -> None:
     """`scperturbdiff train`."""
     check_free([options.out], options.overwrite)
     check_folder(options.out)
-    embeddings = _read_embeddings(options)
+    embeddings = read_table(options.embeddings, index_col=0)
     adata = read_cells(options.data)
     print(f"{options.data}: {adata.n_obs:,} cells, {adata.n_vars:,} genes", flush=True)
     import scvi
@@ -44,8 +45,8 @@ def run_predict(options: argparse.Namespace) -> None:
     """`scperturbdiff predict`."""
     check_free([options.out], options.overwrite)
     check_model(options.model)
-    embeddings = _read_embeddings(options)
-    perturbations = options.perturbations if options.table is None else read_table(options.table)
+    embeddings = read_table(options.embeddings, index_col=0)
+    perturbations: Any = options.perturbations if options.table is None else read_table(options.table)
     controls = read_cells(options.controls)
     from scperturbdiff import PerturbDiff
 
@@ -63,8 +64,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     check_free([options.out / name for name in names], options.overwrite)
     pred, real = read_cells(options.pred), read_cells(options.real)
     train = None if options.train is None else read_cells(options.train)
-    from scperturbdiff import evaluate, summarize_evaluation
-    from scperturbdiff.cli._figures import draw_conditions, draw_scores
+    from scperturbdiff import evaluate, pl, summarize_evaluation
 
     keys = _given(options, *KEYS, "condition_keys")
     layers = {"layer_pred": None if options.layer_pred == "X" else options.layer_pred, "layer_real": options.layer}
@@ -83,14 +83,11 @@ def run_evaluate(options: argparse.Namespace) -> None:
         for kind in ("populations", "mean_shift"):
             draw_conditions(kind, (pred, real, options.control), conditions, options.out / f"{kind}.png", **shown)
     if summary["normalized"].notna().any():
-        draw_scores(summary, options.out / "scores.png")
+        figure: Any = pl.scores(summary).figure
+        figure.savefig(options.out / "scores.png", **SAVING)
     print(f"Tables and figures in {options.out}")
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Options that are arguments of the same name."""
     return {name: getattr(options, name) for name in names}
-
-
-def _read_embeddings(options: argparse.Namespace) -> Any:
-    return None if options.embeddings is None else read_table(options.embeddings, index_col=0)

@@ -42,21 +42,12 @@ def draw_conditions(
     figure = Figure(figsize=(3.9 * n_columns, 3.7 * n_rows), layout="constrained")
     FigureCanvasAgg(figure)  # needs no display
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
-    for i, ax in enumerate(axes.flat):
-        if i >= n:
-            ax.set_visible(False)
-            continue
+    for ax in axes.flat[n:]:
+        ax.set_visible(False)
+    for i, ax in enumerate(axes.flat[:n]):
         context = {str(key): str(value) for key, value in conditions.iloc[i].items()}
         name = context.pop(perturbation_key)
         draw(*cells, perturbation_key=perturbation_key, perturbation=name, context=context, ax=ax, **shown)
         if notes is not None:
             ax.set_title(f"{ax.get_title(loc='left')}\n{notes[i]}", fontsize=9, loc="left")
-    figure.savefig(path, **SAVING)
-
-
-def draw_scores(summary: pd.DataFrame, path: Path) -> None:
-    """Write the heat map of normalised scores."""
-    from scperturbdiff import pl
-
-    figure: Any = pl.scores(summary).figure
     figure.savefig(path, **SAVING)

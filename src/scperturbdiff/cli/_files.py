@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     import pandas as pd
@@ -16,25 +17,26 @@ def read_cells(path: Path) -> AnnData:
     """Read an h5ad file; errors name it."""
     import anndata as ad
 
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    try:
-        return ad.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as h5ad: {error}") from error
+    return _read(path, "h5ad", ad.read_h5ad, (OSError, KeyError, ValueError))
 
 
-def read_table(path: Path, index_col: int | None = None) -> pd.DataFrame:
-    """Read a CSV file; errors name it."""
+def read_table(path: Path | None, index_col: int | None = None) -> pd.DataFrame | None:
+    """Read a CSV file; errors name it. No path, no table."""
     import pandas as pd
 
+    if path is None:
+        return None
+    wrong = (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError)
+    return _read(path, "CSV", partial(pd.read_csv, index_col=index_col), wrong)
+
+
+def _read(path: Path, kind: str, read: Callable[[Path], Any], errors: tuple[type[Exception], ...]) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     try:
-        table: pd.DataFrame = pd.read_csv(path, index_col=index_col)
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as CSV: {error}") from error
-    return table
+        return read(path)
+    except errors as error:
+        raise ValueError(f"{str(path)!r} cannot be read as {kind}: {error}") from error
 
 
 def check_free(paths: Iterable[Path], overwrite: bool) -> None:

@@ -86,8 +86,6 @@ class ConditionSpace:
             )
         return replace(self, features=self.features.extended(parsed))
 
-    # ---- reading cells ----------------------------------------------------------------------------------------
-
     def read_labels(self, obs: pd.DataFrame) -> pd.DataFrame:
         """Every cell's :attr:`obs_keys`, perturbation and dose (:meth:`Labels.read`), in a table indexed like `obs`."""
         table = obs[list(self.obs_keys)].copy()
@@ -97,8 +95,6 @@ class ConditionSpace:
     def is_control(self, labels: pd.DataFrame) -> NDArray[np.bool_]:
         """Which rows of :meth:`read_labels` are controls."""
         return np.ones(len(labels), bool) if self.perturbation_key is None else self.labels.is_control(labels)
-
-    # ---- arrays for the network -------------------------------------------------------------------------------
 
     def encode_perturbations(self, table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Component rows and log-scaled doses, both `(len(table), c)`, -1 and 0 where there is no component.
@@ -143,10 +139,8 @@ class ConditionSpace:
 
     def context_codes(self, table: pd.DataFrame) -> NDArray[np.int64]:
         """Number of each row's context among :attr:`contexts`, -1 for one without treated cells in training."""
-        codes: NDArray[np.int64] = pd.Index(self.contexts, dtype=object).get_indexer(
-            pd.Index(self.context_labels(table), dtype=object)
-        )
-        return codes
+        asked = pd.Index(self.context_labels(table), dtype=object)
+        return pd.Index(self.contexts, dtype=object).get_indexer(asked)
 
     def training_request(self, populations: pd.DataFrame | None) -> pd.DataFrame:
         """Every perturbation and dose of the training populations, as a request."""

@@ -83,10 +83,8 @@ def check_counts(
         Counts, shape `(n_cells, n_genes)`; dense, sparse or backed. Read in blocks of rows.
     where, argument
         How messages name the matrix, and what they say to pass to name another layer.
-    rows
-        Cells to look at; `None`: all.
-    empty_cells
-        Whether cells may be without counts.
+    rows, empty_cells
+        Cells to look at; `None`: all. Whether cells may be without counts.
     """
     check_not_empty(matrix, where)
     not_finite = negative = fractional = 0
@@ -153,10 +151,8 @@ def read_genes(
         Cells; dense, sparse or backed.
     genes
         Names wanted, in order. Extra genes of `adata` are left out; missing ones raise. `None`: all, as stored.
-    layer
-        Layer to read; `None` for X.
-    rows
-        Row numbers wanted, in order, repeats allowed. `None`: all.
+    layer, rows
+        Layer to read; `None` for X. Row numbers wanted, in order, repeats allowed; `None`: all.
     """
     columns = np.arange(adata.n_vars) if genes is None else gene_positions(adata.var_names, genes)
     as_stored = np.array_equal(columns, np.arange(adata.n_vars))

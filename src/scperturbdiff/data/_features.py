@@ -51,10 +51,8 @@ class FeatureTable:
                 f"adata.uns, not {type(table).__name__}."
             )
         names = table.index.astype(str)
-        if not names.is_unique:
-            raise ValueError(
-                f"perturbation_embeddings has duplicated names: {preview(names[names.duplicated()].unique())}."
-            )
+        if len(repeated := names[names.duplicated()].unique()):
+            raise ValueError(f"perturbation_embeddings has duplicated names: {preview(repeated)}.")
         values = table.to_numpy(dtype=np.float32)
         if values.shape[0] == 0 or values.shape[1] == 0:
             raise ValueError(f"perturbation_embeddings is empty: shape {values.shape}.")
@@ -95,10 +93,8 @@ class FeatureTable:
 def explain_unknown(unknown: Iterable[str], known: Iterable[str], has_features: bool) -> str:
     """Message for components without a learned name and without features."""
     known = sorted(known)
-    lines = []
-    for name in unknown:
-        near = closest(name, known)
-        lines.append(f"{name!r}" + (f" (nearest known: {preview(near)})" if near else ""))
+    nearest = [(name, closest(name, known)) for name in unknown]
+    lines = [f"{name!r}" + (f" (nearest known: {preview(near)})" if near else "") for name, near in nearest]
     source = "a row in" if has_features else "features: set the model up with"
     return (
         f"{len(lines)} perturbation components were never seen in training: {'; '.join(lines[:10])}. "

@@ -74,7 +74,7 @@ class Labels:
 
     def _parts(self, label: object) -> list[Any]:
         if isinstance(label, _LISTS):
-            return sorted(label) if isinstance(label, set | frozenset) else list(label)
+            return _in_order(label)
         text = str(label)
         if text.startswith('["'):
             try:
@@ -167,9 +167,6 @@ class Labels:
             )
 
 
-# ---- doses ---------------------------------------------------------------------------------------------------------
-
-
 def dose_text(doses: Sequence[float]) -> str:
     """Doses as text, `"0.5+2"`: equal where they agree to 12 digits. The plus joins, whatever the separator is."""
     return "+".join(f"{dose:.12g}".replace("e+", "e") for dose in doses)
@@ -198,14 +195,9 @@ def match_doses(doses: tuple[float, ...], n: int) -> tuple[float, ...]:
 
 def _split_numbers(text: str, separator: str | None) -> tuple[float, ...]:
     """Numbers joined by the separator or by a plus, which may be part of a number (`1e-6`) as well."""
-    for joiner in dict.fromkeys((separator or "+", "+")):
-        part = re.compile(rf"\s*({_NUMBER})\s*({re.escape(joiner)}|$)")
-        found, at = [], 0
-        while match := part.match(text, at):
-            found.append(float(match[1]))
-            at = match.end()
-            if not match[2]:
-                return tuple(found)
+    for joiner in map(re.escape, dict.fromkeys((separator or "+", "+"))):
+        if re.fullmatch(rf"(?:\s*{_NUMBER}\s*{joiner})*\s*{_NUMBER}\s*", text):
+            return tuple(map(float, re.findall(rf"({_NUMBER})\s*(?:{joiner}|$)", text)))
     return (float(text),)
 
 
@@ -224,9 +216,6 @@ def value_text(value: Any) -> str:
 def scale_dose(dose: NDArray[np.floating], reference: float) -> NDArray[np.float64]:
     """Doses on the scale the model uses: `log2(dose / reference)`, 0 at the reference (the median training dose)."""
     return np.log2(np.maximum(np.asarray(dose, np.float64), 1e-12) / reference)
-
-
-# ---- contexts ------------------------------------------------------------------------------------------------------
 
 
 def read_text(obs: pd.DataFrame, keys: Sequence[str], where: str = "obs") -> pd.DataFrame:
@@ -253,13 +242,14 @@ def context_name(context: Sequence[str]) -> str:
     return ", ".join(context)
 
 
-# ---- columns -------------------------------------------------------------------------------------------------------
-
-
 def check_not_missing(column: pd.Series, key: str, where: str = "obs") -> None:
     """Raise a `ValueError` that counts the missing values of a column of `obs`."""
     if n := int(column.isna().sum()):
         raise ValueError(f"{where}[{key!r}] is missing (NaN) for {n} cells. Fill it in or remove those cells.")
+
+
+def _in_order(values: Any) -> list[Any]:
+    return sorted(values) if isinstance(values, set | frozenset) else list(values)
 
 
 def _hashable(column: pd.Series, numbers: bool = False) -> pd.Series:
@@ -269,10 +259,4 @@ def _hashable(column: pd.Series, numbers: bool = False) -> pd.Series:
     if column.dtype != object or not column.map(lambda value: isinstance(value, _LISTS)).any():
         return column if numbers else column.astype(str)
     single = (lambda value: value) if numbers else str
-    return column.map(
-        lambda value: (
-            tuple(sorted(value) if isinstance(value, set | frozenset) else value)
-            if isinstance(value, _LISTS)
-            else single(value)
-        )
-    )
+    return column.map(lambda value: tuple(_in_order(value)) if isinstance(value, _LISTS) else single(value))

@@ -150,8 +150,6 @@ def build_populations(space: ConditionSpace, obs: pd.DataFrame) -> PopulationTab
         raise ValueError(f"There are no control cells (obs[{space.perturbation_key!r}] == {space.control!r}).")
     treated = labels[~control]
     table, codes = group_rows(treated, keys)
-    if len(treated) == 0:
-        table = treated[keys].iloc[:0]
     cells = Groups.from_codes(codes, rows[~control], len(table))
     required = [k for k in space.context_keys if k in space.control_match_keys]
     match = match_controls(table, labels[control], rows[control], space.control_match_keys, required)

@@ -67,12 +67,10 @@ def simulate(
         (context, batch), by default twice as many.
     n_genes, n_batches
         Numbers of genes and of donors, `"D1"` and so on. Each donor has every condition.
-    combinations
-        Number of pairs `"P01+P02"`, drawn at random.
-    interaction
-        Strength of the part of a pair's effect that is not the sum of its components'. It consists of synergy or
-        buffering and of a programme of its own, both set by the two pathways, so that it can be learned from
-        other pairs. 0: effects add up in log rates.
+    combinations, interaction
+        Number of pairs `"P01+P02"`, drawn at random, and strength of the part of a pair's effect that is not the sum of
+        its components': synergy or buffering and a programme of its own, both set by the two pathways, so that it can
+        be learned from other pairs. 0: effects add up in log rates.
     doses
         Positive doses at which every perturbation is given; the effect saturates (Hill coefficient 1.5, half-maximal
         dose drawn per perturbation around the middle of `doses`). Controls have dose 0. `None`: no dose column.
@@ -80,13 +78,12 @@ def simulate(
         Law of the unrecorded factor that has one value per treated population (0 in controls): `"none"` (always 0),
         `"gaussian"` (standard normal), `"two_modes"` (-1 or 1); and factor of the programme along which it moves
         populations (normal log fold changes on a fifth of the genes).
-    effect_scale
-        Factor on all effects of perturbations; 0: none has any.
+    effect_scale, batch_scale
+        Factor on all effects of perturbations (0: none has any), and standard deviation of the additive effect of a
+        batch on a gene's log rate.
     responders
         Share of the treated cells that the perturbation acts on, drawn for each cell; the others are as controls are
         (guides that do not cut, drugs that do not get in). A treated population then has two modes.
-    batch_scale
-        Standard deviation of the additive effect of a batch on a gene's log rate.
     n_features, features
         Number of features of `uns["perturbation_embedding"]`, a DataFrame with one row per single perturbation (0: no
         embedding). `"informative"`: a random linear map of the pathway and of the factors that shape the programme,

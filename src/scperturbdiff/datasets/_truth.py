@@ -160,11 +160,8 @@ def draw_perturbations(
     context_scale = np.exp(rng.normal(0.0, 0.12, (n_contexts, n_perturbations)))
     strength = context_scale[..., None] * (at_nodes @ weights) / weights.sum()
 
-    if n_pairs:
-        codes = np.sort(rng.choice(n_perturbations * (n_perturbations - 1) // 2, n_pairs, replace=False))
-        pairs = np.column_stack(np.triu_indices(n_perturbations, k=1))[codes]
-    else:
-        pairs = np.empty((0, 2), dtype=np.int64)
+    codes = np.sort(rng.choice(n_perturbations * (n_perturbations - 1) // 2, n_pairs, replace=False))
+    pairs = np.column_stack(np.triu_indices(n_perturbations, k=1))[codes]
     low, high = np.sort(first[pairs], axis=1).T
     synergy = rng.choice([-1.0, 1.0], (N_PATHWAYS, N_PATHWAYS)) * rng.uniform(0.3, 0.8, (N_PATHWAYS, N_PATHWAYS))
     joint = sparse_programme(rng, (N_PATHWAYS, N_PATHWAYS, n_genes), 0.08, 0.7 * effect_scale)
@@ -198,10 +195,8 @@ def true_log_fold_change(adata: AnnData, perturbation: str, context: str, dose: 
     ----------
     adata
         Return value of :func:`simulate` (also after writing and reading, or of a subset of its cells, all genes).
-    perturbation
-        A label of `adata.obs["perturbation"]`.
-    context
-        A label of `adata.obs["cell_type"]`.
+    perturbation, context
+        Labels of `adata.obs["perturbation"]` and `adata.obs["cell_type"]`.
     dose
         Needed exactly when the screen has doses. Any dose >= 0.
 

@@ -30,16 +30,7 @@ from scperturbdiff.data import (
     read_contexts,
     read_genes,
 )
-from scperturbdiff.evaluation.baselines._means import (
-    PSEUDO,
-    TARGET_SUM,
-    Profiles,
-    mean_rows,
-    mean_share,
-    read_profiles,
-    resample,
-    shares_for_log_means,
-)
+from scperturbdiff.evaluation.baselines import _means as means
 from scperturbdiff.seeds import derive_seed, resolve_seed
 
 if TYPE_CHECKING:
@@ -81,7 +72,7 @@ class Baseline(ABC):
     counts, and a cell keeps, on average, the library size of its control cell.
     """
 
-    profiles_: Profiles
+    profiles_: means.Profiles
     labels_: Labels
     genes_: pd.Index
 
@@ -129,7 +120,7 @@ class Baseline(ABC):
         check_unique_names(adata)
         check_obs_keys(adata, batch_key=batch_key)
         self.labels_ = Labels(perturbation_key, control, separator, dose_key)
-        self.profiles_ = read_profiles(adata, self.labels_, context_keys, layer)
+        self.profiles_ = means.read_profiles(adata, self.labels_, context_keys, layer)
         self.genes_ = pd.Index(adata.var_names)
         self.context_keys, self.layer, self.batch_key = context_keys, layer, batch_key
         return self
@@ -179,7 +170,7 @@ class Baseline(ABC):
             cells = read_genes(controls, self.genes_, self.layer, of_context)
             check_counts(cells, f"the counts of the controls of context {context_name(context)!r}")
             obs = controls.obs.iloc[of_context]
-            profile = mean_rows(log_normalize(cells, TARGET_SUM))
+            profile = means.mean_rows(log_normalize(cells, means.TARGET_SUM))
             for _, row in wanted.iterrows():
                 request = self._request(context, row[PERTURBATION], row[DOSE], profile)
                 rng = np.random.default_rng(derive_seed(seed, *context, request.label, row[DOSE]))
@@ -219,13 +210,13 @@ class Baseline(ABC):
         change = self._change(request)
         if change is None:
             return cells[drawn]
-        before = mean_share(cells)
+        before = means.mean_share(cells)
         if change.fold:
-            after = np.maximum((before * TARGET_SUM + PSEUDO) * np.exp(change.values) - PSEUDO, 0.0)
+            after = np.maximum((before * means.TARGET_SUM + means.PSEUDO) * np.exp(change.values) - means.PSEUDO, 0.0)
             after /= after.sum()
         else:
-            after = shares_for_log_means(cells, request.profile + change.values, rng)
-        return resample(cells[drawn], before, after, rng)
+            after = means.shares_for_log_means(cells, request.profile + change.values, rng)
+        return means.resample(cells[drawn], before, after, rng)
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "profiles_"):

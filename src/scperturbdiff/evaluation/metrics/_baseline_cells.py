@@ -64,23 +64,23 @@ def baseline_cells(
     for name, baseline in baselines.items():
         if isinstance(baseline, AnnData):
             cells[name] = Cells(baseline, layers[0])
-        elif hasattr(baseline, "predict"):
-            predicted, reasons = _predict(baseline, controls, sizes, keys, seed)
-            if predicted is not None:
-                cells[name] = Cells(predicted, COUNTS, partial=hasattr(baseline, "can_predict"))
-            if reasons:
-                condition, why = next(iter(reasons.items()))
-                found = f"it can predict {len(sizes) - len(reasons)} of {len(sizes)} conditions. For example "
-                found += f"{keys.describe(condition)}: {why}"
-                if predicted is None:
-                    left_out[name] = found
-                else:
-                    logger.info("Baseline %r has values that are NaN: %s", name, found)
-        else:
+            continue
+        if not hasattr(baseline, "predict"):
             raise TypeError(
                 f"baselines[{name!r}] must be an AnnData of cells or a fitted object with a predict method, "
                 f"not {type(baseline)}."
             )
+        predicted, reasons = _predict(baseline, controls, sizes, keys, seed)
+        if predicted is not None:
+            cells[name] = Cells(predicted, COUNTS, partial=hasattr(baseline, "can_predict"))
+        if reasons:
+            condition, why = next(iter(reasons.items()))
+            found = f"it can predict {len(sizes) - len(reasons)} of {len(sizes)} conditions. For example "
+            found += f"{keys.describe(condition)}: {why}"
+            if predicted is None:
+                left_out[name] = found
+            else:
+                logger.info("Baseline %r has values that are NaN: %s", name, found)
     for name, why in left_out.items():
         logger.warning("Baseline %r is left out: %s", name, why)
     return cells, left_out

@@ -8,13 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.evaluation.metrics._inputs import (
-    group_cells,
-    make_keys,
-    read_expression,
-    require_real,
-    split_control,
-)
+from scperturbdiff.evaluation.metrics import _inputs as inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -52,17 +46,19 @@ def to_cell_eval(
     of `real` in `X` (float32 CSR), the perturbation in `obs["perturbation"]`. Both have the real control cells of the
     context, labelled `"control"`, and only perturbations that `pred` holds for the context.
     """
-    keys = make_keys(perturbation_key, context_keys, control, separator)
-    treated, control_cells, control_rows = split_control(real, control, keys)
-    predicted = group_cells(pred, keys, "pred")
+    keys = inputs.make_keys(perturbation_key, context_keys, control, separator)
+    treated, control_cells, control_rows = inputs.split_control(real, control, keys)
+    predicted = inputs.group_cells(pred, keys, "pred")
     if not predicted:
         raise ValueError("pred holds no cells of a perturbation: nothing to score.")
-    contexts = require_real(list(predicted), treated, control_rows, keys)
+    contexts = inputs.require_real(list(predicted), treated, control_rows, keys)
 
     def gather(adata: AnnData, layer: str | None, groups: Mapping[Condition, Any], where: str) -> AnnData:
         names = np.repeat([c[-1] for c in groups], [len(rows) for rows in groups.values()])
         rows = np.concatenate(list(groups.values()))
-        matrix = read_expression(adata, real.var_names, layer=layer, rows=rows, target_sum=target_sum, where=where)
+        matrix = inputs.read_expression(
+            adata, real.var_names, layer=layer, rows=rows, target_sum=target_sum, where=where
+        )
         obs = pd.DataFrame({"perturbation": names}, index=[f"{where}-{i}" for i in range(len(rows))])
         return ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=real.var_names))
 

@@ -27,17 +27,15 @@ def subsample(cells: Any, n: int, seed: int) -> Any:
 
 
 def _as_populations(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    pair: list[NDArray[np.float64]] = []
-    for name, values in (("x", x), ("y", y)):
-        array = np.asarray(values, dtype=np.float64)
+    pair = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    for name, array in zip("xy", pair, strict=True):
         if array.ndim != 2:
             raise ValueError(f"{name} must have shape (n_cells, n_features), not {array.shape}.")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} has {int((~np.isfinite(array)).sum())} entries that are NaN or infinite.")
-        pair.append(array)
     if pair[0].shape[1] != pair[1].shape[1]:
         raise ValueError(f"x has {pair[0].shape[1]} features and y has {pair[1].shape[1]}; they must agree.")
-    return pair[0], pair[1]
+    return pair
 
 
 def _sum_pairs(x: NDArray[np.float64], y: NDArray[np.float64], metric: str, kernel: Kernel | None = None) -> float:
@@ -120,9 +118,7 @@ def mmd(x: ArrayLike, y: ArrayLike, bandwidth: float) -> float:
     if min(n, m) < 2 or np.isnan(bandwidth):
         return float("nan")
 
-    def kernel(squared: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.exp(-squared / (2 * bandwidth**2))
-
+    kernel: Kernel = lambda squared: np.exp(-squared / (2 * bandwidth**2))
     between = _sum_pairs(x, y, "sqeuclidean", kernel) / (n * m)
     within = ((_sum_pairs(z, z, "sqeuclidean", kernel) - len(z)) / (len(z) * (len(z) - 1)) for z in (x, y))
     return sum(within) - 2 * between

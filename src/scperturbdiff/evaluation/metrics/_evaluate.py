@@ -10,20 +10,10 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from scperturbdiff.evaluation.metrics import _inputs as inputs
 from scperturbdiff.evaluation.metrics._baseline_cells import Cells, Controls, baseline_cells
 from scperturbdiff.evaluation.metrics._distances import subsample
-from scperturbdiff.evaluation.metrics._inputs import (
-    Comparison,
-    Observed,
-    Projection,
-    find_dose,
-    group_cells,
-    make_keys,
-    read_expression,
-    require,
-    require_real,
-    split_control,
-)
+from scperturbdiff.evaluation.metrics._inputs import Comparison, Observed, Projection
 from scperturbdiff.evaluation.metrics._registry import choose_metrics
 from scperturbdiff.evaluation.metrics._shifts import mean_shift, perturbation_discrimination
 from scperturbdiff.evaluation.metrics._summary import finite_mean
@@ -125,21 +115,25 @@ def evaluate(
     `condition_keys` and `perturbation_key`, `metric`, `value`, `n_pred`, `n_real` and `n_control`.
     """
     chosen = choose_metrics(metrics)
-    keys = make_keys(perturbation_key, context_keys, control, separator, condition_keys, dose_key)
-    keys = find_dose(keys, real.obs) if perturbation_key in real.obs else keys
+    keys = inputs.make_keys(perturbation_key, context_keys, control, separator, condition_keys, dose_key)
+    keys = inputs.find_dose(keys, real.obs) if perturbation_key in real.obs else keys
     if n_splits < 1:
         raise ValueError(f"n_splits={n_splits} must be at least 1.")
     models = dict(pred) if isinstance(pred, Mapping) else {PREDICTION: pred}
-    treated, control_cells, control_rows = split_control(real, control, keys)
+    treated, control_cells, control_rows = inputs.split_control(real, control, keys)
     conditions = _conditions_of(models, keys)
-    contexts = require_real(conditions, treated, control_rows, keys)
+    contexts = inputs.require_real(conditions, treated, control_rows, keys)
 
     def read(adata: AnnData, layer: str | None, where: str, rows: Any = None) -> Any:
-        return read_expression(adata, real.var_names, layer=layer, rows=rows, target_sum=target_sum, where=where)
+        return inputs.read_expression(adata, real.var_names, layer=layer, rows=rows, target_sum=target_sum, where=where)
 
     controls = {c: read(control_cells, layer_real, "control", control_rows[c]) for c in contexts}
     cells = {c: read(real, layer_real, "real", treated[c]) for c in conditions}
-    projection = _fit_projection(train, cells, controls, read, layer_real, n_pcs, seed)
+    if train is None:
+        fitted_on = sparse.vstack([*cells.values(), *controls.values()], format="csr")
+    else:
+        fitted_on = read(train, layer_real, "train", subsample(np.arange(train.n_obs), inputs.FITTED_CELLS, seed))
+    projection = Projection(fitted_on, n_pcs=n_pcs, seed=seed)
 
     def observe(cells_of: Any, condition: Condition) -> Observed:
         return Observed(cells_of, controls[keys.context(condition)], projection, n_top, de_method, max_cells, seed)
@@ -156,9 +150,9 @@ def evaluate(
     for role, group in ((PREDICTION, {n: Cells(a, layer_pred) for n, a in models.items()}), (BASELINE, floors)):
         for name, (adata, layer, partial) in group.items():
             matrix = read(adata, layer, name)
-            where = group_cells(adata, keys, name)
+            where = inputs.group_cells(adata, keys, name)
             if not partial:
-                require(conditions, list(where), f"{name}: lacks conditions,", keys)
+                inputs.require(conditions, list(where), f"{name}: lacks conditions,", keys)
             pairs = ((c, Comparison(matrix[where.get(c, [])], observed[c])) for c in conditions)
             tables.append(_score(name, role, pairs, chosen, keys))
     if ceiling:
@@ -179,24 +173,13 @@ def _conditions_of(models: Mapping[str, AnnData], keys: Keys) -> list[Condition]
     for name, adata in models.items():
         if not isinstance(adata, AnnData):
             raise TypeError(f"pred must be an AnnData or a mapping of names to AnnData, but {name!r} is {type(adata)}.")
-        found[name] = list(group_cells(adata, keys, name))
+        found[name] = list(inputs.group_cells(adata, keys, name))
     wanted = list(dict.fromkeys(c for conditions in found.values() for c in conditions))
     if not wanted:
         raise ValueError("pred holds no cells of a perturbation: nothing to score.")
     for name, conditions in found.items():
-        require(wanted, conditions, f"{name}: lacks conditions that another model predicts,", keys)
+        inputs.require(wanted, conditions, f"{name}: lacks conditions that another model predicts,", keys)
     return wanted
-
-
-def _fit_projection(
-    train: AnnData | None, cells: Any, controls: Any, read: Any, layer: str | None, n_pcs: int, seed: int
-) -> Projection:
-    limit = 20_000
-    if train is None:
-        fitted_on = sparse.vstack([*cells.values(), *controls.values()], format="csr")
-    else:
-        fitted_on = read(train, layer, "train", subsample(np.arange(train.n_obs), limit, seed))
-    return Projection(fitted_on, n_pcs=n_pcs, max_cells=limit, seed=seed)
 
 
 def _halves(cells: Mapping[Condition, Any], observe: Any, seed: int, split: int) -> Iterator[tuple[Any, Comparison]]:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     Condition = tuple[str, ...]
 
 
+FITTED_CELLS = 20_000
+"""Most cells that principal components are fitted on."""
+
+
 @dataclass(frozen=True)
 class Keys:
     """Columns of `obs`: the perturbation (and dose), the context that controls share, what else defines a condition."""
@@ -172,7 +176,7 @@ class Projection:
     used.
     """
 
-    def __init__(self, cells: Any, *, n_pcs: int = 50, max_cells: int = 20_000, seed: int = 0) -> None:
+    def __init__(self, cells: Any, *, n_pcs: int = 50, max_cells: int = FITTED_CELLS, seed: int = 0) -> None:
         from sklearn.decomposition import PCA
 
         if n_pcs < 1:

@@ -61,9 +61,8 @@ def summarize_evaluation(
             raise ValueError(f"Unknown metric {name!r} in the table. Known: {', '.join(METRICS)}.")
         wide = group.pivot(index=condition, columns="model", values="value").reindex(columns=models.index)
         rows += _summarize_metric(METRICS[str(name)], wide, models, floor, n_bootstrap, quantiles, seed)
-    order = {name: i for i, name in enumerate(models.index)}
     out = pd.DataFrame(rows)
-    return out.sort_values("model", key=lambda column: column.map(order), kind="stable").reset_index(drop=True)
+    return out.iloc[np.argsort(models.index.get_indexer(pd.Index(out["model"])), kind="stable")].reset_index(drop=True)
 
 
 def _summarize_metric(

@@ -81,21 +81,20 @@ def read_condition(
     labels = Labels(perturbation_key, control if isinstance(control, str) else None, separator)
     check_obs_keys(pred, perturbation_key=perturbation_key)
     if perturbation is None:
-        names = labels.read(pred.obs.iloc[_rows(pred, context, "pred")], "pred.obs")[PERTURBATION].unique()
+        names = labels.read(pred.obs.iloc[_rows(pred, context, "pred", labels)], "pred.obs")[PERTURBATION].unique()
         found = [name for name in names if name != labels.control]
         if len(found) != 1:
             raise ValueError(f"pred holds {len(found)} perturbations: {preview(found)}. Name one: perturbation=...")
         perturbation = found[0]
-    wanted = (labels, labels.canonical(perturbation))
-    controls = None if labels.control is None else (labels, labels.control)
-    sources: dict[str, tuple[AnnData, tuple[Labels, str] | None, str | None]] = {
-        "pred": (pred, wanted, layer_pred),
-        "real": (real, wanted, layer_real),
-        "control": (real if isinstance(control, str) else control, controls, layer_real),
+    name = labels.canonical(perturbation)
+    sources = {
+        "pred": (pred, name, layer_pred),
+        "real": (real, name, layer_real),
+        "control": (real if isinstance(control, str) else control, labels.control, layer_real),
     }
     cells, obs = {}, {}
-    for name, (adata, named, layer) in sources.items():
-        rows = _rows(adata, context, name, named)
+    for name, (adata, label, layer) in sources.items():
+        rows = _rows(adata, context, name, labels, label)
         cells[name] = read_expression(adata, real.var_names, layer=layer, rows=rows, target_sum=target_sum, where=name)
         obs[name] = adata.obs.iloc[rows]
     title = ", ".join([perturbation, *map(str, context.values())])
@@ -103,14 +102,14 @@ def read_condition(
 
 
 def _rows(
-    adata: AnnData, context: Mapping[str, str], where: str, named: tuple[Labels, str] | None = None
+    adata: AnnData, context: Mapping[str, str], where: str, labels: Labels, label: str | None = None
 ) -> NDArray[np.intp]:
-    """Rows of a context and, with `named`, of one perturbation; two at least."""
-    columns = {} if named is None else {named[0].key: named[1]}
+    """Rows of a context and, with `label`, of one perturbation; two at least."""
+    columns = {} if label is None else {labels.key: label}
     check_obs_keys(adata, **{f"{where}: key": [*context, *columns]})
     text = read_text(adata.obs, list(context), f"{where}.obs")
-    if named is not None:
-        text[named[0].key] = named[0].read(adata.obs, f"{where}.obs")[PERTURBATION].to_numpy()
+    if label is not None:
+        text[labels.key] = labels.read(adata.obs, f"{where}.obs")[PERTURBATION].to_numpy()
     columns |= {key: value_text(value) for key, value in context.items()}
     for key, value in columns.items():
         if value not in set(text[key]):
@@ -146,6 +145,12 @@ def label_points(ax: Axes, x: NDArray[Any], y: NDArray[Any], names: Sequence[str
     pixels = figure.dpi / 72
     points = ax.transData.transform(np.column_stack([x, y]))
     taken = [Bbox.from_bounds(px - 3, py - 3, 6, 6) for px, py in points]
+
+    def covered(place: tuple[float, float, Bbox]) -> int:
+        box = place[2]
+        outside = box.x0 < ax.bbox.x0 or box.x1 > ax.bbox.x1 or box.y0 < ax.bbox.y0 or box.y1 > ax.bbox.y1
+        return sum(bool(box.overlaps(other)) for other in taken) + 2 * outside
+
     for (px, py), at, name in zip(points, zip(x, y, strict=True), names, strict=True):
         text = ax.annotate(
             name, at, xytext=(0, 0), textcoords="offset points", fontsize=fontsize, va="center",
@@ -154,18 +159,11 @@ def label_points(ax: Axes, x: NDArray[Any], y: NDArray[Any], names: Sequence[str
         # Annotation's own extent includes its line; only the letters must keep clear.
         size = Text.get_window_extent(text, renderer)
         width, height = size.width + 2, size.height
-        best: tuple[int, float, float, Bbox] | None = None
+        places = []
         for dx, dy in ((float(radius * a), float(radius * b)) for radius in _RADII for a, b in _DIRECTIONS):
             left = px + dx * pixels - width * 0.5 * (1 - np.sign(dx))
-            box = Bbox.from_bounds(left, py + dy * pixels - height / 2, width, height)
-            outside = box.x0 < ax.bbox.x0 or box.x1 > ax.bbox.x1 or box.y0 < ax.bbox.y0 or box.y1 > ax.bbox.y1
-            covered = sum(bool(box.overlaps(other)) for other in taken) + 2 * outside
-            if best is None or covered < best[0]:
-                best = covered, dx, dy, box
-            if covered == 0:
-                break
-        if best is not None:
-            _, dx, dy, box = best
-            text.set_position((dx, dy))
-            text.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
-            taken.append(box)
+            places.append((dx, dy, Bbox.from_bounds(left, py + dy * pixels - height / 2, width, height)))
+        dx, dy, box = min(places, key=covered)
+        text.set_position((dx, dy))
+        text.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
+        taken.append(box)

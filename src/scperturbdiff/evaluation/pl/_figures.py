@@ -205,12 +205,11 @@ def draws(
     ----------
     pred, real, control, perturbation_key, perturbation, context, separator, layer_pred, layer_real, target_sum, ax
         As in :func:`mean_shift`.
-    replicate_key
-        Column of `real.obs` that names the replicate populations. Replicates with fewer than two cells are left out.
+    replicate_key, population_key
+        Columns that name the replicate populations in `real.obs` and number the draws in `pred.obs`; those with fewer
+        than two cells are left out.
     genes, n_genes
         As in :func:`violins`.
-    population_key
-        Column of `pred.obs` that numbers the draws.
     seed
         Of the sideways scatter and the principal component.
 

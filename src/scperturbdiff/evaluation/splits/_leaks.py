@@ -24,7 +24,7 @@ def leak_report(split: Split, adata: AnnData, *, layer: str | None = None) -> pd
     split
         Return value of a `hold_out_*` function, or the same with changed masks.
     adata
-        The cells the split was made for, in the same order.
+        The cells the split was made for, in the same order; another number of cells raises a `ValueError`.
     layer
         Layer with counts; `None` for X. Read in blocks of rows.
 
@@ -39,11 +39,6 @@ def leak_report(split: Split, adata: AnnData, *, layer: str | None = None) -> pd
     * `identical_counts`: test cells with the counts of a training cell; a few may be chance where cells are shallow.
     * `unseen_perturbations`, `unseen_contexts`, `no_controls`: no leaks, but what a model must cope with: components of
       test perturbations, and test contexts, without any training cell; test contexts without control cells.
-
-    Raises
-    ------
-    ValueError
-        If `adata` has another number of cells than the split.
     """
     if adata.n_obs != split.train.size:
         raise ValueError(f"adata has {adata.n_obs} cells, but the split was made for {split.train.size}.")
