@@ -10,7 +10,7 @@ import torch
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor
 
-from scperturbdiff.counts import EPS, move_counts
+from scperturbdiff.counts import EPS, MovedMeans, move_counts
 from scperturbdiff.diffusion import Generator
 from scperturbdiff.latent import LatentVAE
 from scperturbdiff.retrieval import Retrieval, RetrievalSettings, StateRetrieval
@@ -127,14 +127,34 @@ class PerturbDiffModule(BaseModuleClass):
         """Latent vectors `(n_cells, n_latent)`, not standardised, of blocks of counts, dense or sparse."""
         parts = []
         for block in blocks:
-            dense = block.toarray() if hasattr(block, "toarray") else np.asarray(block)
-            parts.append(self.vae.encode(torch.as_tensor(dense, dtype=torch.float32, device=self.device)))
+            parts.append(self.vae.encode(dense(block, self.device)))
         return torch.cat(parts)
 
     @torch.no_grad()
     def shares(self, latent: Tensor, batch: Tensor) -> Tensor:
         """Expected share of each gene in a cell's counts `(n, n_genes)`, of standardised latent vectors."""
         return self.vae.decode_frequencies(self.unstandardize(latent), batch)
+
+    @torch.no_grad()
+    def moved_means(self, counts: Tensor, start: Tensor, moved: Tensor, residual: Tensor) -> MovedMeans:
+        """Mean counts of control cells and of where they go, as of the first batch.
+
+        Parameters
+        ----------
+        counts
+            Their counts, `(n_cells, n_genes)`.
+        start, moved
+            Their latent vectors, and where they go, standardised, `(n_cells, n_latent)`.
+        residual
+            Log ratio of expected counts to decoded ones, `(n_genes,)`.
+        """
+        batch, library = torch.zeros(len(start), dtype=torch.long, device=start.device), counts.sum(-1, keepdim=True)
+        px = self.vae.generative(
+            z=self.unstandardize(moved), library=library.clamp(min=1).log(), batch_index=batch[:, None]
+        )["px"]
+        after = px.mu * residual.exp()
+        after = after * (px.mu.sum(-1, keepdim=True) / after.sum(-1, keepdim=True).clamp(min=EPS))
+        return MovedMeans.of(counts, library * self.shares(start, batch), after, px.theta)
 
     @torch.no_grad()
     def moved_counts(
@@ -236,3 +256,9 @@ class PerturbDiffModule(BaseModuleClass):
     def sample(self, *args: Any, **kwargs: Any) -> Tensor:
         """Posterior predictive counts of the first stage; populations come from :meth:`PerturbDiff.predict`."""
         return self.vae.sample(*args, **kwargs)
+
+
+def dense(block: Any, device: torch.device) -> Tensor:
+    """Counts `(n_cells, n_genes)`, dense or sparse, as a tensor."""
+    values = block.toarray() if hasattr(block, "toarray") else np.asarray(block)
+    return torch.as_tensor(values, dtype=torch.float32, device=device)

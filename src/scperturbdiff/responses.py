@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from scperturbdiff.counts import PER_CELL
 from scperturbdiff.data import PopulationTable, grouped_sums, member_weights
 from scperturbdiff.retrieval import Conditions, Responses, control_moments, match_states, state_responses
 
@@ -107,10 +108,10 @@ def measure_populations(
     degrees = np.maximum(table.cells.count - 1, 0)
     after = (square + settings.pseudo_cells * before) / (degrees + settings.pseudo_cells)
     conditions = Conditions(control_mean[pool], table.component, table.dose, table.context, noise)
-    library, residual = _count_responses(table, latent, matrix, batch, decode, settings.prior_counts)
+    of_counts = _count_responses(table, latent, matrix, batch, decode, settings.prior_counts)
     shift, spread = treated_mean - control_mean[pool], 0.5 * np.log(after / before)
     return MeasuredPopulations(
-        table, values, treated_mean, control_mean, Responses(conditions, shift, spread, library, residual)
+        table, values, treated_mean, control_mean, Responses(conditions, shift, spread, *of_counts)
     )
 
 
@@ -163,8 +164,9 @@ def _count_responses(
     batch: NDArray[np.integer],
     decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     prior_counts: float,
-) -> tuple[Floats, NDArray[np.float16]]:
-    r"""Log ratios to the controls of library sizes `(n,)` and of measured to decoded counts of genes `(n, n_genes)`.
+) -> tuple[Floats, NDArray[np.float16], NDArray[np.float16]]:
+    r"""Log ratios to the controls of library sizes `(n,)`, of measured to decoded counts of genes `(n, n_genes)`, and of
+    mean expression `(n, n_genes)`.
 
     For a gene of which a population has :math:`o` counts where the decoder expects :math:`e`, the ratio is
     :math:`(o + a) / (e + a)`, its mean under a gamma prior with shape and rate :math:`a` (`prior_counts`).
@@ -190,7 +192,12 @@ def _count_responses(
     def against_controls(values: NDArray[Any]) -> NDArray[Any]:
         return values[n_pools:] - values[:n_pools][table.match.group]
 
-    return against_controls(library), against_controls(ratio).astype(np.float16)
+    fold = np.log1p(PER_CELL * measured / np.maximum(measured.sum(1, keepdims=True), 1))
+    return (
+        against_controls(library),
+        against_controls(ratio).astype(np.float16),
+        against_controls(fold).astype(np.float16),
+    )
 
 
 def replicate_factors(populations: MeasuredPopulations, max_factors: int) -> Floats:

@@ -100,6 +100,10 @@ class Prior:
         parts = {name: change(getattr(self, name)) for name in self.OWN}
         return Prior(**parts, states=None if self.states is None else self.states.map(change))
 
+    def at(self, row: int) -> Prior:
+        """One population."""
+        return self.map(lambda x: x[row : row + 1])
+
     def repeat(self, times: int) -> Prior:
         """Each population `times` times, next to each other."""
         return self.map(lambda x: x.repeat_interleave(times, 0))

@@ -177,10 +177,11 @@ class PopulationGenerator:
             )
             found, self.evidence[i] = self._retrieve(asked)
             condition = self._condition(asked, found, state.latent, codes[i : i + 1], numbers[i : i + 1])
+            factors = self._gene_factors(state, asked, condition, found)
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
             for draw in range(self.settings.n_populations or 1):
                 seed = derive_seed(self.settings.seed, *names, draw)
-                yield self._draw(request, i, state, condition, found, batch[i], draw, seed)
+                yield self._draw(request, i, state, condition, found, factors, batch[i], draw, seed)
 
     def _batch_codes(self, request: PopulationRequest) -> NDArray[np.int64]:
         if self.space.batch_key is None:
@@ -257,6 +258,21 @@ class PopulationGenerator:
             put(np.ones(1)),
         )
 
+    def _gene_factors(
+        self, state: GroupState, asked: Conditions, condition: Condition, found: Retrieved
+    ) -> Tensor | None:
+        """Log factors on the decoded counts of a population, `(n_genes,)`."""
+        if self._retrieval is None or not found.residual.size:
+            return None
+        n = min(len(state.rows), self.settings.shown_controls)
+        at = np.linspace(0, len(state.rows) - 1, n).astype(np.int64)
+        start, residual = state.latent[torch.as_tensor(at, device=state.latent.device)], self._put(found.residual[0])
+        means = self.module.moved_means(
+            self._put(state.counts[at].toarray()), start, condition.prior.move(start[None])[0], residual
+        )
+        weight = self._retrieval.fold_weight(asked, found.novelty[0])
+        return residual + means.towards_fold(self._put(found.fold[0]), weight) if weight else residual
+
     def _draw(
         self,
         request: PopulationRequest,
@@ -264,6 +280,7 @@ class PopulationGenerator:
         state: GroupState,
         condition: Condition,
         found: Retrieved,
+        factors: Tensor | None,
         batch: int,
         draw: int,
         seed: int,
@@ -276,7 +293,6 @@ class PopulationGenerator:
         at = torch.as_tensor(chosen, device=state.latent.device)
         repeated = torch.ones_like(at, dtype=torch.bool)
         repeated[np.unique(chosen, return_index=True)[1]] = False
-        residual = self._put(found.residual[0]) if found.residual.size else None
         latents, counts = [], []
         with seeded(seed, state.latent.device):
             shared = torch.randn(1, generator.n_population_noise, device=state.latent.device)
@@ -305,7 +321,7 @@ class PopulationGenerator:
                     self.module.unstandardize(state.latent[piece]),
                     torch.full_like(codes, batch if state.batch < 0 else state.batch),
                     float(np.exp(found.library[0])),
-                    residual,
+                    factors,
                     repeated[part],
                 )
                 latents.append(latent.cpu().numpy())

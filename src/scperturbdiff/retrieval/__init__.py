@@ -2,6 +2,7 @@
 
 from scperturbdiff.retrieval._by_state import StateRetrieval, state_responses
 from scperturbdiff.retrieval._conditions import Conditions, Novelty
+from scperturbdiff.retrieval._folds import FoldEvidence
 from scperturbdiff.retrieval._responses import Responses, Retrieved
 from scperturbdiff.retrieval._retrieval import Retrieval
 from scperturbdiff.retrieval._settings import RetrievalSettings
@@ -9,6 +10,7 @@ from scperturbdiff.retrieval._states import States, control_moments, match_state
 
 __all__ = [
     "Conditions",
+    "FoldEvidence",
     "Novelty",
     "Responses",
     "Retrieval",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,8 @@ class Responses:
         Log ratio of mean library sizes to those of the controls, `(n,)`.
     residual
         Log ratio per gene of measured to decoded counts, less that of the controls, `(n, n_genes)`.
+    fold
+        Log fold change per gene of mean expression per 10,000 counts, after adding 1, `(n, n_genes)`. Default: no genes.
     """
 
     conditions: Conditions
@@ -36,14 +38,19 @@ class Responses:
     spread: Floats
     library: Floats
     residual: NDArray[np.float16]
+    fold: NDArray[np.float16] = field(default_factory=lambda: np.zeros((0, 0), np.float16))
+
+    def __post_init__(self) -> None:
+        if not self.fold.size:
+            object.__setattr__(self, "fold", np.zeros((len(self.shift), 0), np.float16))
 
     def __len__(self) -> int:
         return len(self.shift)
 
     def take(self, rows: NDArray[np.int64]) -> Responses:
         """The populations of `rows`."""
-        conditions, residual = self.conditions.take(rows), self.residual[rows]
-        return Responses(conditions, self.shift[rows], self.spread[rows], self.library[rows], residual)
+        conditions, residual, fold = self.conditions.take(rows), self.residual[rows], self.fold[rows]
+        return Responses(conditions, self.shift[rows], self.spread[rows], self.library[rows], residual, fold)
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,8 @@ class Retrieved:
 
     Attributes
     ----------
-    shift, spread, library, residual
-        What to expect; `residual` has no genes where training conditions are left out.
+    shift, spread, library, residual, fold
+        What to expect; `residual` and `fold` have no genes where they were not asked for.
     variance
         Of the shift, per dimension, `(n,)`.
     prior_variance
@@ -66,6 +73,7 @@ class Retrieved:
     spread: Floats
     library: Floats
     residual: Floats
+    fold: Floats
     variance: Floats
     prior_variance: Floats
     novelty: list[Novelty]
@@ -73,12 +81,14 @@ class Retrieved:
     @classmethod
     def nothing(cls, n: int, n_latent: int, n_genes: int = 0, novelty: Novelty = "seen") -> Retrieved:
         """No response of `n` conditions."""
-        shift, residual = np.zeros((n, n_latent)), np.zeros((n, n_genes))
-        return cls(shift, np.zeros(n), np.zeros(n), residual, np.zeros(n), np.zeros(n), [novelty] * n)
+        numbers = (np.zeros(n) for _ in range(4))
+        shift, residual, fold = np.zeros((n, n_latent)), np.zeros((n, n_genes)), np.zeros((n, n_genes))
+        spread, library, variance, prior = numbers
+        return cls(shift, spread, library, residual, fold, variance, prior, [novelty] * n)
 
     def put(self, rows: NDArray[np.int64] | slice, part: Retrieved) -> None:
         """Fill in `rows` from `part`."""
-        for name in ("shift", "spread", "library", "residual", "variance", "prior_variance"):
+        for name in ("shift", "spread", "library", "residual", "fold", "variance", "prior_variance"):
             getattr(self, name)[rows] = getattr(part, name)
         for row, novelty in zip(np.arange(len(self.novelty))[rows], part.novelty, strict=True):
             self.novelty[row] = novelty

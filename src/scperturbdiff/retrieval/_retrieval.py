@@ -20,6 +20,7 @@ import numpy as np
 from scperturbdiff.retrieval._conditions import Conditions, Novelty, n_components, novelty_of
 from scperturbdiff.retrieval._covariance import squared_distances
 from scperturbdiff.retrieval._doses import DoseStrength
+from scperturbdiff.retrieval._folds import FoldEvidence
 from scperturbdiff.retrieval._kernel import GRID, RESPONSE_SHARES, FeatureMoments, ResponseKernel, Widths
 from scperturbdiff.retrieval._kriging import choose_widths, neighborhoods
 from scperturbdiff.retrieval._lengths import Lengths
@@ -69,6 +70,9 @@ class Retrieval:
         What responses themselves say about similarity; `None` where too little is measured.
     lengths
         Of predictions for contexts that were left out.
+    folds
+        What speaks for following fold changes of genes rather than the decoded shift, in each way of being new; not
+        found by :meth:`fit`.
     explained
         Share of the shifts that is predicted for conditions left out in each way of being new, sampling noise taken off
         both; NaN where nothing can be left out.
@@ -84,6 +88,7 @@ class Retrieval:
     widths: Mapping[Novelty, Widths] = field(default_factory=dict)
     similarity: LearnedSimilarity | None = None
     lengths: Lengths | None = None
+    folds: Mapping[Novelty, FoldEvidence] = field(default_factory=dict)
     explained: Mapping[Novelty, float] = field(default_factory=dict)
 
     # ---- fitting ------------------------------------------------------------------------------------------------
@@ -135,8 +140,8 @@ class Retrieval:
         start = Widths(feature_share=0.0 if self.features is None else 0.5)
         part, targets = conditions.take(tried), self.responses.shift[tried]
         widths = {w: choose_widths(part, targets, self.signal, w, start, names, self._kernel) for w in LEFT_OUT}
-        if len(np.unique(conditions.context)) == 1:  # none can be left out: carry shifts over whole, as a rule would
-            widths["context"] = replace(widths["context"], context_share=0.0, nugget=min(GRID["nugget"]))
+        if len(np.unique(conditions.context)) < 3:  # what is left has one context: every width predicts the same
+            widths["context"] = start
         return {**widths, "seen": widths["replicate"]}
 
     def _learn_similarity(self, means: Floats, tried: NDArray[np.int64], seed: int) -> Retrieval:
@@ -234,7 +239,7 @@ class Retrieval:
         One response a condition; it does not depend on the other conditions, to the last bit.
         """
         kinds = novelty_of(conditions, self.responses.conditions) if novelty is None else [novelty] * len(conditions)
-        n_genes = self.responses.residual.shape[1]
+        n_genes = self._n_genes
         out = Retrieved.nothing(len(conditions), self._n_latent, n_genes)
         for kind in dict.fromkeys(kinds):
             rows = np.flatnonzero([k == kind for k in kinds])
@@ -242,20 +247,42 @@ class Retrieval:
             out.put(rows, self._krige(conditions.take(rows), kind, kernel, n_genes, among=among, chunk=1))
         return out
 
-    def leave_out(self, novelty: Novelty, rows: NDArray[np.int64] | None = None) -> Retrieved:
+    def leave_out(
+        self, novelty: Novelty, rows: NDArray[np.int64] | None = None, *, with_genes: bool = False
+    ) -> Retrieved:
         """Responses of the training conditions `rows` (default: all) as if each were new in the way of `novelty`."""
         known = self.responses.conditions
         rows = np.arange(len(known)) if rows is None else rows
         widths, alone = self.widths[novelty], novelty != "seen"
+        n_genes = self._n_genes if with_genes else 0
         if not widths.response_share or self.similarity is None:
-            return self._krige(known.take(rows), novelty, self._kernel(widths), leave=alone)
-        out = Retrieved.nothing(len(rows), self._n_latent, novelty=novelty)
+            return self._krige(known.take(rows), novelty, self._kernel(widths), n_genes, leave=alone)
+        out = Retrieved.nothing(len(rows), self._n_latent, n_genes, novelty)
         for fold, similarity in enumerate(self.similarity.folds):  # must not know the response that is left out
             at = np.flatnonzero(self.similarity.fold[rows] == fold)
             if len(at):
                 kernel = self._kernel(widths, similarity)
-                out.put(at, self._krige(known.take(rows[at]), novelty, kernel, leave=alone))
+                out.put(at, self._krige(known.take(rows[at]), novelty, kernel, n_genes, leave=alone))
         return out
+
+    def nearest(self, conditions: Conditions, novelty: Novelty) -> Floats:
+        """Distance of the controls of `conditions`, new in the way of `novelty`, to the nearest that is used, `(n,)`."""
+        known = self.responses.conditions
+        squared = np.maximum(squared_distances(conditions.control_mean, known.control_mean), 0)
+        squared = np.where(conditions.excluded(known, novelty), np.inf, squared)
+        nearest = np.sqrt(squared.min(1))
+        return np.where(np.isfinite(nearest), nearest, 0.0)
+
+    def fold_weight(self, conditions: Conditions, novelty: Novelty) -> float:
+        """How far one condition follows fold changes, in [0, 1]; 1 where nothing could be left out."""
+        evidence = self.folds.get("replicate" if novelty == "seen" else novelty)
+        if evidence is None:
+            return 1.0
+        return evidence.weight(float(self.nearest(conditions, novelty)[0]), self.settings)
+
+    @property
+    def _n_genes(self) -> int:
+        return self.responses.residual.shape[1]
 
     @property
     def _n_latent(self) -> int:
@@ -310,10 +337,11 @@ class Retrieval:
             out.spread[rows] = real * (weights * measured.spread[near]).sum(1)
             out.library[rows] = real * (weights * measured.library[near]).sum(1)
             if n_genes:
-                out.residual[rows] = [
-                    r * (w @ measured.residual[k].astype(np.float32))
-                    for r, w, k in zip(real, weights, near, strict=True)
-                ]
+                for name in ("residual", "fold"):
+                    of_genes = getattr(measured, name)
+                    getattr(out, name)[rows] = [
+                        r * (w @ of_genes[k].astype(np.float32)) for r, w, k in zip(real, weights, near, strict=True)
+                    ]
             part = asked.take(rows)
             prior = kernel.diagonal(part) + nugget
             out.prior_variance[rows] = self.signal * (replace(kernel, mean_variance=1.0).diagonal(part) + nugget)
@@ -363,12 +391,13 @@ def _whole_populations(conditions: Conditions, n_rows: int, seed: int) -> NDArra
 
 
 def _real_share(shift: Floats, noise: Floats) -> Floats:
-    """Share of shifts `(q, n_latent)` that is not sampling noise (positive-part James-Stein), `(q,)`.
+    """How far shifts `(q, n_latent)` are kept, `(q,)`: whole, unless sampling noise may be more than half of them.
 
-    `noise` is their variance per dimension, `(q,)`.
+    `noise` is their variance per dimension, `(q,)`. The share that is not noise (positive-part James-Stein) is doubled:
+    noise lies in all dimensions, a response in few, which should not be made shorter for it.
     """
     share: Floats = 1 - noise / np.maximum((shift**2).mean(1), 1e-12)
-    return np.clip(share, 0, 1)
+    return np.clip(2 * share, 0, 1)
 
 
 def _median_distance(means: Floats) -> float:
@@ -384,6 +413,7 @@ _KINDS: dict[str, type] = {
         Conditions,
         DoseStrength,
         FeatureMoments,
+        FoldEvidence,
         LearnedSimilarity,
         Lengths,
         ResponseSimilarity,

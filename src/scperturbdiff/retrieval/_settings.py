@@ -25,6 +25,10 @@ class RetrievalSettings:
         How firmly states keep their share of cells in treated populations, in [0, 1]: 1 is balanced transport.
     state_prior_cells
         Cells with the shift of the whole population that are added to each state.
+    fold_prior
+        Conditions for which the prior counts that says that effects are carried over as fold changes.
+    fold_width
+        How alike distances to known contexts must be for conditions to count, on the log scale.
     n_neighbors
         Training conditions that a prediction uses at most.
     n_left_out
@@ -56,6 +60,8 @@ class RetrievalSettings:
     state_steps: int = 15
     state_balance: float = 0.5
     state_prior_cells: float = 2.0
+    fold_prior: float = 1.0
+    fold_width: float = 0.25
     n_neighbors: int = 192
     n_left_out: int = 256
     length_bounds: tuple[float, float] = (0.5, 1.5)

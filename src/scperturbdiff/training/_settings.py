@@ -26,8 +26,11 @@ class TrainingSettings:
         each that are scored, at most.
     cells_per_state
         Control cells there must be for each state.
-    state_margin
-        Relative change of the energy distance of left-out populations that more states must bring.
+    state_margin, state_step
+        Relative change of the energy distance of left-out populations that states must bring, and more states beside
+        fewer.
+    fold_populations, fold_cells
+        Populations that are left out to tell whether fold changes help, and cells of each, at most.
     """
 
     latent_passes: int = 15
@@ -42,7 +45,10 @@ class TrainingSettings:
     state_populations: int = 64
     state_cells_scored: int = 200
     cells_per_state: int = 20
-    state_margin: float = 0.05
+    state_margin: float = 0.15
+    state_step: float = 0.05
+    fold_populations: int = 32
+    fold_cells: int = 128
 
 
 SETTINGS = TrainingSettings()

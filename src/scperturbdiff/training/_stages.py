@@ -32,6 +32,7 @@ from scperturbdiff.responses import (
     response_of_states,
 )
 from scperturbdiff.retrieval import Retrieval
+from scperturbdiff.training._folds import fold_evidence
 from scperturbdiff.training._populations import (
     count_replicates,
     population_tensors,
@@ -157,6 +158,8 @@ class PopulationTraining:
         Rows of those to train on, and of those that decide when to stop and whether the network is used.
     latent
         Standardised latent vectors of all cells, `(n_cells, n_latent)`.
+    matrix
+        Counts of all cells, `(n_cells, n_genes)`.
     features
         Feature table of components.
     seed
@@ -170,6 +173,7 @@ class PopulationTraining:
     training: NDArray[np.int64]
     held_out: NDArray[np.int64]
     latent: torch.Tensor
+    matrix: Any
     features: NDArray[np.float64] | None
     seed: int
     enough: bool = True
@@ -194,7 +198,7 @@ class PopulationTraining:
         if not enough:
             training, held_out = np.arange(len(table)), np.empty(0, np.int64)
         measured = measure_populations(table, latent, matrix, batch.ravel(), module.shares)
-        return cls(module, measured, training, held_out, latent, features, seed, enough)
+        return cls(module, measured, training, held_out, latent, matrix, features, seed, enough)
 
     def stage(
         self,
@@ -294,6 +298,8 @@ class PopulationTraining:
         if len(responses):
             module.retrieval = Retrieval.fit(responses, self.features, module.retrieval_settings, self.seed)
             module.by_state = choose_states(populations, module.retrieval, module.expression, self.seed)
+            folds = fold_evidence(populations, module, module.retrieval, self.matrix, self.seed)
+            module.retrieval = replace(module.retrieval, folds=folds)
 
     def _set_replicates(self, populations: MeasuredPopulations, n_factors: int | None) -> None:
         """Give both generators the law of replicates."""

@@ -73,7 +73,8 @@ def choose_states(
         if os.environ.get("FORCEK"):
             best = found if str(n_states) == os.environ["FORCEK"] else best
             continue
-        if change.mean() < best_change - SETTINGS.state_margin:
+        doubt = change.std(ddof=1) / np.sqrt(len(change))
+        if change.mean() + doubt < 0 and change.mean() < min(best_change - SETTINGS.state_step, -SETTINGS.state_margin):
             best, best_change = found, float(change.mean())
     return best
 
@@ -115,6 +116,6 @@ def left_out_distances(
             for cells in (table.match.groups[table.match.group[i]], table.cells[i])
         ]
         start, real = (part.float()[None] for part in some)
-        moved = prior.map(lambda x: x[i : i + 1]).move(start)
+        moved = prior.at(i).move(start)
         out[i] = float(energy_distance(expression(moved), expression(real)))
     return out

@@ -1,0 +1,68 @@
+"""Fold changes of the mean expression of populations, beside what the decoder says of their cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PER_CELL = 1e4
+"""Counts per cell to which mean expression is normalised before 1 is added and fold changes are taken."""
+LEAST = 1e-4
+"""Mean count below which a gene is as good as absent."""
+
+
+def log_fold(before: Tensor, after: Tensor) -> Tensor:
+    """Log fold changes of mean shares of genes `(..., n_genes)`, of ``PER_CELL * share + 1``."""
+    return (PER_CELL * after).log1p() - (PER_CELL * before).log1p()
+
+
+def fold_changed(before: Tensor, fold: Tensor) -> Tensor:
+    """Mean shares of genes `(..., n_genes)` after log fold changes `fold` of ``PER_CELL * before + 1``."""
+    after = ((PER_CELL * before + 1) * fold.exp() - 1).clamp(min=0)
+    return after / after.sum(-1, keepdim=True).clamp(min=LEAST)
+
+
+@dataclass(frozen=True)
+class MovedMeans:
+    """Mean counts of genes in a population of cells whose means move, `(n_genes,)` each.
+
+    Attributes
+    ----------
+    start
+        Of the control cells, as measured.
+    before, after
+        As decoded, of the control cells and of where they go.
+    gain
+        By how much more or less than decoded counts rise, given what the control cells show.
+    """
+
+    start: Tensor
+    before: Tensor
+    after: Tensor
+    gain: Tensor
+
+    @classmethod
+    def of(cls, counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor) -> MovedMeans:
+        """Means over cells of what :func:`move_counts` is given, all `(n_cells, n_genes)`."""
+        gain = ((dispersion + counts) / (dispersion + before)).mean(0)
+        return cls(counts.mean(0), before.mean(0), after.mean(0), gain)
+
+    def moved(self) -> Tensor:
+        """Mean counts to expect of :func:`move_counts`, `(n_genes,)`."""
+        falls = self.start * self.after / self.before.clamp(min=LEAST)
+        return torch.where(self.after < self.before, falls, self.start + (self.after - self.before) * self.gain)
+
+    def factor(self, wanted: Tensor) -> Tensor:
+        """Log factors on decoded means after which mean counts are as `wanted`, `(n_genes,)`."""
+        falls = self.before * wanted / self.start.clamp(min=LEAST)
+        after = torch.where(wanted < self.start, falls, self.before + (wanted - self.start) / self.gain)
+        return ((after + LEAST) / (self.after + LEAST)).log()
+
+    def towards_fold(self, fold: Tensor, weight: float) -> Tensor:
+        """Log factors that take mean counts towards what retrieved fold changes say, as far as `weight`."""
+        total = self.start.sum()
+        moved, folded = self.moved(), total * fold_changed(self.start / total.clamp(min=LEAST), fold)
+        moved = moved * total / moved.sum().clamp(min=LEAST)
+        return self.factor((moved + LEAST) ** (1 - weight) * (folded + LEAST) ** weight)

@@ -1,0 +1,101 @@
+"""How far predicted counts follow fold changes of genes rather than the decoded shift."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from scperturbdiff.data import iter_rows, log_normalize
+from scperturbdiff.module import dense
+from scperturbdiff.retrieval import FoldEvidence
+from scperturbdiff.seeds import derive_seed, seeded
+from scperturbdiff.training._populations import left_out_prior, useful_novelties
+from scperturbdiff.training._settings import SETTINGS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scperturbdiff.diffusion import Prior
+    from scperturbdiff.module import PerturbDiffModule
+    from scperturbdiff.responses import MeasuredPopulations
+    from scperturbdiff.retrieval import Novelty, Retrieval, Retrieved
+
+
+def fold_evidence(
+    populations: MeasuredPopulations, module: PerturbDiffModule, retrieval: Retrieval, matrix: Any, seed: int
+) -> dict[Novelty, FoldEvidence]:
+    """What training conditions that are left out say of fold changes, for each way of being new.
+
+    Cells of each are generated with the decoded shift alone and with the fold changes alone. By how much of their
+    difference in mean log-normalised expression the measured cells are nearer to the latter is the evidence.
+
+    Parameters
+    ----------
+    populations
+        Populations.
+    module
+        Decodes; its ``by_state`` is used.
+    retrieval
+        Retrieval of `populations`.
+    matrix
+        Counts, `(n_cells, n_genes)`.
+    seed
+        Of all choices.
+    """
+    table, rng = populations.table, np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(len(table))[: SETTINGS.fold_populations])
+
+    def some(cells: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.sort(rng.permutation(cells)[: SETTINGS.fold_cells])
+
+    chosen = [(some(table.match.groups[table.match.group[row]]), some(table.cells[row])) for row in rows]
+    out: dict[Novelty, FoldEvidence] = {}
+    for novelty in useful_novelties(table, retrieval.features is not None):
+        found = retrieval.leave_out(novelty, rows, with_genes=True)
+        prior = left_out_prior(populations, retrieval, module.by_state, novelty, rows, module.device)
+        agrees, difference = np.zeros(len(rows)), np.zeros(len(rows))
+        for i, (controls, treated) in enumerate(chosen):
+            start = torch.as_tensor(populations.latent[controls], device=module.device)
+            counts = torch.cat([dense(part, module.device) for part in iter_rows(matrix, controls)])
+            means = [
+                _mean_expression(_generate(module, counts, start, prior.at(i), found, i, weight, seed))
+                for weight in (0.0, 1.0)
+            ]
+            real = _mean_expression(torch.cat([dense(part, module.device) for part in iter_rows(matrix, treated)]))
+            agrees[i] = (means[1] - means[0]) @ (real - means[0])
+            difference[i] = (means[1] - means[0]) @ (means[1] - means[0])
+        distance = retrieval.nearest(retrieval.responses.conditions.take(rows), novelty)
+        out[novelty] = FoldEvidence(distance, agrees, difference)
+    return out
+
+
+def _generate(
+    module: PerturbDiffModule,
+    counts: torch.Tensor,
+    start: torch.Tensor,
+    prior: Prior,
+    found: Retrieved,
+    i: int,
+    weight: float,
+    seed: int,
+) -> torch.Tensor:
+    """Counts of control cells moved as is retrieved for condition `i`, `(n_cells, n_genes)`."""
+    residual, fold = (
+        torch.as_tensor(part[i], dtype=torch.float32, device=start.device) for part in (found.residual, found.fold)
+    )
+    moved = prior.move(start[None])[0]
+    if weight:
+        residual = residual + module.moved_means(counts, start, moved, residual).towards_fold(fold, weight)
+    batch = torch.zeros(len(start), dtype=torch.long, device=start.device)
+    places = (module.unstandardize(cells) for cells in (moved, start))
+    latent, start_latent = places
+    with seeded(derive_seed(seed, "fold", i), start.device):
+        return module.moved_counts(
+            latent, batch, counts, start_latent, batch, float(np.exp(found.library[i])), residual
+        )
+
+
+def _mean_expression(counts: torch.Tensor) -> NDArray[np.float64]:
+    return np.asarray(log_normalize(counts.cpu().numpy()).mean(0), np.float64).ravel()
