@@ -21,9 +21,9 @@ class TrainingSettings:
         Held-out populations without which the network is not used: fewer say nothing about it.
     many_replicates
         Populations of a condition from which training shows the response retrieved from all of them, not the others'.
-    state_cells, state_populations, state_cells_scored
-        Control cells that states are found among; populations that are left out to choose their number, and cells of
-        each that are scored, at most.
+    state_cells, state_populations, state_cells_scored, state_splits
+        Control cells that states are found among; populations that are left out to choose their number, cells of each
+        that are scored, at most, and random halves of each where there is one context.
     cells_per_state
         Control cells there must be for each state.
     state_margin, state_step
@@ -44,6 +44,7 @@ class TrainingSettings:
     state_cells: int = 20000
     state_populations: int = 64
     state_cells_scored: int = 200
+    state_splits: int = 2
     cells_per_state: int = 20
     state_margin: float = 0.15
     state_step: float = 0.05

@@ -40,7 +40,7 @@ from scperturbdiff.training._populations import (
     split_populations,
 )
 from scperturbdiff.training._settings import SETTINGS
-from scperturbdiff.training._states import choose_states
+from scperturbdiff.training._states import StateSearch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -297,7 +297,7 @@ class PopulationTraining:
         module.retrieval = module.by_state = None
         if len(responses):
             module.retrieval = Retrieval.fit(responses, self.features, module.retrieval_settings, self.seed)
-            module.by_state = choose_states(populations, module.retrieval, module.expression, self.seed)
+            module.by_state = StateSearch(populations, module.retrieval, module.expression, self.seed).choose()
             folds = fold_evidence(populations, module, module.retrieval, self.matrix, self.seed)
             module.retrieval = replace(module.retrieval, folds=folds)
 

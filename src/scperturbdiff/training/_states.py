@@ -1,15 +1,27 @@
-"""How many states of cells populations are split into: as many as conditions left out support."""
+"""How many states of cells populations are split into: as many as what is left out supports."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from scperturbdiff.diffusion import energy_distance
+from scperturbdiff.priors import make_prior
 from scperturbdiff.responses import ResponseSettings, response_of_states
-from scperturbdiff.retrieval import Retrieval, StateRetrieval, States
+from scperturbdiff.retrieval import (
+    Conditions,
+    Responses,
+    Retrieval,
+    Retrieved,
+    StateRetrieval,
+    States,
+    control_moments,
+    match_states,
+    state_responses,
+)
 from scperturbdiff.training._populations import left_out_prior
 from scperturbdiff.training._settings import SETTINGS
 
@@ -18,21 +30,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from scperturbdiff.diffusion import Prior
     from scperturbdiff.responses import MeasuredPopulations
-    from scperturbdiff.retrieval import Novelty
 
     Floats = NDArray[np.float64]
 
 
-def choose_states(
-    populations: MeasuredPopulations,
-    retrieval: Retrieval,
-    expression: Callable[[torch.Tensor], torch.Tensor],
-    seed: int,
-) -> StateRetrieval | None:
-    """Retrieval by states, of as many as predict populations best that are left out; `None`: of one.
+@dataclass(frozen=True)
+class StateSearch:
+    """Chooses the number of states of cells.
 
-    Parameters
+    Attributes
     ----------
     populations
         Populations.
@@ -44,78 +52,99 @@ def choose_states(
     seed
         Of all choices.
     """
-    table = populations.table
-    if len(np.unique(table.context)) < 2:
-        return None
-    cells = _sample_controls(populations, seed)
-    tried = np.sort(np.random.default_rng(seed).permutation(len(table))[: SETTINGS.state_populations])
-    before = left_out_distances(populations, retrieval, None, "context", tried, expression, seed)
-    best, best_change = None, 0.0
-    for n_states in retrieval.settings.n_states:
-        if n_states * SETTINGS.cells_per_state > len(cells):
-            break
-        found = fit_states(populations, retrieval, cells, n_states, seed)
-        after = left_out_distances(populations, retrieval, found, "context", tried, expression, seed)
-        change = (after - before) / np.maximum(before, max(0.25 * before.mean(), 1e-6))
-        import os
 
-        if os.environ.get("DBG"):
-            print(
-                "K",
-                n_states,
-                "before",
-                before.round(3)[:8],
-                "after",
-                after.round(3)[:8],
-                "change",
-                change.mean().round(3),
-            )
-        if os.environ.get("FORCEK"):
-            best = found if str(n_states) == os.environ["FORCEK"] else best
-            continue
-        doubt = change.std(ddof=1) / np.sqrt(len(change))
-        if change.mean() + doubt < 0 and change.mean() < min(best_change - SETTINGS.state_step, -SETTINGS.state_margin):
-            best, best_change = found, float(change.mean())
-    return best
+    populations: MeasuredPopulations
+    retrieval: Retrieval
+    expression: Callable[[torch.Tensor], torch.Tensor]
+    seed: int
 
+    def choose(self) -> StateRetrieval | None:
+        """Retrieval by states, of as many as predict populations best that are left out; `None`: of one.
 
-def fit_states(
-    populations: MeasuredPopulations, whole: Retrieval, cells: NDArray[np.float32], n_states: int, seed: int
-) -> StateRetrieval:
-    """Retrieval by `n_states` states found among control `cells` `(n, n_latent)`."""
-    states = States.fit(cells, n_states, whole.settings.state_softness, seed)
-    responses = response_of_states(populations, states, whole.settings, ResponseSettings())
-    return StateRetrieval(states, Retrieval.fit(responses, whole.features, whole.settings, seed))
+        With several contexts each is left out in turn. With one, the cells are: half of them say what each state does,
+        the others whether that is more than what all do.
+        """
+        table = self.populations.table
+        several = len(np.unique(table.context)) > 1
+        distances = self._without_context if several else self._without_half
+        order = np.random.default_rng(self.seed).permutation(len(table))
+        rows, cells = np.sort(order[: SETTINGS.state_populations]), self._some_controls()
+        before = distances(None, rows)
+        best, best_change = None, 0.0
+        for n_states in self.retrieval.settings.n_states:
+            if n_states * SETTINGS.cells_per_state > len(cells):
+                break
+            states = States.fit(cells, n_states, self.retrieval.settings.state_softness, self.seed)
+            found = self._fit(states)
+            change = (distances(found, rows) - before) / np.maximum(before, max(0.25 * before.mean(), 1e-6))
+            doubt = change.std(ddof=1) / np.sqrt(len(change)) if len(change) > 1 else 0.0
+            needed = max(SETTINGS.state_margin, float(doubt), SETTINGS.state_step - best_change)
+            if change.mean() < -needed:
+                best, best_change = found, float(change.mean())
+        return best
 
+    def _fit(self, states: States) -> StateRetrieval:
+        whole = self.retrieval
+        responses = response_of_states(self.populations, states, whole.settings, ResponseSettings())
+        return StateRetrieval(states, Retrieval.fit(responses, whole.features, whole.settings, self.seed))
 
-def _sample_controls(populations: MeasuredPopulations, seed: int) -> NDArray[np.float32]:
-    """Latent vectors of control cells, equally many of each group as far as there are."""
-    rng, groups = np.random.default_rng(seed), populations.table.match.groups
-    most = -(-SETTINGS.state_cells // len(groups))
-    rows = [rng.permutation(groups[g])[:most] for g in range(len(groups))]
-    return populations.latent[np.unique(np.concatenate(rows))]
+    def _some_controls(self) -> NDArray[np.float32]:
+        """Latent vectors of control cells, equally many of each group as far as there are."""
+        rng, groups = np.random.default_rng(self.seed), self.populations.table.match.groups
+        most = -(-SETTINGS.state_cells // len(groups))
+        rows = [rng.permutation(groups[g])[:most] for g in range(len(groups))]
+        return self.populations.latent[np.unique(np.concatenate(rows))]
 
+    def _without_context(self, by_state: StateRetrieval | None, rows: NDArray[np.int64]) -> Floats:
+        """Energy distance of each of `rows` to what is retrieved without its context, `(n,)`."""
+        table = self.populations.table.take(rows)
+        prior = left_out_prior(self.populations, self.retrieval, by_state, "context", rows)
+        return np.array(
+            [
+                self._distance(prior.at(i), table.match.groups[table.match.group[i]], table.cells[i], int(row))
+                for i, row in enumerate(rows)
+            ]
+        )
 
-def left_out_distances(
-    populations: MeasuredPopulations,
-    retrieval: Retrieval,
-    by_state: StateRetrieval | None,
-    novelty: Novelty,
-    rows: NDArray[np.int64],
-    expression: Callable[[torch.Tensor], torch.Tensor],
-    seed: int,
-) -> Floats:
-    """Energy distance of each of `rows` to what is retrieved when it is left out, `(n,)`."""
-    table = populations.table.take(rows)
-    prior = left_out_prior(populations, retrieval, by_state, novelty, rows)
-    out = np.zeros(len(rows))
-    for i in range(len(rows)):
-        rng = np.random.default_rng((seed, int(rows[i])))
-        some = [
-            torch.as_tensor(populations.latent[rng.permutation(cells)[: SETTINGS.state_cells_scored]])
-            for cells in (table.match.groups[table.match.group[i]], table.cells[i])
-        ]
-        start, real = (part.float()[None] for part in some)
-        moved = prior.at(i).move(start)
-        out[i] = float(energy_distance(expression(moved), expression(real)))
-    return out
+    def _without_half(self, by_state: StateRetrieval | None, rows: NDArray[np.int64]) -> Floats:
+        """Energy distance of half of the cells to what the other half says, of each of `rows` `(n * n_splits,)`."""
+        table = self.populations.table.take(rows)
+        out = []
+        for i, row in enumerate(rows):
+            for split in range(SETTINGS.state_splits):
+                rng = np.random.default_rng((self.seed, int(row), split))
+                (controls, others), (treated, real) = (
+                    np.array_split(rng.permutation(cells), 2)
+                    for cells in (table.match.groups[table.match.group[i]], table.cells[i])
+                )
+                if min(map(len, (controls, others, treated, real))) > 1:
+                    out.append(self._distance(self._half_prior(by_state, controls, treated), others, real, int(row)))
+        return np.array(out or [0.0])
+
+    def _half_prior(
+        self, by_state: StateRetrieval | None, controls: NDArray[np.int64], treated: NDArray[np.int64]
+    ) -> Prior:
+        """What these cells did."""
+        latent, settings = self.populations.latent, self.retrieval.settings
+        mean = latent[controls].mean(0, dtype=np.float64)
+        nothing = Retrieved.nothing(1, latent.shape[1])
+        nothing.shift[0] = latent[treated].mean(0, dtype=np.float64) - mean
+        one = Conditions(mean[None], np.zeros((1, 1), np.int64), np.zeros((1, 1)), np.zeros(1, np.int64), np.zeros(1))
+        if by_state is None:
+            return make_prior(nothing, one)
+        states = by_state.states
+        start = control_moments(states, latent[controls], np.array([len(controls)]))
+        moved = match_states(states, latent[treated], np.array([len(treated)]), start, settings)
+        found: Responses = state_responses(states, one, start, moved, ResponseSettings().pseudo_cells)
+        each = Retrieved.nothing(len(states), latent.shape[1])
+        each.shift[:] = found.shift
+        return make_prior(nothing, one, (states, found.conditions, each))
+
+    def _distance(self, prior: Prior, controls: NDArray[np.int64], treated: NDArray[np.int64], row: int) -> float:
+        """Energy distance of `treated` to `controls` that are moved."""
+        rng, latent = np.random.default_rng((self.seed, row)), self.populations.latent
+        start, real = (
+            torch.as_tensor(latent[rng.permutation(cells)[: SETTINGS.state_cells_scored]])[None]
+            for cells in (controls, treated)
+        )
+        return float(energy_distance(self.expression(prior.move(start)), self.expression(real)))
