@@ -43,6 +43,7 @@ import re
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,14 +60,17 @@ from sklearn.decomposition import PCA
 
 import scperturbdiff as spd
 from scperturbdiff.data import log_normalize
+from scperturbdiff.evaluation.baselines import default_baselines
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from anndata import AnnData
     from numpy.typing import NDArray
     from panel_situations import Task
 
+    Job = tuple[str, int, str]
     Places = NDArray[np.float64]
 
 METRICS = ["energy_distance", "pearson_delta", "de_overlap"]
@@ -80,11 +84,10 @@ UNSURE = r".*\+$|unknown$"
 
 def rule_cells(task: Task, seed: int) -> dict[str, AnnData]:
     """Cells of every default rule that can predict all conditions, by name."""
-    kinds = spd.baselines.default_baselines
     contexts = task.setup["context_keys"]
     here = pd.MultiIndex.from_frame(task.controls.obs[contexts].astype(str)) if contexts else None
     found = {}
-    for name, rule in (kinds("pairs") | kinds("combinations")).items():
+    for name, rule in (default_baselines("pairs") | default_baselines("combinations")).items():
         try:
             rule.fit(task.train, **task.keys)
             groups = task.request.groupby(contexts, sort=False) if contexts else [((), task.request)]
@@ -216,7 +219,7 @@ def score(task: Task, model: spd.PerturbDiff, seed: int) -> dict[str, Any]:
     }
 
 
-def run(job: tuple[str, int, str]) -> dict[str, Any]:
+def run(job: Job) -> dict[str, Any]:
     """One situation and seed: a row of the table. What goes wrong is a row, too."""
     name, seed, version = job
     quiet()
@@ -237,6 +240,23 @@ def run(job: tuple[str, int, str]) -> dict[str, Any]:
         where = f"{Path(at.filename).name}:{at.lineno}"
         row |= {"verdict": "error", "error": f"{type(error).__name__} in {where}: {error}"}
     return row | {"total_seconds": time.perf_counter() - start}
+
+
+def run_all(jobs: list[Job], n: int) -> Iterator[dict[str, Any]]:
+    """Rows as they are finished, by `n` processes; where one of these dies, what ran then is an error."""
+    left = dict.fromkeys(jobs)
+    while left:
+        with ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn")) as pool:
+            futures = {pool.submit(run, job): job for job in left}
+            with contextlib.suppress(BrokenProcessPool):
+                for future in as_completed(futures):
+                    yield future.result()
+                    del left[futures[future]]
+                return
+        for name, seed, version in list(left)[:n]:
+            del left[name, seed, version]
+            row = {"situation": name, "group": all_situations()[name].group, "seed": seed, "commit": version}
+            yield row | {"verdict": "error", "error": "the process was killed"}
 
 
 def line(row: dict[str, Any]) -> str:
@@ -283,11 +303,10 @@ def append(row: dict[str, Any], path: Path) -> None:
     partial.replace(path)
 
 
-def jobs_of(options: argparse.Namespace) -> list[tuple[str, int, str]]:
+def jobs_of(options: argparse.Namespace) -> list[Job]:
     """Situations and seeds that are asked for."""
-    version = options.commit or commit()
-    chosen = [s.name for s in all_situations().values() if (s.quick or not options.quick)]
-    chosen = [name for name in chosen if re.search(options.only, name)]
+    version, known = options.commit or commit(), all_situations().values()
+    chosen = [s.name for s in known if (s.quick or not options.quick) and re.search(options.only, s.name)]
     return [(name, seed, version) for seed in options.seeds for name in chosen]
 
 
@@ -317,11 +336,9 @@ def main() -> None:
         jobs = [job for job in jobs if job not in done]
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # of the processes started below
-    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(run, job) for job in jobs]):
-            row = future.result()
-            print(line(row), flush=True)
-            append(row, options.out)
+    for row in run_all(jobs, options.jobs):
+        print(line(row), flush=True)
+        append(row, options.out)
     rows = pd.read_csv(options.out, dtype={"commit": str})
     rows = rows[pd.MultiIndex.from_frame(rows[list(wanted.names)]).isin(wanted)]
     summary = summarize(rows)
