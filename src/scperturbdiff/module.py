@@ -125,10 +125,7 @@ class PerturbDiffModule(BaseModuleClass):
     @torch.no_grad()
     def encode(self, blocks: Iterable[Any]) -> Tensor:
         """Latent vectors `(n_cells, n_latent)`, not standardised, of blocks of counts, dense or sparse."""
-        parts = []
-        for block in blocks:
-            parts.append(self.vae.encode(dense(block, self.device)))
-        return torch.cat(parts)
+        return torch.cat([self.vae.encode(dense(block, self.device)) for block in blocks])
 
     @torch.no_grad()
     def shares(self, latent: Tensor, batch: Tensor) -> Tensor:

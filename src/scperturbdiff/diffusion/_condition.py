@@ -100,6 +100,13 @@ class Prior:
         parts = {name: change(getattr(self, name)) for name in self.OWN}
         return Prior(**parts, states=None if self.states is None else self.states.map(change))
 
+    def shifted(self, offset: Tensor) -> Prior:
+        """The same with other shifts, by `offset` `(b, n_latent)`."""
+        states = self.states
+        if states is not None:
+            states = replace(states, shift=states.shift + offset[:, None])
+        return replace(self, shift=self.shift + offset, states=states)
+
     def at(self, row: int) -> Prior:
         """One population."""
         return self.map(lambda x: x[row : row + 1])

@@ -25,7 +25,7 @@ class SelectionResult:
     Attributes
     ----------
     weight
-        Weight with which the network is used, 0 or 1.
+        Weight with which the network is used, in [0, 1].
     reason
         Why, in a sentence.
     n_held_out
@@ -45,6 +45,10 @@ class SelectionResult:
     change: float = math.nan
     without_network: float = math.nan
     with_network: float = math.nan
+
+
+WEIGHTS = (0.75, 0.5, 0.25)
+"""Weights that are tried beside 1 once the network is trained."""
 
 
 class NetworkSelection(pl.Callback):
@@ -123,9 +127,26 @@ class NetworkSelection(pl.Callback):
             return
         plan: Any = pl_module
         generator: Generator = plan.module.generator_ema
-        self.result = self._decide(len(self.without[0]))
+        weight = 1.0
+        if self.best is not None:
+            generator.load_state_dict(self.best[2])
+            weight = self._choose_weight(plan, generator)
+        self.result = self._decide(len(self.without[0]), weight)
         generator.load_state_dict(self.start if self.best is None or not self.result.weight else self.best[2])
         generator.network_weight.fill_(self.result.weight)
+
+    def _choose_weight(self, plan: Any, generator: Generator) -> float:
+        """The weight with which the best network changes the criterion most, 1 if another is hardly better."""
+        assert self.best is not None
+        chosen, best = 1.0, self.best
+        for weight in WEIGHTS:
+            generator.network_weight.fill_(weight)
+            found = plan.validation_scores()
+            change = self.change(found)
+            if bool(change.isfinite().all()) and change.mean() < best[0].mean() - 0.01:
+                chosen, best = weight, (change, found, self.best[2])
+        self.best = best
+        return chosen
 
     def consider(self, found: Scores, generator: Generator) -> None:
         """Keep the averaged weights, beside what they changed, if that is the best so far."""
@@ -154,7 +175,7 @@ class NetworkSelection(pl.Callback):
         few = f"{how_many} than {self.min_held_out} populations could be held out, which say nothing about it"
         return f"The network is not used: {few}."
 
-    def _decide(self, n: int) -> SelectionResult:
+    def _decide(self, n: int, most: float = 1.0) -> SelectionResult:
         if self.without is None or self.best is None:
             return SelectionResult(0.0, "Training brought no finite weights.", n)
         change, found, _ = self.best
@@ -163,7 +184,7 @@ class NetworkSelection(pl.Callback):
         if n < self.min_held_out:
             weight, reason = 0.0, self._too_few(f"{n}, less")
         elif is_negative(change + self.margin):
-            weight, reason = 1.0, f"The network helps: {text}."
+            weight, reason = most, f"The network helps: {text}."
         else:
             weight, reason = 0.0, f"The network is not used: {text}, not better by {self.margin:.0%} beyond chance."
         without, distance = float(self.without[1].mean()), float(found[1].mean())

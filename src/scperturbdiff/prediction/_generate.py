@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -290,12 +290,19 @@ class PopulationGenerator:
         # the best single guess starts from every control equally often; draws vary as replicates and their controls do
         guess = settings.n_populations is None
         chosen = (choose_controls if guess else resample_controls)(len(state.rows), n_cells, rng)
+        factors_of_error = None if guess or self._retrieval is None else self._retrieval.doubt.get(found.novelty[0])
+        if factors_of_error is not None:
+            noise = np.random.default_rng(derive_seed(seed, "doubt")).normal(size=factors_of_error.shape[1])
+            offset = self._put(np.sqrt(found.variance[:1]) * (factors_of_error @ noise))[None]
+            condition = replace(condition, prior=condition.prior.shifted(offset))
         at = torch.as_tensor(chosen, device=state.latent.device)
         repeated = torch.ones_like(at, dtype=torch.bool)
         repeated[np.unique(chosen, return_index=True)[1]] = False
         latents, counts = [], []
         with seeded(seed, state.latent.device):
             shared = torch.randn(1, generator.n_population_noise, device=state.latent.device)
+            if factors_of_error is not None:  # populations that were left out were off as replicates are, too
+                shared = torch.zeros_like(shared)
             # pieces of equal size: a last piece of a few cells would be a population of its own to the network
             for piece_of in np.array_split(np.arange(len(chosen)), -(-len(chosen) // settings.piece)):
                 part = slice(int(piece_of[0]), int(piece_of[-1]) + 1)

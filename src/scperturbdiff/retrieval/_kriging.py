@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from scperturbdiff.retrieval._kernel import ResponseKernel, Widths
 
 
+FEW = 2048
+"""So many training conditions have their covariances computed once."""
+
+
 class Neighborhood(NamedTuple):
     """The `k` training conditions most correlated with each of `q` new ones.
 
@@ -76,9 +80,9 @@ def neighborhoods(
         ``kernel(known, known)``, if at hand.
     """
     k = min(n_neighbors, len(known))
-    shared = None
-    if k == len(known):
-        shared = kernel(known, known) if among_known is None else among_known
+    shared = among_known
+    if shared is None and len(known) <= max(n_neighbors, FEW):
+        shared = kernel(known, known)
     diagonal = np.arange(k)
     for start in range(0, len(queries), chunk):
         rows = slice(start, min(start + chunk, len(queries)))
@@ -87,11 +91,12 @@ def neighborhoods(
         if leave:
             barred |= part.population[:, None] == known.population[None, :]
         covariance = np.where(barred, 0.0, kernel(part, known))
-        if shared is not None:
-            near = np.tile(diagonal, (len(part), 1))
-            system = np.repeat(shared[None], len(part), axis=0)
-        else:
+        near = np.tile(diagonal, (len(part), 1))
+        if k < len(known):
             near = np.argpartition(-np.abs(covariance), k - 1, axis=1)[:, :k]
+        if shared is not None:
+            system = shared[near[:, :, None], near[:, None, :]]
+        else:
             system = np.stack([kernel(known.take(n), known.take(n)) for n in near])
         # what may not be used gets endless noise, hence no weight
         system[:, diagonal, diagonal] += noise[near] + 1e9 * np.take_along_axis(barred, near, axis=1)

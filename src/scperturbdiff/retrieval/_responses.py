@@ -30,7 +30,7 @@ class Responses:
     residual
         Log ratio per gene of measured to decoded counts, less that of the controls, `(n, n_genes)`.
     fold
-        Log fold change per gene of mean expression per 10,000 counts, after adding 1, `(n, n_genes)`. Default: no genes.
+        Log fold change per gene of mean counts per 10,000, after adding 1, `(n, n_genes)`. Default: no genes.
     """
 
     conditions: Conditions

@@ -29,6 +29,9 @@ class RetrievalSettings:
         Conditions for which the prior counts that says that effects are carried over as fold changes.
     fold_width
         How alike distances to known contexts must be for conditions to count, on the log scale.
+    doubt_factors, doubt_prior, doubt_min
+        Directions in which predictions may be off; conditions for which the directions of responses count; conditions
+        that must have been left out.
     n_neighbors
         Training conditions that a prediction uses at most.
     n_left_out
@@ -62,6 +65,9 @@ class RetrievalSettings:
     state_prior_cells: float = 2.0
     fold_prior: float = 1.0
     fold_width: float = 0.25
+    doubt_factors: int = 16
+    doubt_prior: float = 4.0
+    doubt_min: int = 3
     n_neighbors: int = 192
     n_left_out: int = 256
     length_bounds: tuple[float, float] = (0.5, 1.5)

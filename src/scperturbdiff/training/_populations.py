@@ -141,11 +141,12 @@ def rehearsed_priors(
     populations: MeasuredPopulations,
     retrieval: Retrieval,
     by_state: StateRetrieval | None,
+    rows: NDArray[np.int64],
     device: torch.device,
 ) -> list[Prior]:
-    """What is retrieved of the training populations for each way of being new that training rehearses."""
+    """What is retrieved of the training populations `rows` for each way of being new that training rehearses."""
     ways = useful_novelties(populations.table, retrieval.features is not None)
-    return [left_out_prior(populations, retrieval, by_state, way, device=device) for way in ways]
+    return [left_out_prior(populations, retrieval, by_state, way, rows, device) for way in ways]
 
 
 def count_replicates(table: PopulationTable) -> NDArray[np.int64]:

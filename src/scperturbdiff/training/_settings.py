@@ -21,6 +21,8 @@ class TrainingSettings:
         Held-out populations without which the network is not used: fewer say nothing about it.
     many_replicates
         Populations of a condition from which training shows the response retrieved from all of them, not the others'.
+    rehearsed
+        Populations that the network is trained on, at most: a random choice of more.
     state_cells, state_populations, state_cells_scored, state_splits
         Control cells that states are found among; populations that are left out to choose their number, cells of each
         that are scored, at most, and random halves of each where there is one context.
@@ -41,6 +43,7 @@ class TrainingSettings:
     held_out: int = 8
     min_held_out: int = 5
     many_replicates: int = 4
+    rehearsed: int = 4096
     state_cells: int = 20000
     state_populations: int = 64
     state_cells_scored: int = 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from scvi.data import AnnDataManager
 
     from scperturbdiff.module import PerturbDiffModule
-    from scperturbdiff.retrieval import Novelty
+    from scperturbdiff.retrieval import Novelty, States
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class PopulationTraining:
         module, training = self.module, self.measured.take(self.training)
         self._retrieve(training)
         self._set_replicates(training, self._n_factors(plan_kwargs.get("objective", "energy_score")))
-        sampler, tensors = self._training_set(training)
+        sampler, tensors = self._training_set(training, rehearse=max_epochs > 0)
         validation, novelty = self._validation_set() if len(self.held_out) else (None, [])
         table = self.measured.table
         replicated = len(table) == 0 or bool((count_replicates(table) > 1).any())
@@ -253,9 +253,13 @@ class PopulationTraining:
         plan, selection = stage.plan, stage.selection
         if not isinstance(plan, GeneratorTrainingPlan) or selection is None:
             raise TypeError("finish needs the second stage.")
+        module = self.module
         if len(self.held_out):
-            self._retrieve(self.measured)
+            self._retrieve(self.measured, None if module.by_state is None else module.by_state.states)
             self._set_replicates(self.measured, self._n_factors(plan.objective))
+        if module.retrieval is not None:
+            folds = fold_evidence(self.measured, module, module.retrieval, self.matrix, self.seed)
+            module.retrieval = replace(module.retrieval, folds=folds)
         table, retrieval, result = self.measured.table, self.module.retrieval, selection.result
         if not all(bool(p.isfinite().all()) for p in self.module.generator_ema.parameters()):
             result = replace(result, weight=0.0, reason="The network is not used: its training diverged (lower lr).")
@@ -292,14 +296,16 @@ class PopulationTraining:
         """Directions in which draws may vary, at most: objectives other than the energy score ask for none."""
         return None if objective == "energy_score" else 0
 
-    def _retrieve(self, populations: MeasuredPopulations) -> None:
+    def _retrieve(self, populations: MeasuredPopulations, states: States | None | Literal["choose"] = "choose") -> None:
         module, responses = self.module, populations.responses
         module.retrieval = module.by_state = None
         if len(responses):
             module.retrieval = Retrieval.fit(responses, self.features, module.retrieval_settings, self.seed)
-            module.by_state = StateSearch(populations, module.retrieval, module.expression, self.seed).choose()
-            folds = fold_evidence(populations, module, module.retrieval, self.matrix, self.seed)
-            module.retrieval = replace(module.retrieval, folds=folds)
+            search = StateSearch(populations, module.retrieval, module.expression, self.seed)
+            if states == "choose":
+                module.by_state = search.choose()
+            elif states is not None:
+                module.by_state = search.fit(states)
 
     def _set_replicates(self, populations: MeasuredPopulations, n_factors: int | None) -> None:
         """Give both generators the law of replicates."""
@@ -309,10 +315,16 @@ class PopulationTraining:
         for generator in (self.module.generator, self.module.generator_ema):
             generator.set_replicates(factors)
 
-    def _training_set(self, training: MeasuredPopulations) -> tuple[PopulationSampler, PopulationTensors]:
+    def _training_set(
+        self, training: MeasuredPopulations, rehearse: bool
+    ) -> tuple[PopulationSampler, PopulationTensors]:
         retrieval, device = self.module.retrieval, self.latent.device
-        priors = [] if retrieval is None else rehearsed_priors(training, retrieval, self.module.by_state, device)
-        return self._sampler(training.table), population_tensors(training, priors, device)
+        n, rng = len(training.table), np.random.default_rng(self.seed)
+        rows = np.sort(rng.permutation(n)[: SETTINGS.rehearsed])  # what is retrieved of each costs as much as there are
+        rehearse = rehearse and retrieval is not None
+        priors = [] if not rehearse else rehearsed_priors(training, retrieval, self.module.by_state, rows, device)
+        some = training.take(rows)
+        return self._sampler(some.table), population_tensors(some, priors, device)
 
     def _validation_set(self) -> tuple[tuple[PopulationSampler, PopulationTensors], list[Novelty]]:
         held_out = self.measured.take(self.held_out)

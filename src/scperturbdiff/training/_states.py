@@ -75,18 +75,19 @@ class StateSearch:
             if n_states * SETTINGS.cells_per_state > len(cells):
                 break
             states = States.fit(cells, n_states, self.retrieval.settings.state_softness, self.seed)
-            found = self._fit(states)
+            found = self.fit(states, draft=True)
             change = (distances(found, rows) - before) / np.maximum(before, max(0.25 * before.mean(), 1e-6))
             doubt = change.std(ddof=1) / np.sqrt(len(change)) if len(change) > 1 else 0.0
             needed = max(SETTINGS.state_margin, float(doubt), SETTINGS.state_step - best_change)
             if change.mean() < -needed:
                 best, best_change = found, float(change.mean())
-        return best
+        return None if best is None else self.fit(best.states)
 
-    def _fit(self, states: States) -> StateRetrieval:
+    def fit(self, states: States, *, draft: bool = False) -> StateRetrieval:
+        """Retrieval by these states; a `draft` only of new contexts."""
         whole = self.retrieval
         responses = response_of_states(self.populations, states, whole.settings, ResponseSettings())
-        return StateRetrieval(states, Retrieval.fit(responses, whole.features, whole.settings, self.seed))
+        return StateRetrieval(states, Retrieval.fit(responses, whole.features, whole.settings, self.seed, draft=draft))
 
     def _some_controls(self) -> NDArray[np.float32]:
         """Latent vectors of control cells, equally many of each group as far as there are."""

@@ -1,0 +1,231 @@
+"""Kriging of responses with parameters that were chosen: what it says of new conditions, and of those it knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from scperturbdiff.retrieval._conditions import novelty_of
+from scperturbdiff.retrieval._covariance import squared_distances
+from scperturbdiff.retrieval._doses import DoseStrength
+from scperturbdiff.retrieval._kernel import ResponseKernel
+from scperturbdiff.retrieval._kriging import FEW, neighborhoods
+from scperturbdiff.retrieval._responses import Retrieved
+from scperturbdiff.retrieval._settings import RetrievalSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from scperturbdiff.retrieval._conditions import Conditions, Floats, Novelty
+    from scperturbdiff.retrieval._folds import FoldEvidence
+    from scperturbdiff.retrieval._kernel import FeatureMoments, Widths
+    from scperturbdiff.retrieval._lengths import Lengths
+    from scperturbdiff.retrieval._responses import Responses
+    from scperturbdiff.retrieval._similarity import LearnedSimilarity, ResponseSimilarity
+
+
+@dataclass(frozen=True)
+class FittedRetrieval:
+    """Kriging of measured responses, with parameters that were chosen; an immutable value.
+
+    Each prediction solves a system of the most correlated training conditions, so the cost grows linearly. Averages of
+    shifts that point in different directions are too short: the length of a prediction for a new context is corrected
+    by what it should have been when similar contexts were left out.
+
+    Attributes
+    ----------
+    responses
+        Measured responses of the training populations.
+    features
+        Feature table of components, `(n_components, n_features)`, NaN rows where unknown; `None` without features.
+    settings
+        Constants.
+    median_distance
+        Median distance between the control means of contexts.
+    signal
+        Variance of shifts per dimension, less sampling noise: the unit of the kernel.
+    moments
+        Of the features of training components.
+    strength
+        How strongly doses act.
+    widths
+        Parameters of the kernel for each way of being new.
+    similarity
+        What responses themselves say about similarity; `None` where too little is measured.
+    lengths
+        Of predictions for contexts that were left out.
+    doubt
+        Directions `(n_latent, n_factors)` in which predictions are off, in each way of being new; see
+        :func:`~scperturbdiff.retrieval._doubt.error_factors`. Missing where too little can be left out.
+    folds
+        What speaks for following fold changes of genes rather than the decoded shift, in each way of being new; not
+        found by :meth:`fit`.
+    explained
+        Share of the shifts that is predicted for conditions left out in each way of being new, sampling noise taken off
+        both; NaN where nothing can be left out.
+    """
+
+    responses: Responses
+    features: Floats | None = None
+    settings: RetrievalSettings = field(default_factory=RetrievalSettings)
+    median_distance: float = 1.0
+    signal: float = 1.0
+    moments: FeatureMoments | None = None
+    strength: DoseStrength = field(default_factory=DoseStrength)
+    widths: Mapping[Novelty, Widths] = field(default_factory=dict)
+    similarity: LearnedSimilarity | None = None
+    lengths: Lengths | None = None
+    doubt: Mapping[Novelty, Floats] = field(default_factory=dict)
+    folds: Mapping[Novelty, FoldEvidence] = field(default_factory=dict)
+    explained: Mapping[Novelty, float] = field(default_factory=dict)
+
+    def with_features(self, features: Floats | None) -> Self:
+        """The same with the feature table of further components."""
+        return replace(self, features=features)
+
+    def predict(self, conditions: Conditions, novelty: Novelty | None = None) -> Retrieved:
+        """Responses to expect of new conditions.
+
+        Parameters
+        ----------
+        conditions
+            `n` conditions.
+        novelty
+            In which way they are new: training conditions that would not be there then are not used. `None`: as they
+            are.
+
+        Returns
+        -------
+        One response a condition; it does not depend on the other conditions, to the last bit.
+        """
+        kinds = novelty_of(conditions, self.responses.conditions) if novelty is None else [novelty] * len(conditions)
+        n_genes = self._n_genes
+        out = Retrieved.nothing(len(conditions), self._n_latent, n_genes)
+        for kind in dict.fromkeys(kinds):
+            rows = np.flatnonzero([k == kind for k in kinds])
+            kernel, among = self._system(kind)
+            out.put(rows, self._krige(conditions.take(rows), kind, kernel, n_genes, among=among, chunk=1))
+        return out
+
+    def leave_out(
+        self, novelty: Novelty, rows: NDArray[np.int64] | None = None, *, with_genes: bool = False
+    ) -> Retrieved:
+        """Responses of the training conditions `rows` (default: all) as if each were new in the way of `novelty`."""
+        known = self.responses.conditions
+        rows = np.arange(len(known)) if rows is None else rows
+        widths, alone = self.widths[novelty], novelty != "seen"
+        n_genes = self._n_genes if with_genes else 0
+        if not widths.response_share or self.similarity is None:
+            return self._krige(known.take(rows), novelty, self._kernel(widths), n_genes, leave=alone)
+        out = Retrieved.nothing(len(rows), self._n_latent, n_genes, novelty)
+        for fold, similarity in enumerate(self.similarity.folds):  # must not know the response that is left out
+            at = np.flatnonzero(self.similarity.fold[rows] == fold)
+            if len(at):
+                kernel = self._kernel(widths, similarity)
+                out.put(at, self._krige(known.take(rows[at]), novelty, kernel, n_genes, leave=alone))
+        return out
+
+    def nearest(self, conditions: Conditions, novelty: Novelty) -> Floats:
+        """Distance of the controls of `conditions`, new in the way of `novelty`, to the nearest in use, `(n,)`."""
+        known = self.responses.conditions
+        squared = np.maximum(squared_distances(conditions.control_mean, known.control_mean), 0)
+        squared = np.where(conditions.excluded(known, novelty), np.inf, squared)
+        nearest = np.sqrt(squared.min(1))
+        return np.where(np.isfinite(nearest), nearest, 0.0)
+
+    def fold_weight(self, conditions: Conditions, novelty: Novelty) -> float:
+        """How far one condition follows fold changes, in [0, 1]; 1 where nothing could be left out."""
+        evidence = self.folds.get("replicate" if novelty == "seen" else novelty)
+        if evidence is None:
+            return 1.0
+        return evidence.weight(float(self.nearest(conditions, novelty)[0]), self.settings)
+
+    @property
+    def _n_genes(self) -> int:
+        return self.responses.residual.shape[1]
+
+    @property
+    def _n_latent(self) -> int:
+        return self.responses.shift.shape[1]
+
+    def _kernel(self, widths: Widths, similarity: ResponseSimilarity | None = None) -> ResponseKernel:
+        return ResponseKernel(
+            widths,
+            self.median_distance,
+            self.features,
+            self.moments,
+            similarity,
+            self.strength,
+            self.settings.mean_variance,
+        )
+
+    @cached_property
+    def _systems(self) -> dict[Novelty, tuple[ResponseKernel, Floats | None]]:
+        return {}
+
+    def _system(self, novelty: Novelty) -> tuple[ResponseKernel, Floats | None]:
+        """The kernel and, if every prediction uses them all, its values among training conditions; made once."""
+        if novelty not in self._systems:
+            known = self.responses.conditions
+            whole = None if self.similarity is None else self.similarity.whole
+            kernel = self._kernel(self.widths[novelty], whole)
+            among = kernel(known, known) if len(known) <= FEW else None
+            self._systems[novelty] = kernel, among
+        return self._systems[novelty]
+
+    def _krige(
+        self,
+        asked: Conditions,
+        novelty: Novelty,
+        kernel: ResponseKernel,
+        n_genes: int = 0,
+        leave: bool = False,
+        among: Floats | None = None,
+        chunk: int = 128,
+    ) -> Retrieved:
+        measured, nugget = self.responses, kernel.widths.nugget
+        known = measured.conditions
+        out = Retrieved.nothing(len(asked), self._n_latent, n_genes, novelty)
+        noise = nugget + known.noise / self.signal
+        n = self.settings.n_neighbors
+        for around in neighborhoods(kernel, known, noise, asked, novelty, leave, n, chunk, among):
+            rows, near, weights = around.rows, around.near, around.weights()
+            shift = np.einsum("qk,qkd->qd", weights, measured.shift[near])
+            real = _real_share(shift, (weights**2 * known.noise[near]).sum(1))
+            length = self._length(novelty, around.over_all(np.abs(weights), len(known)))
+            out.shift[rows] = (length * real)[:, None] * shift
+            out.spread[rows] = real * (weights * measured.spread[near]).sum(1)
+            out.library[rows] = real * (weights * measured.library[near]).sum(1)
+            if n_genes:
+                for name in ("residual", "fold"):
+                    of_genes = getattr(measured, name)
+                    getattr(out, name)[rows] = [
+                        r * (w @ of_genes[k].astype(np.float32)) for r, w, k in zip(real, weights, near, strict=True)
+                    ]
+            part = asked.take(rows)
+            prior = kernel.diagonal(part) + nugget
+            out.prior_variance[rows] = self.signal * (replace(kernel, mean_variance=1.0).diagonal(part) + nugget)
+            out.variance[rows] = np.maximum(self.signal * (prior - (weights * around.to_known).sum(1)), 0)
+        return out
+
+    def _length(self, novelty: Novelty, used: Floats) -> Floats:
+        """Factor on the length of predictions that use the training conditions with these weights, `(q,)`."""
+        n_contexts = len(np.unique(self.responses.conditions.context))
+        if novelty != "context" or self.lengths is None or n_contexts < self.settings.min_contexts_for_length:
+            return np.ones(len(used))
+        return self.lengths.factor(used, self._n_latent * self.responses.conditions.noise, self.settings.length_bounds)
+
+
+def _real_share(shift: Floats, noise: Floats) -> Floats:
+    """How far shifts `(q, n_latent)` are kept, `(q,)`: whole, unless sampling noise may be more than half of them.
+
+    `noise` is their variance per dimension, `(q,)`. The share that is not noise (positive-part James-Stein) is doubled:
+    noise lies in all dimensions, a response in few, which should not be made shorter for it.
+    """
+    share: Floats = 1 - noise / np.maximum((shift**2).mean(1), 1e-12)
+    return np.clip(2 * share, 0, 1)
