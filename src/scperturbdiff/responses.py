@@ -165,7 +165,7 @@ def _count_responses(
     decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     prior_counts: float,
 ) -> tuple[Floats, NDArray[np.float16], NDArray[np.float16]]:
-    r"""Log ratios to the controls of library sizes `(n,)`, measured to decoded counts and mean expression `(n, n_genes)`.
+    r"""Log ratios to the controls of library sizes `(n,)`, measured to decoded counts and expression `(n, n_genes)`.
 
     For a gene of which a population has :math:`o` counts where the decoder expects :math:`e`, the ratio is
     :math:`(o + a) / (e + a)`, its mean under a gamma prior with shape and rate :math:`a` (`prior_counts`).
