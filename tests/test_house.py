@@ -16,7 +16,7 @@ PACKAGE = "scperturbdiff"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 MODULE = {"latent", "retrieval", "diffusion", "counts"}
-MODEL = {"seeds", "data", "report", "responses", "module", "training", "transfer", "prediction", *MODULE}
+MODEL = {"seeds", "data", "report", "responses", "module", "priors", "training", "transfer", "prediction", *MODULE}
 USES: dict[str, set[str]] = {
     "seeds": set(),
     "data": {"seeds"},
@@ -25,11 +25,12 @@ USES: dict[str, set[str]] = {
     "counts": {"seeds"},
     "latent": {"seeds"},
     "report": set(),
-    "responses": {"data", "latent", "retrieval"},
+    "responses": {"counts", "data", "latent", "retrieval"},
+    "priors": {"retrieval", "diffusion"},
     "module": MODULE,
-    "training": {"module", "report", "responses", "data", "seeds", *MODULE},
+    "training": {"module", "priors", "report", "responses", "data", "seeds", *MODULE},
     "transfer": {"module", "data"},
-    "prediction": {"module", "data", "retrieval", "diffusion", "counts", "seeds"},
+    "prediction": {"module", "priors", "data", "retrieval", "diffusion", "counts", "seeds"},
     "evaluation": {"data", "seeds"},
     "datasets": {"data", "seeds"},
     "model": MODEL,

@@ -40,7 +40,7 @@ def make_prior(
         out = torch.as_tensor(values, dtype=torch.float32, device=device)
         return out.reshape(shape) if shape else out
 
-    prior = Prior(*map(put, (found.shift, found.variance, found.spread, conditions.control_mean)))
+    prior = Prior(put(found.shift), put(found.variance), put(found.spread), put(conditions.control_mean))
     if of_states is None:
         return prior
     states, where, each = of_states

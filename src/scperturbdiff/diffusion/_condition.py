@@ -49,7 +49,8 @@ class StatePrior:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> StatePrior:
         """The same with what belongs to populations changed."""
-        return replace(self, **{name: change(getattr(self, name)) for name in self.OWN})
+        parts: dict[str, Any] = {name: change(getattr(self, name)) for name in self.OWN}
+        return replace(self, **parts)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Prior:
         """Several priors of the same populations, along a new first dimension."""
         first = priors[0]
 
-        def stacked(parts: Sequence[Any], names: tuple[str, ...]) -> dict[str, Tensor]:
+        def stacked(parts: Sequence[Any], names: tuple[str, ...]) -> dict[str, Any]:
             return {name: torch.stack([getattr(part, name) for part in parts]) for name in names}
 
         states = first.states
