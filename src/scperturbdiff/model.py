@@ -80,7 +80,8 @@ class PerturbDiff(BaseModelClass):
 
     Four parts: *encode, retrieve, diffuse, count*. A count VAE :cite:p:`lopez2018` gives the latent space. Retrieval,
     kriging over the measured conditions, says how far and where a population moves: what the perturbation did
-    elsewhere, and what others did here. Functional diffusion :cite:p:`yuan2026`, a set transformer trained with a
+    elsewhere, and what others did here; state by state (:attr:`states_`), where populations are mixtures and conditions
+    left out say that it helps. Functional diffusion :cite:p:`yuan2026`, a set transformer trained with a
     proper score for populations, adds what a shift cannot say: cells that respond beside cells that do not, changes of
     shape. It is used only where populations held out of training show that it helps; elsewhere its weight is 0, and
     ``print(model)`` says so (``model.report_`` in full). Counts of the control cells are then moved to the new means.
@@ -119,6 +120,9 @@ class PerturbDiff(BaseModelClass):
     _module_cls = PerturbDiffModule
     is_trained_: bool
     populations_: pd.DataFrame | None
+    states_: pd.DataFrame | None
+    """States of cells that populations were found to be mixtures of: marker genes, shares of the control cells of each
+    context. `None`: cells of a population are predicted to respond alike."""
 
     def __init__(
         self,
@@ -162,6 +166,7 @@ class PerturbDiff(BaseModelClass):
         )
         self.populations_: pd.DataFrame | None = None
         self.report_: TrainingReport | None = None
+        self.states_: pd.DataFrame | None = None
         self.vae_is_adapted_ = False
         self._model_summary_string = (
             f"PerturbDiff with {len(space.components)} perturbation components, "
@@ -407,6 +412,8 @@ class PerturbDiff(BaseModelClass):
                 stage = training.stage(generator_epochs, early_stopping, trainer, **plan)
                 history |= self._run(stage) if stage.max_epochs else {}
                 self.report_, self.populations_ = training.finish(stage), training.populations()
+                contexts = list(self.conditions.context_labels(table.labels))
+                self.states_ = training.states(list(self.adata.var_names), contexts)
                 logger.info(str(self.report_))
         self.history_, self.is_trained_ = history, True
         self.module.eval()
@@ -563,7 +570,8 @@ class PerturbDiff(BaseModelClass):
         -------
         A new AnnData of predicted cells: log-normalised expression in `X`, sampled counts in ``layers["counts"]``,
         latent vectors in ``obsm["X_perturbdiff"]``; in `obs` the perturbation, dose, contexts, covariates and batch
-        under the names of :meth:`setup_anndata`, the control cell each cell started from, and the draw; in
+        under the names of :meth:`setup_anndata`, the control cell each cell started from, the draw, and, with several
+        states of cells (:attr:`states_`) and no column of that name of yours, the `state` of the control cell; in
         ``uns["scperturbdiff"]`` how it was made, the conditions with how each is new to the model, doses outside the
         measured range, and the gist of ``model.report_``. With `output`, the matrices of the returned AnnData stay on
         disk.

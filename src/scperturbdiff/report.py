@@ -32,6 +32,11 @@ class TrainingReport:
         For each way in which a condition can be new (`"replicate"`, `"pair"`, `"context"`, `"perturbation"`): the share
         of the shifts that retrieval explains when training conditions are left out in that way, their sampling noise
         taken off both. 1 is all, 0 no better than no change, NaN where nothing can be left out.
+    n_states
+        States of cells that populations are predicted as mixtures of.
+    fold_weight
+        For each way in which a condition can be new: how far predicted counts follow fold changes of genes rather than
+        the decoded shift, as far from what is known as conditions left out were. 1 where nothing could be left out.
     held_out
         Populations that were held out of training the network, by the way in which they were new.
     network_weight
@@ -55,6 +60,8 @@ class TrainingReport:
     n_replicated: int = 0
     replicate_directions: int = 0
     retrieval: Mapping[str, float] = field(default_factory=dict)
+    n_states: int = 1
+    fold_weight: Mapping[str, float] = field(default_factory=dict)
     held_out: Mapping[str, int] = field(default_factory=dict)
     network_weight: float = 0.0
     network_reason: str = ""
@@ -69,7 +76,7 @@ class TrainingReport:
         retrieval = f"explains {explained} when left out" if explained else "nothing could be left out"
         return (
             f"Retrieval from {self.n_populations} populations of {self.n_conditions} conditions in {self.n_contexts} "
-            f"contexts: {retrieval}.\n"
+            f"contexts, {self.n_states} state{'s' * (self.n_states > 1)} of cells: {retrieval}.\n"
             f"Network weight {self.network_weight:g}. {self.network_reason}"
         )
 
@@ -82,6 +89,8 @@ class TrainingReport:
             ("data", "conditions with replicates", self.n_replicated),
             ("data", "directions in which replicates differ", self.replicate_directions),
             *(("retrieval", f"share of shifts explained, new {way}", share) for way, share in self.retrieval.items()),
+            ("retrieval", "states of cells", self.n_states),
+            *(("retrieval", f"weight of fold changes, new {way}", w) for way, w in self.fold_weight.items()),
             *(("held out", f"populations new as {way}", n) for way, n in self.held_out.items()),
             ("network", "weight", self.network_weight),
             ("network", "reason", self.network_reason),
@@ -104,6 +113,8 @@ class TrainingReport:
             "n_populations": self.n_populations,
             "network_weight": self.network_weight,
             "network_reason": self.network_reason,
+            "n_states": self.n_states,
+            "fold_weight": {way: float(weight) for way, weight in self.fold_weight.items()},
             "retrieval_explained": {way: float(share) for way, share in self.retrieval.items()},
             "text": str(self),
         }

@@ -12,6 +12,7 @@ from scipy import sparse
 from scperturbdiff.data import (
     CONTROL_CELL,
     POPULATION,
+    STATE,
     assemble_cells,
     cells_wanted,
     check_layer,
@@ -23,7 +24,7 @@ from scperturbdiff.data import (
     preview,
 )
 from scperturbdiff.diffusion import Sampler
-from scperturbdiff.prediction._generate import PopulationGenerator, Settings
+from scperturbdiff.prediction._generate import PopulationGenerator
 from scperturbdiff.prediction._request import plan_request, read_controls, read_wanted
 from scperturbdiff.prediction._stream import CellWriter
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from scperturbdiff.data import ConditionSpace
     from scperturbdiff.module import PerturbDiffModule
-    from scperturbdiff.prediction._generate import Piece
+    from scperturbdiff.prediction._pieces import Piece, Settings
     from scperturbdiff.prediction._request import PopulationRequest
 
 
@@ -79,6 +80,9 @@ class PreparedRequest:
         names = self.controls.obs_names[np.concatenate([piece.rows for piece in pieces])]
         columns[CONTROL_CELL] = pd.Series(names.to_numpy(dtype=object))
         columns[POPULATION] = pd.Series(np.repeat([str(piece.draw) for piece in pieces], sizes).astype(object))
+        if STATE not in columns and all(piece.state is not None for piece in pieces):
+            state = np.concatenate([np.asarray(piece.state) for piece in pieces])
+            columns[STATE] = pd.Series((state + 1).astype(str).astype(object))
         return pd.DataFrame({key: column.array for key, column in columns.items()})
 
     def conditions(self) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from scvi.utils import track
 from scperturbdiff.counts import positions
 from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, iter_rows, read_genes, resample_controls
 from scperturbdiff.diffusion import Components, Condition
+from scperturbdiff.prediction._pieces import GroupState, Piece
 from scperturbdiff.priors import make_prior
 from scperturbdiff.retrieval import Conditions, Retrieved
 from scperturbdiff.seeds import derive_seed, seeded
@@ -26,87 +27,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scperturbdiff.data import ConditionSpace
-    from scperturbdiff.diffusion import EncodedControls, Sampler
     from scperturbdiff.module import PerturbDiffModule
+    from scperturbdiff.prediction._pieces import Settings
     from scperturbdiff.prediction._request import ControlGroups, PopulationRequest
 
 
 ENCODE_CHUNK = 2048
-
-
-@dataclass(frozen=True)
-class GroupState:
-    """A control group, encoded once for all that is asked of it.
-
-    Attributes
-    ----------
-    rows
-        Rows in the AnnData.
-    latent
-        Standardised latent vectors, `(n, n_latent)`.
-    counts
-        Their counts, `(n, n_genes)`.
-    batch
-        Code of their batch, -1 for one the decoder does not know.
-    controls
-        What the network sees of them.
-    """
-
-    rows: NDArray[np.int64]
-    latent: Tensor
-    counts: sparse.csr_matrix
-    batch: int
-    controls: EncodedControls
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How populations are drawn; see :meth:`scperturbdiff.PerturbDiff.predict`.
-
-    Attributes
-    ----------
-    seed, n_steps, sampler, guidance
-        Arguments of :meth:`~scperturbdiff.PerturbDiff.predict`.
-    n_populations
-        Independent draws; `None`: the best single guess.
-    piece
-        Cells that attend to each other at most; larger populations are drawn in pieces with the same population noise.
-    shown_controls
-        Control cells shown to the network, at most.
-    """
-
-    seed: int
-    n_populations: int | None = None
-    n_steps: int = 1
-    sampler: Sampler = "renoise"
-    guidance: float = 1.0
-    piece: int = 256
-    shown_controls: int = 256
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Generated cells of one draw of one population.
-
-    Attributes
-    ----------
-    population
-        Row of the request.
-    draw
-        Number of the draw.
-    rows
-        Row of the control cell that each cell started from, `(n_cells,)`.
-    counts
-        Sampled counts, `(n_cells, n_genes)`.
-    latent
-        Latent vectors, not standardised, `(n_cells, n_latent)`.
-    """
-
-    population: int
-    draw: int
-    rows: NDArray[np.int64]
-    counts: sparse.csr_matrix
-    latent: NDArray[np.float32]
 
 
 def encode_rows(module: PerturbDiffModule, counts: sparse.csr_matrix) -> Tensor:
@@ -333,7 +259,10 @@ class PopulationGenerator:
                 )
                 latents.append(latent.cpu().numpy())
                 counts.append(as_csr(sampled))
-        return Piece(i, draw, state.rows[chosen], sparse.vstack(counts, format="csr"), np.concatenate(latents))
+        matrix, of_states = sparse.vstack(counts, format="csr"), None
+        if self._by_state is not None:
+            of_states = self._by_state.states.shares(state.latent[at].cpu().numpy()).argmax(1)
+        return Piece(i, draw, state.rows[chosen], matrix, np.concatenate(latents), of_states)
 
 
 def as_csr(dense: Tensor) -> sparse.csr_matrix:

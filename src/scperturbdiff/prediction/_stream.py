@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from scperturbdiff.prediction._generate import Piece
+    from scperturbdiff.prediction._pieces import Piece
 
 
 BUFFER_CELLS = 4096

@@ -145,6 +145,13 @@ class FittedRetrieval:
             return 1.0
         return evidence.weight(float(self.nearest(conditions, novelty)[0]), self.settings)
 
+    def fold_weights(self) -> dict[Novelty, float]:
+        """The same as far from what is known as conditions left out were, in each way of being new."""
+        return {
+            novelty: evidence.weight(float(np.median(evidence.distance)), self.settings)
+            for novelty, evidence in self.folds.items()
+        }
+
     @property
     def _n_genes(self) -> int:
         return self.responses.residual.shape[1]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scperturbdiff.diffusion import Components, PopulationTensors, Prior
+from scperturbdiff.diffusion import Components, PopulationSampler, PopulationTensors, Prior
 from scperturbdiff.priors import make_prior
 from scperturbdiff.retrieval import Retrieved
 from scperturbdiff.training._settings import SETTINGS
@@ -53,6 +53,17 @@ def split_populations(
             continue
         held[members] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def population_sampler(table: PopulationTable, device: torch.device) -> PopulationSampler:
+    """Draws the populations of `table`; control populations, to be pretrained on, where there are none."""
+    perturbed = len(table) > 0
+    if perturbed:
+        cells, controls, group = table.cells, table.match.groups, table.match.group
+    else:
+        cells, controls, group = table.controls, table.controls, np.arange(len(table.controls))
+    (cells_of, controls_of) = ((g.rows, g.start, g.count) for g in (cells, controls))
+    return PopulationSampler(cells_of, controls_of, torch.as_tensor(group), device, perturbed=perturbed)
 
 
 def population_tensors(

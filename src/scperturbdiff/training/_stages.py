@@ -1,27 +1,25 @@
-"""The two stages of training, each built from the module and the cells; the model runs them."""
+"""The second stage of training: retrieval, states of cells, and the generator of populations."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from scperturbdiff.data import PopulationTable, iter_rows
 from scperturbdiff.diffusion import (
     SELECTION_METRIC,
     GeneratorTrainingPlan,
     NetworkSelection,
     PopulationSampler,
     PopulationTensors,
+    Prior,
     RepeatableEpochs,
     StepsDataModule,
     split_callbacks,
 )
-from scperturbdiff.latent import CellDataModule, LatentTrainingPlan
 from scperturbdiff.priors import make_prior
 from scperturbdiff.report import FEW_CELLS, TrainingReport
 from scperturbdiff.responses import (
@@ -32,116 +30,29 @@ from scperturbdiff.responses import (
     response_of_states,
 )
 from scperturbdiff.retrieval import Retrieval
+from scperturbdiff.training._first import Stage, encode_cells
 from scperturbdiff.training._folds import fold_evidence
 from scperturbdiff.training._populations import (
     count_replicates,
+    population_sampler,
     population_tensors,
     rehearsed_priors,
     split_populations,
 )
 from scperturbdiff.training._settings import SETTINGS
-from scperturbdiff.training._states import StateSearch
+from scperturbdiff.training._states import StateSearch, describe_states
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import lightning.pytorch as pl
     import pandas as pd
     from numpy.typing import NDArray
     from scvi.data import AnnDataManager
 
+    from scperturbdiff.data import PopulationTable
     from scperturbdiff.module import PerturbDiffModule
     from scperturbdiff.retrieval import Novelty, States
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of training, ready for scvi-tools' trainer.
-
-    Attributes
-    ----------
-    plan, data
-        What is trained, and on what.
-    max_epochs
-        Epochs at most.
-    options
-        Arguments of the trainer.
-    checkpoints
-        Lightning's own checkpoints, which scvi-tools' trainer does not take as arguments.
-    selection
-        What decides whether the network is used, in the second stage.
-    novelty
-        In which way each held-out population is new.
-    """
-
-    plan: pl.LightningModule
-    data: pl.LightningDataModule
-    max_epochs: int
-    options: dict[str, Any] = field(default_factory=dict)
-    checkpoints: Sequence[pl.Callback] = ()
-    selection: NetworkSelection | None = None
-    novelty: Sequence[Novelty] = ()
-
-
-def default_vae_epochs(n_cells: int, batch_size: int) -> int:
-    """Epochs that make a sensible number of steps for this many cells."""
-    per_epoch = max(1, n_cells // batch_size)
-    steps = min(max(SETTINGS.latent_passes * per_epoch, SETTINGS.latent_min_steps), SETTINGS.latent_max_steps)
-    return max(1, round(steps / per_epoch))
-
-
-def plan_epochs(
-    n_cells: int,
-    batch_size: int,
-    max_epochs: int | None,
-    vae: int | None,
-    generator: int | None,
-    *,
-    trained: bool,
-    adapted: bool = False,
-) -> tuple[int, int]:
-    """Epochs of both stages from what the user gave.
-
-    Unless asked for, a trained model's VAE is kept, and one adapted from a reference is trained shortly.
-    """
-    for name, value in (("max_epochs", max_epochs), ("max_epochs_vae", vae), ("max_epochs_generator", generator)):
-        if value is not None and (int(value) != value or value < 0):
-            raise ValueError(f"{name}={value!r} must be a whole number, 0 or more.")
-    if vae is None:
-        vae = 0 if trained else default_vae_epochs(n_cells, batch_size)
-        vae = math.ceil(vae / 5) if adapted else vae
-    if generator is None:
-        generator = SETTINGS.network_epochs
-    bound = math.inf if max_epochs is None else max_epochs
-    return int(min(vae, bound)), int(min(generator, bound))
-
-
-def latent_stage(
-    module: PerturbDiffModule,
-    manager: AnnDataManager,
-    max_epochs: int,
-    batch_size: int,
-    train_size: float,
-    trainer: dict[str, Any],
-    max_kl_weight: float = 0.05,
-    **plan_kwargs: Any,
-) -> Stage:
-    """Stage 1: train the VAE on all cells; by default the weight of its KL term rises over half of the epochs."""
-    module.vae.train()
-    if plan_kwargs.get("n_steps_kl_warmup") is not None:  # scvi-tools would prefer its default of 400 epochs
-        plan_kwargs.setdefault("n_epochs_kl_warmup", None)
-    plan_kwargs.setdefault("n_epochs_kl_warmup", max(1, max_epochs // 2))
-    plan = LatentTrainingPlan(module.vae, max_kl_weight=max_kl_weight, **plan_kwargs)
-    callbacks = split_callbacks(trainer.get("callbacks"))[1]
-    options = {**trainer, "early_stopping": False, "callbacks": callbacks}
-    return Stage(plan, CellDataModule(manager, train_size, batch_size), max_epochs, options)
-
-
-def encode_cells(module: PerturbDiffModule, matrix: Any, chunk: int = 4096) -> torch.Tensor:
-    """Latent vectors `(n_cells, n_latent)` of counts `(n_cells, n_genes)`, on the module's device."""
-    module.eval()
-    return module.encode(iter_rows(matrix, chunk=chunk))
 
 
 @dataclass(frozen=True)
@@ -272,6 +183,8 @@ class PopulationTraining:
             n_replicated=int((np.bincount(table.condition) > 1).sum()) if len(table) else 0,
             replicate_directions=int(factors.any(0).sum()),
             retrieval={} if retrieval is None else {str(way): share for way, share in retrieval.explained.items()},
+            n_states=1 if module.by_state is None else len(module.by_state.states),
+            fold_weight={} if retrieval is None else {str(w): x for w, x in retrieval.fold_weights().items()},
             held_out=dict(Counter(map(str, stage.novelty))),
             network_weight=result.weight,
             network_reason=result.reason,
@@ -291,6 +204,13 @@ class PopulationTraining:
         table = self.measured.table
         return table.report.assign(held_out=np.isin(np.arange(len(table)), self.held_out))
 
+    def states(self, genes: Sequence[str], contexts: Sequence[str]) -> pd.DataFrame | None:
+        """What states of cells populations are mixtures of (:func:`describe_states`); `None`: of one."""
+        by_state = self.module.by_state
+        if by_state is None:
+            return None
+        return describe_states(by_state, self.measured, self.module.expression, genes, contexts)
+
     @staticmethod
     def _n_factors(objective: str) -> int | None:
         """Directions in which draws may vary, at most: objectives other than the energy score ask for none."""
@@ -302,10 +222,8 @@ class PopulationTraining:
         if len(responses):
             module.retrieval = Retrieval.fit(responses, self.features, module.retrieval_settings, self.seed)
             search = StateSearch(populations, module.retrieval, module.expression, self.seed)
-            if states == "choose":
-                module.by_state = search.choose()
-            elif states is not None:
-                module.by_state = search.fit(states)
+            if states is not None:
+                module.by_state = search.choose() if isinstance(states, str) else search.fit(states)
 
     def _set_replicates(self, populations: MeasuredPopulations, n_factors: int | None) -> None:
         """Give both generators the law of replicates."""
@@ -321,10 +239,10 @@ class PopulationTraining:
         retrieval, device = self.module.retrieval, self.latent.device
         n, rng = len(training.table), np.random.default_rng(self.seed)
         rows = np.sort(rng.permutation(n)[: SETTINGS.rehearsed])  # what is retrieved of each costs as much as there are
-        rehearse = rehearse and retrieval is not None
-        priors = [] if not rehearse else rehearsed_priors(training, retrieval, self.module.by_state, rows, device)
-        some = training.take(rows)
-        return self._sampler(some.table), population_tensors(some, priors, device)
+        some, priors = training.take(rows), list[Prior]()
+        if rehearse and retrieval is not None:
+            priors = rehearsed_priors(training, retrieval, self.module.by_state, rows, device)
+        return population_sampler(some.table, device), population_tensors(some, priors, device)
 
     def _validation_set(self) -> tuple[tuple[PopulationSampler, PopulationTensors], list[Novelty]]:
         held_out = self.measured.take(self.held_out)
@@ -340,13 +258,4 @@ class PopulationTraining:
             of_states = by_state.states, where, by_state.retrieval.predict(where)
         prior = make_prior(retrieved, conditions, of_states, self.latent.device)
         tensors = population_tensors(held_out, [prior], self.latent.device)
-        return (self._sampler(held_out.table), tensors), retrieved.novelty
-
-    def _sampler(self, table: PopulationTable) -> PopulationSampler:
-        perturbed = len(table) > 0
-        if perturbed:
-            cells, controls, group = table.cells, table.match.groups, table.match.group
-        else:  # control populations, to be pretrained on
-            cells, controls, group = table.controls, table.controls, np.arange(len(table.controls))
-        (cells_of, controls_of) = ((g.rows, g.start, g.count) for g in (cells, controls))
-        return PopulationSampler(cells_of, controls_of, torch.as_tensor(group), self.latent.device, perturbed=perturbed)
+        return (population_sampler(held_out.table, self.latent.device), tensors), retrieved.novelty

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 
 from scperturbdiff.diffusion import energy_distance
@@ -26,7 +27,7 @@ from scperturbdiff.training._populations import left_out_prior
 from scperturbdiff.training._settings import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,6 +35,52 @@ if TYPE_CHECKING:
     from scperturbdiff.responses import MeasuredPopulations
 
     Floats = NDArray[np.float64]
+
+
+N_MARKERS = 10
+"""Genes that are named for each state."""
+
+
+def describe_states(
+    by_state: StateRetrieval,
+    populations: MeasuredPopulations,
+    expression: Callable[[torch.Tensor], torch.Tensor],
+    genes: Sequence[str],
+    contexts: Sequence[str],
+) -> pd.DataFrame:
+    """What the states of cells are.
+
+    Parameters
+    ----------
+    by_state
+        The states.
+    populations
+        Populations.
+    expression
+        Expected log-normalised expression of latent vectors.
+    genes
+        Names of genes, in order.
+    contexts
+        Context of each population.
+
+    Returns
+    -------
+    One row a state, `"1"`, `"2"` and so on: `markers`, the genes whose expected expression is furthest above the mean
+    of the other states; `share` of the control cells, and ``share <context>`` of those of each context.
+    """
+    states, table = by_state.states, populations.table
+    groups = table.match.groups
+    size = control_moments(states, populations.latent[groups.rows], groups.count).size
+    decoded = expression(torch.as_tensor(states.centres, dtype=torch.float32)).cpu().numpy()
+    above = decoded - (decoded.sum(0) - decoded) / max(len(states) - 1, 1)
+    names = np.asarray(genes)
+    out = pd.DataFrame(index=pd.Index([str(k + 1) for k in range(len(states))], name="state"))
+    out["markers"] = [", ".join(names[np.argsort(-row)[:N_MARKERS]]) for row in above]
+    out["share"] = size.sum(0) / size.sum()
+    for context in dict.fromkeys(contexts):
+        used = np.unique(table.match.group[np.asarray(contexts) == context])
+        out[f"share {context}"] = size[used].sum(0) / size[used].sum()
+    return out
 
 
 @dataclass(frozen=True)

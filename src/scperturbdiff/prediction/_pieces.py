@@ -1,0 +1,92 @@
+"""What generation works on and gives: encoded control groups, how to draw, pieces of populations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from scipy import sparse
+    from torch import Tensor
+
+    from scperturbdiff.diffusion import EncodedControls, Sampler
+
+
+@dataclass(frozen=True)
+class GroupState:
+    """A control group, encoded once for all that is asked of it.
+
+    Attributes
+    ----------
+    rows
+        Rows in the AnnData.
+    latent
+        Standardised latent vectors, `(n, n_latent)`.
+    counts
+        Their counts, `(n, n_genes)`.
+    batch
+        Code of their batch, -1 for one the decoder does not know.
+    controls
+        What the network sees of them.
+    """
+
+    rows: NDArray[np.int64]
+    latent: Tensor
+    counts: sparse.csr_matrix
+    batch: int
+    controls: EncodedControls
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How populations are drawn; see :meth:`scperturbdiff.PerturbDiff.predict`.
+
+    Attributes
+    ----------
+    seed, n_steps, sampler, guidance
+        Arguments of :meth:`~scperturbdiff.PerturbDiff.predict`.
+    n_populations
+        Independent draws; `None`: the best single guess.
+    piece
+        Cells that attend to each other at most; larger populations are drawn in pieces with the same population noise.
+    shown_controls
+        Control cells shown to the network, at most.
+    """
+
+    seed: int
+    n_populations: int | None = None
+    n_steps: int = 1
+    sampler: Sampler = "renoise"
+    guidance: float = 1.0
+    piece: int = 256
+    shown_controls: int = 256
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Generated cells of one draw of one population.
+
+    Attributes
+    ----------
+    population
+        Row of the request.
+    draw
+        Number of the draw.
+    rows
+        Row of the control cell that each cell started from, `(n_cells,)`.
+    counts
+        Sampled counts, `(n_cells, n_genes)`.
+    latent
+        Latent vectors, not standardised, `(n_cells, n_latent)`.
+    state
+        State of that control cell, `(n_cells,)`; `None` where there is one.
+    """
+
+    population: int
+    draw: int
+    rows: NDArray[np.int64]
+    counts: sparse.csr_matrix
+    latent: NDArray[np.float32]
+    state: NDArray[np.int64] | None = None

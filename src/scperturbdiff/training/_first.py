@@ -1,0 +1,111 @@
+"""What a stage of training is, and the first of the two: the latent space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from scperturbdiff.data import iter_rows
+from scperturbdiff.diffusion import NetworkSelection, split_callbacks
+from scperturbdiff.latent import CellDataModule, LatentTrainingPlan
+from scperturbdiff.training._settings import SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import lightning.pytorch as pl
+    import torch
+    from scvi.data import AnnDataManager
+
+    from scperturbdiff.module import PerturbDiffModule
+    from scperturbdiff.retrieval import Novelty
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training, ready for scvi-tools' trainer.
+
+    Attributes
+    ----------
+    plan, data
+        What is trained, and on what.
+    max_epochs
+        Epochs at most.
+    options
+        Arguments of the trainer.
+    checkpoints
+        Lightning's own checkpoints, which scvi-tools' trainer does not take as arguments.
+    selection
+        What decides whether the network is used, in the second stage.
+    novelty
+        In which way each held-out population is new.
+    """
+
+    plan: pl.LightningModule
+    data: pl.LightningDataModule
+    max_epochs: int
+    options: dict[str, Any] = field(default_factory=dict)
+    checkpoints: Sequence[pl.Callback] = ()
+    selection: NetworkSelection | None = None
+    novelty: Sequence[Novelty] = ()
+
+
+def default_vae_epochs(n_cells: int, batch_size: int) -> int:
+    """Epochs that make a sensible number of steps for this many cells."""
+    per_epoch = max(1, n_cells // batch_size)
+    steps = min(max(SETTINGS.latent_passes * per_epoch, SETTINGS.latent_min_steps), SETTINGS.latent_max_steps)
+    return max(1, round(steps / per_epoch))
+
+
+def plan_epochs(
+    n_cells: int,
+    batch_size: int,
+    max_epochs: int | None,
+    vae: int | None,
+    generator: int | None,
+    *,
+    trained: bool,
+    adapted: bool = False,
+) -> tuple[int, int]:
+    """Epochs of both stages from what the user gave.
+
+    Unless asked for, a trained model's VAE is kept, and one adapted from a reference is trained shortly.
+    """
+    for name, value in (("max_epochs", max_epochs), ("max_epochs_vae", vae), ("max_epochs_generator", generator)):
+        if value is not None and (int(value) != value or value < 0):
+            raise ValueError(f"{name}={value!r} must be a whole number, 0 or more.")
+    if vae is None:
+        vae = 0 if trained else default_vae_epochs(n_cells, batch_size)
+        vae = math.ceil(vae / 5) if adapted else vae
+    if generator is None:
+        generator = SETTINGS.network_epochs
+    bound = math.inf if max_epochs is None else max_epochs
+    return int(min(vae, bound)), int(min(generator, bound))
+
+
+def latent_stage(
+    module: PerturbDiffModule,
+    manager: AnnDataManager,
+    max_epochs: int,
+    batch_size: int,
+    train_size: float,
+    trainer: dict[str, Any],
+    max_kl_weight: float = 0.05,
+    **plan_kwargs: Any,
+) -> Stage:
+    """Stage 1: train the VAE on all cells; by default the weight of its KL term rises over half of the epochs."""
+    module.vae.train()
+    if plan_kwargs.get("n_steps_kl_warmup") is not None:  # scvi-tools would prefer its default of 400 epochs
+        plan_kwargs.setdefault("n_epochs_kl_warmup", None)
+    plan_kwargs.setdefault("n_epochs_kl_warmup", max(1, max_epochs // 2))
+    plan = LatentTrainingPlan(module.vae, max_kl_weight=max_kl_weight, **plan_kwargs)
+    callbacks = split_callbacks(trainer.get("callbacks"))[1]
+    options = {**trainer, "early_stopping": False, "callbacks": callbacks}
+    return Stage(plan, CellDataModule(manager, train_size, batch_size), max_epochs, options)
+
+
+def encode_cells(module: PerturbDiffModule, matrix: Any, chunk: int = 4096) -> torch.Tensor:
+    """Latent vectors `(n_cells, n_latent)` of counts `(n_cells, n_genes)`, on the module's device."""
+    module.eval()
+    return module.encode(iter_rows(matrix, chunk=chunk))
