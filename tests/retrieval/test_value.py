@@ -16,7 +16,7 @@ from scperturbdiff.retrieval import Conditions, Novelty, Responses, Retrieval, R
 from scperturbdiff.retrieval._retrieval import LEFT_OUT, VERSION
 
 EVERY: tuple[Novelty, ...] = ("seen", *LEFT_OUT)
-FIELDS = ("shift", "variance", "prior_variance", "spread", "library", "residual")
+FIELDS = ("shift", "variance", "prior_variance", "spread", "library", "residual", "fold")
 
 
 def rich(seed: int = 1) -> tuple[Responses, np.ndarray]:
@@ -29,7 +29,8 @@ def rich(seed: int = 1) -> tuple[Responses, np.ndarray]:
     component[:4, 1], dose[:4, 1] = [5, 6, 7, 8], 1.0
     conditions = replace(conditions, component=component, dose=dose)
     twice = np.concatenate([np.arange(n), np.arange(0, n, 4)])  # some have a replicate
-    conditions, shift = conditions.take(twice), shift[twice] + 0.1 * rng.normal(size=(len(twice), 6))
+    conditions = replace(conditions.take(twice), population=np.arange(len(twice)))
+    shift = shift[twice] + 0.1 * rng.normal(size=(len(twice), 6))
     features = rng.normal(size=(13, 4))
     features[10] = np.nan
     genes = rng.normal(size=(len(twice), 3)).astype(np.float16)
@@ -205,7 +206,7 @@ def test_independent_responses_are_not_explained(seed: int) -> None:
     shift = np.random.default_rng(seed).normal(size=(len(known), 5))
     found = Retrieval.fit(responses(known, shift)).explained
     for novelty in ("replicate", "pair", "context"):
-        assert found[novelty] == pytest.approx(0, abs=0.1), novelty
+        assert -0.2 < found[novelty] < 0.1, novelty  # means are carried over whole, at the cost of their noise
 
 
 def test_sampling_noise_is_taken_off_both_sides() -> None:

@@ -12,7 +12,7 @@ from scperturbdiff.retrieval._conditions import novelty_of
 from scperturbdiff.retrieval._covariance import squared_distances
 from scperturbdiff.retrieval._doses import DoseStrength
 from scperturbdiff.retrieval._kernel import ResponseKernel
-from scperturbdiff.retrieval._kriging import FEW, neighborhoods
+from scperturbdiff.retrieval._kriging import FEW, error_variance, neighborhoods
 from scperturbdiff.retrieval._responses import Retrieved
 from scperturbdiff.retrieval._settings import RetrievalSettings
 
@@ -108,8 +108,9 @@ class FittedRetrieval:
         out = Retrieved.nothing(len(conditions), self._n_latent, n_genes)
         for kind in dict.fromkeys(kinds):
             rows = np.flatnonzero([k == kind for k in kinds])
-            kernel, among = self._system(kind)
-            out.put(rows, self._krige(conditions.take(rows), kind, kernel, n_genes, among=among, chunk=1))
+            kernel, among, usual = self._system(kind)
+            part = conditions.take(rows)
+            out.put(rows, self._krige(part, kind, kernel, n_genes, among=among, usual_among=usual, chunk=1))
         return out
 
     def leave_out(
@@ -172,17 +173,18 @@ class FittedRetrieval:
         )
 
     @cached_property
-    def _systems(self) -> dict[Novelty, tuple[ResponseKernel, Floats | None]]:
+    def _systems(self) -> dict[Novelty, tuple[ResponseKernel, Floats | None, Floats | None]]:
         return {}
 
-    def _system(self, novelty: Novelty) -> tuple[ResponseKernel, Floats | None]:
-        """The kernel and, if every prediction uses them all, its values among training conditions; made once."""
+    def _system(self, novelty: Novelty) -> tuple[ResponseKernel, Floats | None, Floats | None]:
+        """The kernel and, if they are few, its values among training conditions, also at mean variance 1; made once."""
         if novelty not in self._systems:
             known = self.responses.conditions
             whole = None if self.similarity is None else self.similarity.whole
             kernel = self._kernel(self.widths[novelty], whole)
-            among = kernel(known, known) if len(known) <= FEW else None
-            self._systems[novelty] = kernel, among
+            few, usual = len(known) <= FEW, replace(kernel, mean_variance=1.0)
+            among = (kernel(known, known), usual(known, known)) if few else (None, None)
+            self._systems[novelty] = kernel, *among
         return self._systems[novelty]
 
     def _krige(
@@ -193,6 +195,7 @@ class FittedRetrieval:
         n_genes: int = 0,
         leave: bool = False,
         among: Floats | None = None,
+        usual_among: Floats | None = None,
         chunk: int = 128,
     ) -> Retrieved:
         measured, nugget = self.responses, kernel.widths.nugget
@@ -200,6 +203,9 @@ class FittedRetrieval:
         out = Retrieved.nothing(len(asked), self._n_latent, n_genes, novelty)
         noise = nugget + known.noise / self.signal
         n = self.settings.n_neighbors
+        usual = replace(kernel, mean_variance=1.0)  # where the prior is flat, its variance says nothing
+        if usual_among is None and len(known) <= FEW:
+            usual_among = usual(known, known)
         for around in neighborhoods(kernel, known, noise, asked, novelty, leave, n, chunk, among):
             rows, near, weights = around.rows, around.near, around.weights()
             shift = np.einsum("qk,qkd->qd", weights, measured.shift[near])
@@ -215,9 +221,10 @@ class FittedRetrieval:
                         r * (w @ of_genes[k].astype(np.float32)) for r, w, k in zip(real, weights, near, strict=True)
                     ]
             part = asked.take(rows)
-            prior = kernel.diagonal(part) + nugget
-            out.prior_variance[rows] = self.signal * (replace(kernel, mean_variance=1.0).diagonal(part) + nugget)
-            out.variance[rows] = np.maximum(self.signal * (prior - (weights * around.to_known).sum(1)), 0)
+            out.prior_variance[rows] = self.signal * (usual.diagonal(part) + nugget)
+            out.variance[rows] = self.signal * error_variance(
+                usual, known, noise, part, around, weights, nugget, usual_among
+            )
         return out
 
     def _length(self, novelty: Novelty, used: Floats) -> Floats:

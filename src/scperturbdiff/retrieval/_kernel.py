@@ -113,8 +113,8 @@ class ResponseKernel:
     strength
         How strongly doses act.
     mean_variance
-        Variance of the mean over contexts of a perturbation's response. Large: a flat prior, under which the weights of
-        what is known of a perturbation sum to one (ordinary kriging).
+        Variance of the mean over contexts and doses of a perturbation's response. Large: a flat prior, under which the
+        weights of what is known of a perturbation sum to one (ordinary kriging).
     """
 
     widths: Widths
@@ -128,9 +128,14 @@ class ResponseKernel:
     def __call__(self, a: Conditions, b: Conditions) -> Floats:
         """Covariance of the shifts of `a` and `b`, `(len(a), len(b))`."""
         share, common = self.widths.response_share, self.widths.common_share
-        shared = self._doses(_mean_dose(a), _mean_dose(b))
-        perturbations = common * shared + (1 - common) * additive_covariance(a, b, self._components, self._doses)
-        out = (1 - share) * self.contexts(a.control_mean, b.control_mean) * perturbations
+        contexts = self.contexts(a.control_mean, b.control_mean)
+        flat = self.mean_variance - 1  # the mean over contexts and doses; how doses differ is as large as a response
+
+        def at_doses(first: Floats, second: Floats) -> Floats:
+            return self._strengths(first, second) * (flat + (contexts - flat) * self._near(first, second))
+
+        shared = at_doses(_mean_dose(a), _mean_dose(b))
+        out = (1 - share) * (common * shared + (1 - common) * additive_covariance(a, b, self._components, at_doses))
         return out + share * self.learned(a, b, self._doses) if share and self.learned is not None else out
 
     def diagonal(self, a: Conditions) -> Floats:
@@ -145,10 +150,15 @@ class ResponseKernel:
 
     def _doses(self, a: Floats, b: Floats) -> Floats:
         """Covariance of the responses at log-scaled doses, `(len(a), len(b))`."""
-        near = np.exp(-0.5 * ((a[:, None] - b[None, :]) / self.widths.dose_scale) ** 2)
+        return self._near(a, b) * self._strengths(a, b)
+
+    def _near(self, a: Floats, b: Floats) -> Floats:
+        near: Floats = np.exp(-0.5 * ((a[:, None] - b[None, :]) / self.widths.dose_scale) ** 2)
+        return near
+
+    def _strengths(self, a: Floats, b: Floats) -> Floats:
         power = self.widths.dose_strength
-        covariance: Floats = near * np.outer(self.strength(a) ** power, self.strength(b) ** power)
-        return covariance
+        return np.outer(self.strength(a) ** power, self.strength(b) ** power)
 
     @cached_property
     def _directions(self) -> tuple[Floats, Floats, NDArray[np.bool_]]:

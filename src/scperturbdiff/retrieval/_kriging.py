@@ -99,8 +99,49 @@ def neighborhoods(
         else:
             system = np.stack([kernel(known.take(n), known.take(n)) for n in near])
         # what may not be used gets endless noise, hence no weight
-        system[:, diagonal, diagonal] += noise[near] + 1e9 * np.take_along_axis(barred, near, axis=1)
+        system[:, diagonal, diagonal] += noise[near] + 1e12 * np.take_along_axis(barred, near, axis=1)
         yield Neighborhood(rows, near, system, np.take_along_axis(covariance, near, axis=1))
+
+
+def error_variance(
+    kernel: ResponseKernel,
+    known: Conditions,
+    noise: Floats,
+    queries: Conditions,
+    around: Neighborhood,
+    weights: Floats,
+    nugget: float,
+    among_known: Floats | None = None,
+) -> Floats:
+    """Variance of the error of predictions with these weights, `(q,)`, whichever kernel they were found with.
+
+    Parameters
+    ----------
+    kernel
+        Covariance of responses.
+    known
+        Training conditions.
+    noise
+        Variance of their measurements in units of the kernel, `(n,)`.
+    queries
+        The new conditions of `around`.
+    around
+        Their neighbourhoods.
+    weights
+        Weights of the training conditions, `(q, k)`.
+    nugget
+        Variance of the new conditions that nothing explains.
+    among_known
+        ``kernel(known, known)``, if at hand.
+    """
+    near = around.near
+    if among_known is not None:
+        among = among_known[near[:, :, None], near[:, None, :]]
+    else:
+        among = np.stack([kernel(known.take(n), known.take(n)) for n in near])
+    to_known = np.take_along_axis(kernel(queries, known), near, axis=1)
+    explained = 2 * (weights * to_known).sum(1) - np.einsum("qi,qij,qj->q", weights, among, weights)
+    return np.maximum(kernel.diagonal(queries) + nugget - explained + (weights**2 * noise[near]).sum(1), 0)
 
 
 def choose_widths(

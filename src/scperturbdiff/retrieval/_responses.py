@@ -30,7 +30,7 @@ class Responses:
     residual
         Log ratio per gene of measured to decoded counts, less that of the controls, `(n, n_genes)`.
     fold
-        Log fold change per gene of mean counts per 10,000, after adding 1, `(n, n_genes)`. Default: no genes.
+        Log fold change per gene of mean counts per 10,000, after adding 1, `(n, n_genes)`. Default: 0.
     """
 
     conditions: Conditions
@@ -42,7 +42,7 @@ class Responses:
 
     def __post_init__(self) -> None:
         if not self.fold.size:
-            object.__setattr__(self, "fold", np.zeros((len(self.shift), 0), np.float16))
+            object.__setattr__(self, "fold", np.zeros_like(self.residual))
 
     def __len__(self) -> int:
         return len(self.shift)
