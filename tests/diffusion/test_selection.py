@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scperturbdiff.diffusion import Generator, NetworkSelection, SelectionResult
-from scperturbdiff.diffusion._selection import is_negative
+from scperturbdiff.diffusion._selection import WEIGHTS, is_negative
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,9 +29,15 @@ def scores(change: float | Tensor, of_distance: float | Tensor | None = None) ->
 
 
 class Run:
-    """A training whose validation scores are given: each goes with weights that are all equal to its number."""
+    """A training whose validation scores are given: each goes with weights that are all equal to its number.
 
-    def __init__(self, replicated: bool = True, **options: Any) -> None:
+    `in_part` is what the best scores at weights of the network below 1; at others it does harm.
+    """
+
+    def __init__(
+        self, replicated: bool = True, in_part: dict[float, tuple[Tensor, Tensor]] | None = None, **options: Any
+    ) -> None:
+        self.in_part, self.tried = in_part or {}, list[float]()
         self.generator = Generator(2, 1, width=4, n_layers=1, n_heads=1)
         self.generator.network_weight.fill_(1)
         self.selection = NetworkSelection(replicated, **options)
@@ -40,12 +46,14 @@ class Run:
             validation=object(),
             last_scores=None,
             module=SimpleNamespace(generator_ema=self.generator),
-            validation_scores=self._without,
+            validation_scores=self._scores,
         )
 
-    def _without(self) -> tuple[Tensor, Tensor]:
-        assert self.generator.network_weight == 0
-        return scores(0.0)
+    def _scores(self) -> tuple[Tensor, Tensor]:
+        weight = float(self.generator.network_weight)
+        assert weight < 1
+        self.tried.append(weight)
+        return self.in_part.get(weight, scores(9.0 if weight else 0.0))
 
     def fill(self, value: float) -> None:
         with torch.no_grad():
@@ -111,6 +119,28 @@ def test_the_best_weights_are_kept_wherever_training_ends() -> None:
     run = Run()
     found = run([scores(-0.2), scores(-0.5), scores(-0.4), scores(-0.1)])
     assert run.kept == 2 and found.weight == 1 and found.change == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize(
+    ("in_part", "weight", "change"),
+    [
+        ({0.5: scores(-0.4), 0.25: scores(-0.3)}, 0.5, -0.4),
+        ({0.75: scores(-0.205)}, 1.0, -0.2),  # hardly better
+        ({0.5: scores(math.nan)}, 1.0, -0.2),
+        ({0.25: scores(-0.9, 0.1)}, 1.0, -0.2),  # further from what was held out
+    ],
+)
+def test_the_best_network_is_used_in_part_where_that_is_better(in_part: Any, weight: float, change: float) -> None:
+    run = Run(in_part=in_part)
+    found = run([scores(-0.1), scores(-0.2)])
+    assert run.tried == [0.0, *WEIGHTS] and run.kept == 2
+    assert found.weight == run.generator.network_weight == weight
+    assert found.change == pytest.approx(change, abs=1e-6)
+
+
+def test_a_network_that_helps_only_in_part_is_used_in_part() -> None:
+    run = Run(in_part={0.25: scores(-0.06)})
+    assert run([scores(0.5)]).weight == 0.25 and run.kept == 1
 
 
 def test_changes_are_relative_so_that_all_populations_count() -> None:
@@ -189,7 +219,7 @@ def test_weights_of_an_earlier_training_count() -> None:
     with torch.no_grad():
         for parameter in run.generator.parameters():
             parameter.fill_(7.0)
-    told = iter([scores(0.0), scores(-0.4)])
+    told = iter([scores(0.0), scores(-0.4), *[scores(-0.1)] * len(WEIGHTS)])
     run.plan.validation_scores = lambda: next(told)
     run.selection.on_train_start(run.trainer, run.plan)
     run.plan.last_scores = scores(-0.3)

@@ -1,0 +1,71 @@
+"""Fold changes of mean counts, and the factors that bring them about."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scperturbdiff.counts import MovedMeans, move_counts
+from scperturbdiff.counts._fold import PER_CELL, fold_changed, log_fold
+
+N = 4000
+BEFORE, AFTER = torch.tensor([4.0, 2.0, 1.0, 3.0]), torch.tensor([1.0, 5.0, 1.0, 6.0])
+THETA = torch.tensor([2.0, 1.5, 3.0, 0.8])
+
+
+@pytest.fixture
+def means() -> MovedMeans:
+    return MovedMeans.of(*arguments())
+
+
+def arguments() -> tuple[torch.Tensor, ...]:
+    """Counts that are not quite what is decoded, and what :func:`move_counts` is given besides."""
+    torch.manual_seed(0)
+    counts = torch.poisson(torch.tensor([5.0, 2.0, 1.5, 2.5]).expand(N, -1))
+    return counts, BEFORE.expand(N, -1), AFTER.expand(N, -1), THETA.expand(N, -1)
+
+
+def test_means_are_those_of_moved_counts(means: MovedMeans) -> None:
+    """Where genes fall, stay and rise."""
+    sampled = torch.stack([move_counts(*arguments()).mean(0) for _ in range(20)]).mean(0)
+    torch.testing.assert_close(means.moved(), sampled, rtol=0.01, atol=0.005)
+    torch.testing.assert_close(means.moved()[2], means.start[2])
+
+
+def test_factors_bring_about_the_means_that_are_wanted(means: MovedMeans) -> None:
+    """`factor` is the inverse of `moved`."""
+    torch.testing.assert_close(means.factor(means.moved()), torch.zeros(4), rtol=0, atol=1e-4)
+    wanted = torch.tensor([2.0, 0.5, 4.0, 2.5])
+    factor = means.factor(wanted)
+    changed = MovedMeans(means.start, means.before, means.after * factor.exp(), means.gain)
+    torch.testing.assert_close(changed.moved(), wanted, rtol=2e-3, atol=1e-3)
+    counts, before, after, theta = arguments()
+    sampled = torch.stack([move_counts(counts, before, after * factor.exp(), theta).mean(0) for _ in range(20)]).mean(0)
+    torch.testing.assert_close(sampled, wanted, rtol=0.02, atol=0.005)
+
+
+def test_fold_changes_are_undone_by_their_opposite() -> None:
+    before = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    after = torch.tensor([0.1, 0.4, 0.2, 0.3])
+    fold = log_fold(before, after)
+    torch.testing.assert_close(fold, ((PER_CELL * after + 1) / (PER_CELL * before + 1)).log())
+    torch.testing.assert_close(fold_changed(before, fold), after)
+    torch.testing.assert_close(fold_changed(after, -fold), before)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_means_go_towards_fold_changes_as_far_as_wanted(means: MovedMeans, weight: float) -> None:
+    """On the log scale, the size of the library kept: 0 is what is decoded, 1 what the fold changes say."""
+    total = means.start.sum()
+    moved = means.moved() * total / means.moved().sum()
+    fold = torch.tensor([-0.5, 0.4, 0.0, 0.2])
+    folded = total * fold_changed(means.start / total, fold)
+    factor = means.towards_fold(fold, weight)
+    changed = MovedMeans(means.start, means.before, means.after * factor.exp(), means.gain).moved()
+    torch.testing.assert_close(changed, moved ** (1 - weight) * folded**weight, rtol=2e-3, atol=1e-3)
+
+
+def test_genes_that_are_not_there_stay_finite() -> None:
+    zeros = torch.zeros(5, 3)
+    means = MovedMeans.of(zeros, zeros, zeros, torch.ones(5, 3))
+    assert means.towards_fold(torch.zeros(3), 1.0).isfinite().all() and means.moved().eq(0).all()
