@@ -160,7 +160,7 @@ class PopulationGenerator:
             nothing = Retrieved.nothing(*asked.control_mean.shape)
             return nothing, ("unknown", float("nan")) if treated else ("control", 0.0)
         found = self._retrieval.predict(asked)
-        return found, (found.novelty[0], min(1.0, float(found.variance[0] / found.prior_variance[0])))
+        return found, (found.novelty[0], float(found.variance[0] / found.prior_variance[0]))
 
     def _put(self, values: NDArray, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.as_tensor(values, dtype=dtype, device=self.module.device)

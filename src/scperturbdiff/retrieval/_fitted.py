@@ -114,7 +114,12 @@ class FittedRetrieval:
         return out
 
     def leave_out(
-        self, novelty: Novelty, rows: NDArray[np.int64] | None = None, *, with_genes: bool = False
+        self,
+        novelty: Novelty,
+        rows: NDArray[np.int64] | None = None,
+        *,
+        with_genes: bool = False,
+        with_variance: bool = True,
     ) -> Retrieved:
         """Responses of the training conditions `rows` (default: all) as if each were new in the way of `novelty`."""
         known = self.responses.conditions
@@ -122,13 +127,17 @@ class FittedRetrieval:
         widths, alone = self.widths[novelty], novelty != "seen"
         n_genes = self._n_genes if with_genes else 0
         if not widths.response_share or self.similarity is None:
-            return self._krige(known.take(rows), novelty, self._kernel(widths), n_genes, leave=alone)
+            return self._krige(
+                known.take(rows), novelty, self._kernel(widths), n_genes, leave=alone, variance=with_variance
+            )
         out = Retrieved.nothing(len(rows), self._n_latent, n_genes, novelty)
         for fold, similarity in enumerate(self.similarity.folds):  # must not know the response that is left out
             at = np.flatnonzero(self.similarity.fold[rows] == fold)
             if len(at):
                 kernel = self._kernel(widths, similarity)
-                out.put(at, self._krige(known.take(rows[at]), novelty, kernel, n_genes, leave=alone))
+                out.put(
+                    at, self._krige(known.take(rows[at]), novelty, kernel, n_genes, leave=alone, variance=with_variance)
+                )
         return out
 
     def nearest(self, conditions: Conditions, novelty: Novelty) -> Floats:
@@ -197,6 +206,7 @@ class FittedRetrieval:
         among: Floats | None = None,
         usual_among: Floats | None = None,
         chunk: int = 128,
+        variance: bool = True,
     ) -> Retrieved:
         measured, nugget = self.responses, kernel.widths.nugget
         known = measured.conditions
@@ -204,7 +214,7 @@ class FittedRetrieval:
         noise = nugget + known.noise / self.signal
         n = self.settings.n_neighbors
         usual = replace(kernel, mean_variance=1.0)  # where the prior is flat, its variance says nothing
-        if usual_among is None and len(known) <= FEW:
+        if variance and usual_among is None and len(known) <= FEW:
             usual_among = usual(known, known)
         for around in neighborhoods(kernel, known, noise, asked, novelty, leave, n, chunk, among):
             rows, near, weights = around.rows, around.near, around.weights()
@@ -220,6 +230,8 @@ class FittedRetrieval:
                     getattr(out, name)[rows] = [
                         r * (w @ of_genes[k].astype(np.float32)) for r, w, k in zip(real, weights, near, strict=True)
                     ]
+            if not variance:
+                continue
             part = asked.take(rows)
             out.prior_variance[rows] = self.signal * (usual.diagonal(part) + nugget)
             out.variance[rows] = self.signal * error_variance(

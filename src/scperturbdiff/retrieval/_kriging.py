@@ -115,6 +115,8 @@ def error_variance(
 ) -> Floats:
     """Variance of the error of predictions with these weights, `(q,)`, whichever kernel they were found with.
 
+    As large as without a prediction at most.
+
     Parameters
     ----------
     kernel
@@ -136,12 +138,16 @@ def error_variance(
     """
     near = around.near
     if among_known is not None:
-        among = among_known[near[:, :, None], near[:, None, :]]
-    else:
-        among = np.stack([kernel(known.take(n), known.take(n)) for n in near])
-    to_known = np.take_along_axis(kernel(queries, known), near, axis=1)
-    explained = 2 * (weights * to_known).sum(1) - np.einsum("qi,qij,qj->q", weights, among, weights)
-    return np.maximum(kernel.diagonal(queries) + nugget - explained + (weights**2 * noise[near]).sum(1), 0)
+        spread = around.over_all(weights, len(known))
+        among = ((spread @ among_known) * spread).sum(1)
+        to_known = np.take_along_axis(kernel(queries, known), near, axis=1)
+    else:  # of many the nearest only
+        parts = [known.take(n) for n in near]
+        among = np.array([w @ kernel(part, part) @ w for w, part in zip(weights, parts, strict=True)])
+        to_known = np.concatenate([kernel(queries.take(slice(i, i + 1)), part) for i, part in enumerate(parts)])
+    explained = 2 * (weights * to_known).sum(1) - among
+    prior = kernel.diagonal(queries) + nugget
+    return np.clip(prior - explained + (weights**2 * noise[near]).sum(1), 0, prior)
 
 
 def choose_widths(

@@ -144,11 +144,11 @@ class Retrieval(FittedRetrieval):
 
     def _error(self, novelty: Novelty, rows: NDArray[np.int64]) -> float:
         """Mean squared error of the shifts of training conditions that are left out."""
-        error = ((self.leave_out(novelty, rows).shift - self.responses.shift[rows]) ** 2).mean(1)
+        error = ((self.leave_out(novelty, rows, with_variance=False).shift - self.responses.shift[rows]) ** 2).mean(1)
         return float(np.average(error, weights=self.responses.conditions.mass[rows]))
 
     def _measure_lengths(self, tried: NDArray[np.int64]) -> Lengths:
-        left_out = self.leave_out("context", tried).shift
+        left_out = self.leave_out("context", tried, with_variance=False).shift
         mass = self.responses.conditions.mass[tried]
         explained = (left_out * self.responses.shift[tried]).sum(1)
         return Lengths(tried, mass * explained, mass * (left_out**2).sum(1))
@@ -180,7 +180,7 @@ class Retrieval(FittedRetrieval):
         size = mass @ (shift**2).sum(1) - noise
         if size <= 0:
             return float("nan")
-        error = mass @ ((self.leave_out(novelty, rows).shift - shift) ** 2).sum(1) - noise
+        error = mass @ ((self.leave_out(novelty, rows, with_variance=False).shift - shift) ** 2).sum(1) - noise
         return float(1 - max(error, 0) / size)
 
     @property

@@ -43,7 +43,7 @@ class TrainingSettings:
     held_out: int = 8
     min_held_out: int = 5
     many_replicates: int = 4
-    rehearsed: int = 4096
+    rehearsed: int = 1024
     state_cells: int = 20000
     state_populations: int = 64
     state_cells_scored: int = 200
