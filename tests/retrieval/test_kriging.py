@@ -66,8 +66,8 @@ def test_contexts_that_cannot_be_told_apart_are_no_trouble(known_places: str) ->
     np.testing.assert_allclose(retrieval.predict(elsewhere(known, [0, 6])).shift, effect[[0, 6]], atol=0.4)
 
 
-def test_variances_are_of_the_size_of_responses() -> None:
-    """Although the prior of means is flat: twice that at most for a dose that others say nothing about."""
+def test_unexplained_variance_is_a_share() -> None:
+    """Although the prior of means is flat; for a dose far from the others, too."""
     known = screen(n_contexts=2, n_perturbations=4, n_batches=2, noise=0.01)
     known = replace(known, dose=np.tile([[0.0], [1.0]], (len(known) // 2, 1)))
     effect = np.random.default_rng(0).normal(size=(4, D))[known.component[:, 0]] * (1 + known.dose)
@@ -77,7 +77,7 @@ def test_variances_are_of_the_size_of_responses() -> None:
     found = retrieval.predict(asked)
     assert found.novelty == ["seen", "pair", "perturbation"]
     share = found.variance / found.prior_variance
-    assert share[0] < 0.2 and share[0] < share[1] < 2.1 and share[2] == pytest.approx(1, abs=0.1)
+    assert share[0] < 0.2 and share[0] < share[1] <= 1 and 0.9 < share[2] <= 1
 
 
 def test_shifts_are_kept_unless_they_may_be_noise() -> None:

@@ -73,7 +73,7 @@ def by_formula(
     variance = prior - 2 * weights @ to_known + weights @ covariance @ weights
     shift = weights @ retrieval.responses.shift[allowed]
     real = np.clip(2 * (1 - weights**2 @ known.noise[allowed] / (shift**2).mean()), 0, 1)
-    return real * shift, signal * variance, signal * prior
+    return real * shift, signal * min(variance, prior), signal * prior
 
 
 def allowed_for(query: Conditions, known: Conditions, novelty: str) -> np.ndarray:
