@@ -204,7 +204,7 @@ class PerturbDiffModule(BaseModuleClass):
     @torch.no_grad()
     def expression(self, latent: Tensor, target_sum: float = 1e4) -> Tensor:
         """Expected log-normalised expression `(..., n_genes)` of standardised latent vectors, as of the first batch."""
-        flat = self.unstandardize(latent.flatten(0, -2))
+        flat = self.unstandardize(latent.flatten(0, -2).to(self.device))
         batch = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
         decoded: Tensor = (target_sum * self.vae.decode_frequencies(flat, batch)).log1p()
         return decoded.unflatten(0, latent.shape[:-1])
