@@ -1,0 +1,147 @@
+"""Cells of new conditions: without controls of their own, as uncertain as they are, state by state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from tests.helpers import FEW_STEPS, assert_same_cells
+from tests.screens import screen, tiny
+
+import scperturbdiff as spd
+from scperturbdiff.retrieval import States
+from scperturbdiff.training._states import StateSearch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+
+ASKED: dict[str, Any] = {"progress": False, "seed": 0, "n_cells": 20}
+
+
+@pytest.fixture(scope="module")
+def cells() -> AnnData:
+    return screen(contexts=4, donors=1, perturbations=4, n_cells=30)
+
+
+def controls_of(cells: AnnData, name: str) -> AnnData:
+    """Controls of the first context under another name."""
+    first = cells[(cells.obs["perturbation"] == "control").to_numpy() & (cells.obs["cell_type"] == "C0").to_numpy()]
+    first = first.copy()
+    first.obs["cell_type"] = name
+    return first
+
+
+@pytest.fixture(scope="module")
+def model(cells: AnnData) -> spd.PerturbDiff:
+    out = tiny(cells)
+    out.train(**FEW_STEPS, validation_size=0.0)
+    out.module.generator_ema.network_weight.fill_(0)
+    return out
+
+
+def test_controls_may_be_shared_by_all_contexts() -> None:
+    """Contexts that cannot be told apart by their controls, one of them new."""
+    shared = screen(contexts=3, donors=1)
+    spd.PerturbDiff.setup_anndata(shared, "perturbation", "control", context_keys=["cell_type"], control_match_keys=[])
+    model = tiny(shared)
+    model.train(**FEW_STEPS)
+    retrieval = model.module.retrieval
+    assert retrieval is not None and np.ptp(retrieval.responses.conditions.control_mean, axis=0).max() == 0
+    for context in ("C1", "new"):
+        for n_populations in (None, 2):
+            found = model.predict(controls_of(shared, context), ["P0"], n_populations=n_populations, **ASKED)
+            assert np.isfinite(found.obsm["X_perturbdiff"]).all() and np.isfinite(found.X.data).all()
+
+
+# ---- doubt -----------------------------------------------------------------------------------------------------------
+
+
+def means(model: spd.PerturbDiff, controls: AnnData, n: int = 40, seed: int = 0) -> np.ndarray:
+    found = model.predict(controls, ["P0"], n_populations=n, **(ASKED | {"seed": seed}))
+    return found.obsm["X_perturbdiff"].reshape(n, ASKED["n_cells"], -1).mean(1)
+
+
+@pytest.fixture
+def doubtful(model: spd.PerturbDiff, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Factors of the errors of predictions for new contexts; seen conditions have none."""
+    factors = np.array([[40.0, 0.0], [0.0, 40.0], [0.0, 0.0], [0.0, 0.0]])
+    retrieval = replace(model.module.retrieval, doubt={"context": factors})
+    monkeypatch.setattr(model.module, "retrieval", retrieval)
+    return factors
+
+
+def test_draws_of_a_new_context_vary_more(
+    model: spd.PerturbDiff, cells: AnnData, doubtful: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same control cells; by the covariance of errors times the variance of the prediction."""
+    seen, new = (means(model, controls_of(cells, name)).var(0) for name in ("C0", "new"))
+    assert (new[:2] > 5 * seen[:2]).all() and (new[2:] < 3 * seen[2:]).all()
+    monkeypatch.setattr(model.module, "retrieval", replace(model.module.retrieval, doubt={}))
+    plain = means(model, controls_of(cells, "new")).var(0)
+    assert (plain[:2] < 0.5 * new[:2]).all()
+
+
+def test_draws_of_a_new_context_are_repeatable(model: spd.PerturbDiff, cells: AnnData, doubtful: np.ndarray) -> None:
+    controls = controls_of(cells, "new")
+    first, again, other = (means(model, controls, n=3, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    np.testing.assert_array_equal(means(model, controls, n=2, seed=1), first[:2])
+
+
+def test_the_best_guess_is_not_moved_by_doubt(
+    model: spd.PerturbDiff, cells: AnnData, doubtful: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controls = controls_of(cells, "new")
+    guess = model.predict(controls, ["P0"], **ASKED)
+    monkeypatch.setattr(model.module, "retrieval", replace(model.module.retrieval, doubt={}))
+    assert_same_cells(model.predict(controls, ["P0"], **ASKED), guess)
+
+
+def test_doubt_comes_instead_of_the_offset_of_replicates(
+    model: spd.PerturbDiff, cells: AnnData, doubtful: np.ndarray
+) -> None:
+    generator = model.module.generator_ema
+    kept = generator.replicate_factors.clone()
+    new, seen = controls_of(cells, "new"), controls_of(cells, "C0")
+    before = means(model, new, n=2), means(model, seen, n=2)
+    try:
+        generator.set_replicates(5 * torch.eye(4)[:, :2])
+        np.testing.assert_allclose(means(model, new, n=2), before[0], atol=1e-5)
+        assert np.abs(means(model, seen, n=2) - before[1]).max() > 0.1
+    finally:
+        generator.set_replicates(kept)
+
+
+# ---- states ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_states_is_saved_and_loaded(cells: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def two(self: StateSearch) -> Any:
+        return self.fit(States.fit(self.populations.latent, 2, 2.0))
+
+    monkeypatch.setattr(StateSearch, "choose", two)
+    model = tiny(cells)
+    model.train(**FEW_STEPS, validation_size=0.3)
+    assert model.module.by_state is not None and set(model.module.get_extra_state()) == {"retrieval", "by_state"}
+    assert len(model.module.by_state.retrieval.responses) == 2 * 16  # also those held out
+    model.save(tmp_path / "m")
+    again = spd.PerturbDiff.load(tmp_path / "m", adata=False)
+    for name in ("C0", "new"):
+        for n_populations in (None, 2):
+            asked = {**ASKED, "n_populations": n_populations}
+            usual = model.predict(controls_of(cells, name), ["P0", "control"], **asked)
+            assert_same_cells(again.predict(controls_of(cells, name), ["P0", "control"], **asked), usual)
+    alike = replace(model.module.by_state)
+    model.module.by_state = None
+    whole = model.predict(controls_of(cells, "new"), ["P0", "control"], **ASKED)
+    model.module.by_state = alike
+    by_state = model.predict(controls_of(cells, "new"), ["P0", "control"], **ASKED)
+    differ = np.abs(whole.obsm["X_perturbdiff"] - by_state.obsm["X_perturbdiff"]).max(1) > 1e-6
+    assert differ[(whole.obs["perturbation"] == "P0").to_numpy()].any()
+    assert not differ[(whole.obs["perturbation"] == "control").to_numpy()].any()
