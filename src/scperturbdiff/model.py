@@ -540,8 +540,9 @@ class PerturbDiff(BaseModelClass):
             Cells per context and perturbation; batches share them in proportion to their controls. Default: as many as
             there are controls. Fewer start from a random subset of them.
         n_populations
-            Independent draws of each population, numbered in ``obs["population"]``: each is one population as a
-            replicate might be. `None`: the best single guess, the mixture over such draws.
+            Independent draws of each population, numbered in ``obs["population"]``: each is one population as it might
+            be. They vary as replicates do and, where the condition is new, as far as training populations that were
+            left out were missed. `None`: the best single guess, the mixture over replicates.
         n_steps
             Network evaluations a population. Default 1. A network of weight 0 (see ``model.report_``) is not evaluated;
             ``uns["scperturbdiff"]["n_steps"]`` says how many evaluations there were.
