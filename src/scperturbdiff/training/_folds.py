@@ -59,13 +59,16 @@ def fold_evidence(
         for i, (controls, treated) in enumerate(chosen):
             start = torch.as_tensor(populations.latent[controls], device=module.device)
             counts = torch.cat([dense(part, module.device) for part in iter_rows(matrix, controls)])
-            means = [
-                _mean_expression(_generate(module, counts, start, prior.at(i), found, i, weight, seed))
-                for weight in (0.0, 1.0)
-            ]
+            (shifted, folded), (other_shifted, other_folded) = (
+                [
+                    _mean_expression(_generate(module, counts, start, prior.at(i), found, i, weight, seed, draw))
+                    for weight in (0.0, 1.0)
+                ]
+                for draw in range(2)  # products of one draw with itself would hold the noise of its counts
+            )
             real = _mean_expression(torch.cat([dense(part, module.device) for part in iter_rows(matrix, treated)]))
-            agrees[i] = (means[1] - means[0]) @ (real - means[0])
-            difference[i] = (means[1] - means[0]) @ (means[1] - means[0])
+            agrees[i] = (folded - shifted) @ (real - other_shifted)
+            difference[i] = max((folded - shifted) @ (other_folded - other_shifted), 0.0)
         distance = retrieval.nearest(retrieval.responses.conditions.take(rows), novelty)
         out[novelty] = FoldEvidence(distance, agrees, difference)
     return out
@@ -80,6 +83,7 @@ def _generate(
     i: int,
     weight: float,
     seed: int,
+    draw: int,
 ) -> torch.Tensor:
     """Counts of control cells moved as is retrieved for condition `i`, `(n_cells, n_genes)`."""
     residual, fold = (
@@ -91,7 +95,7 @@ def _generate(
     batch = torch.zeros(len(start), dtype=torch.long, device=start.device)
     places = (module.unstandardize(cells) for cells in (moved, start))
     latent, start_latent = places
-    with seeded(derive_seed(seed, "fold", i), start.device):
+    with seeded(derive_seed(seed, "fold", i, draw), start.device):
         return module.moved_counts(
             latent, batch, counts, start_latent, batch, float(np.exp(found.library[i])), residual
         )
