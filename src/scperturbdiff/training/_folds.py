@@ -68,7 +68,7 @@ def fold_evidence(
             )
             real = _mean_expression(torch.cat([dense(part, module.device) for part in iter_rows(matrix, treated)]))
             agrees[i] = (folded - shifted) @ (real - other_shifted)
-            difference[i] = max((folded - shifted) @ (other_folded - other_shifted), 0.0)
+            difference[i] = max(float((folded - shifted) @ (other_folded - other_shifted)), 0.0)
         distance = retrieval.nearest(retrieval.responses.conditions.take(rows), novelty)
         out[novelty] = FoldEvidence(distance, agrees, difference)
     return out
