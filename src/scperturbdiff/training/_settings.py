@@ -51,7 +51,7 @@ class TrainingSettings:
     cells_per_state: int = 20
     state_margin: float = 0.15
     state_step: float = 0.05
-    fold_populations: int = 32
+    fold_populations: int = 16
     fold_cells: int = 128
 
 
