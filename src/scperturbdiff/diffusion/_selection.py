@@ -165,11 +165,16 @@ class NetworkSelection(pl.Callback):
         if self.without is None:
             raise RuntimeError("Populations were not scored without the network yet.")
         (scores, distances), (scores_without, distances_without) = found, self.without
-        noise = float(distances_without.std(1).nan_to_num().mean())
+        noise = self._noise()
         of_distance = relative_difference(distances.mean(1), distances_without.mean(1), noise)
         if not self.replicated or of_distance.mean() > 0:
             return "energy distance", of_distance
         return "functional energy score", relative_difference(scores, scores_without)
+
+    def _noise(self) -> float:
+        """By how much energy distances of draws differ without the network, mean over held-out populations."""
+        assert self.without is not None
+        return float(self.without[1].std(1).nan_to_num().mean())
 
     def _too_few(self, how_many: str) -> str:
         few = f"{how_many} than {self.min_held_out} populations could be held out, which say nothing about it"
@@ -183,6 +188,11 @@ class NetworkSelection(pl.Callback):
         text = f"{criterion} of {n} held-out populations {mean:+.1%}"
         if n < self.min_held_out:
             weight, reason = 0.0, self._too_few(f"{n}, less")
+        elif float(self.without[1].mean()) <= self._noise():
+            weight, reason = (
+                0.0,
+                "The network is not used: without it draws are as near the held-out ones as can be told.",
+            )
         elif is_negative(change + self.margin):
             weight, reason = most, f"The network helps: {text}."
         else:
