@@ -146,12 +146,8 @@ class PerturbDiffModule(BaseModuleClass):
             Log ratio of expected counts to decoded ones, `(n_genes,)`.
         """
         batch, library = torch.zeros(len(start), dtype=torch.long, device=start.device), counts.sum(-1, keepdim=True)
-        px = self.vae.generative(
-            z=self.unstandardize(moved), library=library.clamp(min=1).log(), batch_index=batch[:, None]
-        )["px"]
-        after = px.mu * residual.exp()
-        after = after * (px.mu.sum(-1, keepdim=True) / after.sum(-1, keepdim=True).clamp(min=EPS))
-        return MovedMeans.of(counts, library * self.shares(start, batch), after, px.theta)
+        after, dispersion = self._expected(self.unstandardize(moved), library.clamp(min=1).log(), batch, residual)
+        return MovedMeans.of(counts, library * self.shares(start, batch), after, dispersion)
 
     @torch.no_grad()
     def moved_counts(
@@ -192,14 +188,19 @@ class PerturbDiffModule(BaseModuleClass):
         Counts `(n_cells, n_genes)`.
         """
         library = start_counts.sum(-1, keepdim=True)
-        target = (library_ratio * library).log()
-        px = self.vae.generative(z=latent, library=target, batch_index=batch[:, None].long())["px"]
+        after, dispersion = self._expected(latent, (library_ratio * library).log(), batch, residual)
         before = library * self.vae.decode_frequencies(start_latent, start_batch)
-        after = px.mu
-        if residual is not None:
-            after = after * residual.exp()
-            after = after * (px.mu.sum(-1, keepdim=True) / after.sum(-1, keepdim=True).clamp(min=EPS))
-        return move_counts(start_counts, before, after, px.theta.expand_as(before), repeated)
+        return move_counts(start_counts, before, after, dispersion.expand_as(before), repeated)
+
+    def _expected(
+        self, latent: Tensor, log_library: Tensor, batch: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean counts `(n_cells, n_genes)` of latent vectors, not standardised, with residuals, and dispersions."""
+        px = self.vae.generative(z=latent, library=log_library, batch_index=batch[:, None].long())["px"]
+        if residual is None:
+            return px.mu, px.theta
+        after = px.mu * residual.exp()
+        return after * (px.mu.sum(-1, keepdim=True) / after.sum(-1, keepdim=True).clamp(min=EPS)), px.theta
 
     @torch.no_grad()
     def expression(self, latent: Tensor, target_sum: float = 1e4) -> Tensor:
