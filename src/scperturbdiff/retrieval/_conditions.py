@@ -77,6 +77,10 @@ class Conditions:
         a, b = self.component[:, None, :, None], other.component[None, :, None, :]
         return ((a == b) & (a >= 0)).any((-1, -2))
 
+    def barred(self, other: Conditions, novelty: Novelty) -> NDArray[np.bool_]:
+        """Which of `other` may not be used for conditions left out: those :meth:`excluded` and their own population."""
+        return self.excluded(other, novelty) | (self.population[:, None] == other.population[None, :])
+
     def excluded(self, other: Conditions, novelty: Novelty) -> NDArray[np.bool_]:
         """Which of `other` may not be used for conditions that are new in the way of `novelty`."""
         if novelty in ("seen", "replicate"):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scperturbdiff.retrieval._conditions import Conditions, Floats, Novelty
     from scperturbdiff.retrieval._folds import FoldEvidence
     from scperturbdiff.retrieval._kernel import FeatureMoments, Widths
+    from scperturbdiff.retrieval._kriging import Neighborhood
     from scperturbdiff.retrieval._lengths import Lengths
     from scperturbdiff.retrieval._responses import Responses
     from scperturbdiff.retrieval._similarity import LearnedSimilarity, ResponseSimilarity
@@ -220,8 +221,7 @@ class FittedRetrieval:
             rows, near, weights = around.rows, around.near, around.weights()
             shift = np.einsum("qk,qkd->qd", weights, measured.shift[near])
             real = _real_share(shift, (weights**2 * known.noise[near]).sum(1))
-            length = self._length(novelty, around.over_all(np.abs(weights), len(known)))
-            out.shift[rows] = (length * real)[:, None] * shift
+            out.shift[rows] = (self._length(novelty, around, weights) * real)[:, None] * shift
             out.spread[rows] = real * (weights * measured.spread[near]).sum(1)
             out.library[rows] = real * (weights * measured.library[near]).sum(1)
             if n_genes:
@@ -239,12 +239,19 @@ class FittedRetrieval:
             )
         return out
 
-    def _length(self, novelty: Novelty, used: Floats) -> Floats:
-        """Factor on the length of predictions that use the training conditions with these weights, `(q,)`."""
+    @cached_property
+    def _measured_lengths(self) -> Lengths | None:
+        """Lengths, where there are contexts enough for them to say something."""
         n_contexts = len(np.unique(self.responses.conditions.context))
-        if novelty != "context" or self.lengths is None or n_contexts < self.settings.min_contexts_for_length:
-            return np.ones(len(used))
-        return self.lengths.factor(used, self._n_latent * self.responses.conditions.noise, self.settings.length_bounds)
+        return None if n_contexts < self.settings.min_contexts_for_length else self.lengths
+
+    def _length(self, novelty: Novelty, around: Neighborhood, weights: Floats) -> Floats:
+        """Factor on the length of predictions that use the training conditions with these weights, `(q,)`."""
+        if novelty != "context" or self._measured_lengths is None:
+            return np.ones(len(weights))
+        noise = self.responses.conditions.noise
+        used = around.over_all(np.abs(weights), len(noise))
+        return self._measured_lengths.factor(used, self._n_latent * noise, self.settings.length_bounds)
 
 
 def _real_share(shift: Floats, noise: Floats) -> Floats:

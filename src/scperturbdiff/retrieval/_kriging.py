@@ -87,9 +87,7 @@ def neighborhoods(
     for start in range(0, len(queries), chunk):
         rows = slice(start, min(start + chunk, len(queries)))
         part = queries.take(rows)
-        barred = part.excluded(known, novelty)
-        if leave:
-            barred |= part.population[:, None] == known.population[None, :]
+        barred = (part.barred if leave else part.excluded)(known, novelty)
         covariance = np.where(barred, 0.0, kernel(part, known))
         near = np.tile(diagonal, (len(part), 1))
         if k < len(known):
@@ -176,9 +174,7 @@ def choose_widths(
     kernel
         Makes the kernel of given widths.
     """
-    left_out = conditions.excluded(conditions, novelty)
-    left_out |= conditions.population[:, None] == conditions.population[None, :]
-    patterns, pattern = np.unique(left_out, axis=0, return_inverse=True)
+    patterns, pattern = np.unique(conditions.barred(conditions, novelty), axis=0, return_inverse=True)
     best, best_error = start, np.inf
     for _ in range(2):
         for name in names:

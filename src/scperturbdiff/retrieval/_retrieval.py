@@ -95,9 +95,9 @@ class Retrieval(FittedRetrieval):
             return replace(found, lengths=found._measure_lengths(tried))
         found = found._learn_similarity(means, tried, seed)
         found = replace(found, lengths=found._measure_lengths(tried))
-        found = replace(found, explained={novelty: found._explain(novelty, tried) for novelty in LEFT_OUT})
-        doubt = {novelty: found._errors(novelty, tried) for novelty in NEW}
-        return replace(found, doubt={novelty: factors for novelty, factors in doubt.items() if factors is not None})
+        left_out = {novelty: found._explain(novelty, tried) for novelty in LEFT_OUT}
+        doubt = {novelty: factors for novelty, (_, factors) in left_out.items() if factors is not None}
+        return replace(found, explained={novelty: share for novelty, (share, _) in left_out.items()}, doubt=doubt)
 
     def _choose_widths(self, tried: NDArray[np.int64], ways: tuple[Novelty, ...]) -> dict[Novelty, Widths]:
         conditions = self.responses.conditions
@@ -153,35 +153,29 @@ class Retrieval(FittedRetrieval):
         explained = (left_out * self.responses.shift[tried]).sum(1)
         return Lengths(tried, mass * explained, mass * (left_out**2).sum(1))
 
-    def _errors(self, novelty: Novelty, rows: NDArray[np.int64]) -> Floats | None:
-        rows = self._can_be_left_out(novelty, rows)
-        conditions = self.responses.conditions.take(rows)
-        n = len(np.unique(conditions.context if novelty == "context" else conditions.population))
-        if n < self.settings.doubt_min:
-            return None
-        found, shift = self.leave_out(novelty, rows), self.responses.shift[rows]
-        return error_factors(shift - found.shift, shift, conditions.noise, found.variance, n, self.settings)
-
     def _can_be_left_out(self, novelty: Novelty, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of `rows` of which something is known without them."""
         known = self.responses.conditions
-        left = ~known.take(rows).excluded(known, novelty)
-        left &= known.population[rows][:, None] != known.population[None, :]
-        if novelty == "replicate":  # another population of the same condition must be there
-            left &= known.pair_codes()[rows][:, None] == known.pair_codes()[None, :]
         if novelty == "perturbation" and self.features is None:
-            left[:] = False
+            return rows[:0]
+        left = ~known.take(rows).barred(known, novelty)
+        if novelty == "replicate":  # another population of the same condition must be there
+            pair = known.pair_codes()
+            left &= pair[rows][:, None] == pair[None, :]
         return rows[left.any(axis=1)]
 
-    def _explain(self, novelty: Novelty, rows: NDArray[np.int64]) -> float:
-        known, rows = self.responses.conditions, self._can_be_left_out(novelty, rows)
-        shift, mass = self.responses.shift[rows], known.mass[rows]
-        noise = (mass * known.noise[rows]).sum() * self._n_latent
+    def _explain(self, novelty: Novelty, tried: NDArray[np.int64]) -> tuple[float, Floats | None]:
+        """Share of the shifts that is predicted without them, and directions of the errors; none of too few."""
+        rows = self._can_be_left_out(novelty, tried)
+        conditions, shift = self.responses.conditions.take(rows), self.responses.shift[rows]
+        n = len(np.unique(conditions.context if novelty == "context" else conditions.population))
+        found, factors = self.leave_out(novelty, rows, with_variance=novelty in NEW), None
+        if novelty in NEW and n >= self.settings.doubt_min:
+            factors = error_factors(shift - found.shift, shift, conditions.noise, found.variance, n, self.settings)
+        mass, noise = conditions.mass, (conditions.mass * conditions.noise).sum() * self._n_latent
         size = mass @ (shift**2).sum(1) - noise
-        if size <= 0:
-            return float("nan")
-        error = mass @ ((self.leave_out(novelty, rows, with_variance=False).shift - shift) ** 2).sum(1) - noise
-        return float(1 - max(error, 0) / size)
+        error = mass @ ((found.shift - shift) ** 2).sum(1) - noise
+        return float("nan") if size <= 0 else float(1 - max(error, 0) / size), factors
 
     @property
     def notes(self) -> tuple[str, ...]:
