@@ -11,7 +11,6 @@ from tests.retrieval.screens import D, responses, screen
 from scperturbdiff.retrieval import Conditions, Retrieval, RetrievalSettings
 from scperturbdiff.retrieval._fitted import _real_share
 from scperturbdiff.retrieval._kernel import Widths
-from scperturbdiff.retrieval._kriging import Neighborhood
 from scperturbdiff.retrieval._lengths import Lengths
 
 
@@ -103,8 +102,7 @@ def test_lengths_need_contexts_to_be_judged_by(n_contexts: int) -> None:
     retrieval = replace(
         Retrieval.fit(responses(known, np.ones((n, D)))), lengths=Lengths(np.arange(n), 2 * np.ones(n), np.ones(n))
     )
-    every = Neighborhood(slice(0, 1), np.arange(n)[None], np.eye(n)[None], np.ones((1, n)))
-    factor = retrieval._length("context", every, np.ones((1, n)))[0]
+    factor = retrieval._length("context", np.ones((1, n)))[0]
     assert factor == (1.0 if n_contexts < RetrievalSettings().min_contexts_for_length else 1.5)
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from scperturbdiff.retrieval._conditions import Conditions, Floats, Novelty
     from scperturbdiff.retrieval._folds import FoldEvidence
     from scperturbdiff.retrieval._kernel import FeatureMoments, Widths
-    from scperturbdiff.retrieval._kriging import Neighborhood
     from scperturbdiff.retrieval._lengths import Lengths
     from scperturbdiff.retrieval._responses import Responses
     from scperturbdiff.retrieval._similarity import LearnedSimilarity, ResponseSimilarity
@@ -221,7 +220,10 @@ class FittedRetrieval:
             rows, near, weights = around.rows, around.near, around.weights()
             shift = np.einsum("qk,qkd->qd", weights, measured.shift[near])
             real = _real_share(shift, (weights**2 * known.noise[near]).sum(1))
-            out.shift[rows] = (self._length(novelty, around, weights) * real)[:, None] * shift
+            length = np.ones(len(near))
+            if self._corrects_lengths(novelty):
+                length = self._length(novelty, around.over_all(np.abs(weights), len(known)))
+            out.shift[rows] = (length * real)[:, None] * shift
             out.spread[rows] = real * (weights * measured.spread[near]).sum(1)
             out.library[rows] = real * (weights * measured.library[near]).sum(1)
             if n_genes:
@@ -240,18 +242,18 @@ class FittedRetrieval:
         return out
 
     @cached_property
-    def _measured_lengths(self) -> Lengths | None:
-        """Lengths, where there are contexts enough for them to say something."""
-        n_contexts = len(np.unique(self.responses.conditions.context))
-        return None if n_contexts < self.settings.min_contexts_for_length else self.lengths
+    def _n_contexts(self) -> int:
+        return len(np.unique(self.responses.conditions.context))
 
-    def _length(self, novelty: Novelty, around: Neighborhood, weights: Floats) -> Floats:
+    def _corrects_lengths(self, novelty: Novelty) -> bool:
+        enough = self._n_contexts >= self.settings.min_contexts_for_length
+        return novelty == "context" and self.lengths is not None and enough
+
+    def _length(self, novelty: Novelty, used: Floats) -> Floats:
         """Factor on the length of predictions that use the training conditions with these weights, `(q,)`."""
-        if novelty != "context" or self._measured_lengths is None:
-            return np.ones(len(weights))
-        noise = self.responses.conditions.noise
-        used = around.over_all(np.abs(weights), len(noise))
-        return self._measured_lengths.factor(used, self._n_latent * noise, self.settings.length_bounds)
+        if self.lengths is None or not self._corrects_lengths(novelty):
+            return np.ones(len(used))
+        return self.lengths.factor(used, self._n_latent * self.responses.conditions.noise, self.settings.length_bounds)
 
 
 def _real_share(shift: Floats, noise: Floats) -> Floats:

@@ -107,7 +107,7 @@ class Retrieval(FittedRetrieval):
         start = Widths(feature_share=0.0 if self.features is None else 0.5)
         part, targets = conditions.take(tried), self.responses.shift[tried]
         widths = {w: choose_widths(part, targets, self.signal, w, start, names, self._kernel) for w in ways}
-        if len(np.unique(conditions.context)) < 3:  # what is left has one context: every width predicts the same
+        if self._n_contexts < 3:  # what is left has one context: every width predicts the same
             widths["context"] = start
         return widths if "replicate" not in widths else {**widths, "seen": widths["replicate"]}
 
@@ -180,10 +180,9 @@ class Retrieval(FittedRetrieval):
     @property
     def notes(self) -> tuple[str, ...]:
         """What was done or left out because of the data, in sentences."""
-        n_contexts = len(np.unique(self.responses.conditions.context))
-        if n_contexts > self.settings.max_contexts:
+        if self._n_contexts > self.settings.max_contexts:
             return (
-                f"Similarities were not learned from responses: {n_contexts} contexts, more than "
+                f"Similarities were not learned from responses: {self._n_contexts} contexts, more than "
                 f"{self.settings.max_contexts}.",
             )
         if self.similarity is None:
