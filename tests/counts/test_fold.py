@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scperturbdiff.counts import MovedMeans, move_counts
-from scperturbdiff.counts._fold import PER_CELL, fold_changed, log_fold
+from scperturbdiff.counts._fold import PER_CELL, fold_changed
 
 N = 4000
 BEFORE, AFTER = torch.tensor([4.0, 2.0, 1.0, 3.0]), torch.tensor([1.0, 5.0, 1.0, 6.0])
@@ -47,8 +47,7 @@ def test_factors_bring_about_the_means_that_are_wanted(means: MovedMeans) -> Non
 def test_fold_changes_are_undone_by_their_opposite() -> None:
     before = torch.tensor([0.4, 0.3, 0.2, 0.1])
     after = torch.tensor([0.1, 0.4, 0.2, 0.3])
-    fold = log_fold(before, after)
-    torch.testing.assert_close(fold, ((PER_CELL * after + 1) / (PER_CELL * before + 1)).log())
+    fold = ((PER_CELL * after + 1) / (PER_CELL * before + 1)).log()
     torch.testing.assert_close(fold_changed(before, fold), after)
     torch.testing.assert_close(fold_changed(after, -fold), before)
 

@@ -13,11 +13,6 @@ LEAST = 1e-4
 """Mean count below which a gene is as good as absent."""
 
 
-def log_fold(before: Tensor, after: Tensor) -> Tensor:
-    """Log fold changes of mean shares of genes `(..., n_genes)`, of ``PER_CELL * share + 1``."""
-    return (PER_CELL * after).log1p() - (PER_CELL * before).log1p()
-
-
 def fold_changed(before: Tensor, fold: Tensor) -> Tensor:
     """Mean shares of genes `(..., n_genes)` after log fold changes `fold` of ``PER_CELL * before + 1``."""
     after = ((PER_CELL * before + 1) * fold.exp() - 1).clamp(min=0)

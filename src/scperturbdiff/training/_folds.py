@@ -17,10 +17,9 @@ from scperturbdiff.training._settings import SETTINGS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scperturbdiff.diffusion import Prior
     from scperturbdiff.module import PerturbDiffModule
     from scperturbdiff.responses import MeasuredPopulations
-    from scperturbdiff.retrieval import Novelty, Retrieval, Retrieved
+    from scperturbdiff.retrieval import Novelty, Retrieval
 
 
 def fold_evidence(
@@ -50,23 +49,35 @@ def fold_evidence(
     def some(cells: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.sort(rng.permutation(cells)[: SETTINGS.fold_cells])
 
+    def read(cells: NDArray[np.int64]) -> torch.Tensor:
+        return torch.cat([dense(part, module.device) for part in iter_rows(matrix, cells)])
+
     chosen = [(some(table.match.groups[table.match.group[row]]), some(table.cells[row])) for row in rows]
+    controls = [
+        (read(of_controls), torch.as_tensor(populations.latent[of_controls], device=module.device))
+        for of_controls, _ in chosen
+    ]
+    measured = [_mean_expression(read(treated)) for _, treated in chosen]
     out: dict[Novelty, FoldEvidence] = {}
     for novelty in useful_novelties(table, retrieval.features is not None):
         found = retrieval.leave_out(novelty, rows, with_genes=True)
         prior = left_out_prior(populations, retrieval, module.by_state, novelty, rows, module.device)
         agrees, difference = np.zeros(len(rows)), np.zeros(len(rows))
-        for i, (controls, treated) in enumerate(chosen):
-            start = torch.as_tensor(populations.latent[controls], device=module.device)
-            counts = torch.cat([dense(part, module.device) for part in iter_rows(matrix, controls)])
+        for i, ((counts, start), real) in enumerate(zip(controls, measured, strict=True)):
+            residual, fold = (
+                torch.as_tensor(part[i], dtype=torch.float32, device=module.device)
+                for part in (found.residual, found.fold)
+            )
+            moved, library = prior.at(i).move(start[None])[0], float(np.exp(found.library[i]))
+            followed = residual + module.moved_means(counts, start, moved, residual).towards_fold(fold, 1.0)
             (shifted, folded), (other_shifted, other_folded) = (
                 [
-                    _mean_expression(_generate(module, counts, start, prior.at(i), found, i, weight, seed, draw))
-                    for weight in (0.0, 1.0)
+                    _mean_expression(_draw(module, counts, start, moved, library, factors, derived))
+                    for factors in (residual, followed)
                 ]
-                for draw in range(2)  # products of one draw with itself would hold the noise of its counts
+                # products of one draw with itself would hold the noise of its counts
+                for derived in (derive_seed(seed, "fold", i, draw) for draw in range(2))
             )
-            real = _mean_expression(torch.cat([dense(part, module.device) for part in iter_rows(matrix, treated)]))
             agrees[i] = (folded - shifted) @ (real - other_shifted)
             difference[i] = max(float((folded - shifted) @ (other_folded - other_shifted)), 0.0)
         distance = retrieval.nearest(retrieval.responses.conditions.take(rows), novelty)
@@ -74,31 +85,20 @@ def fold_evidence(
     return out
 
 
-def _generate(
+def _draw(
     module: PerturbDiffModule,
     counts: torch.Tensor,
     start: torch.Tensor,
-    prior: Prior,
-    found: Retrieved,
-    i: int,
-    weight: float,
+    moved: torch.Tensor,
+    library: float,
+    factors: torch.Tensor,
     seed: int,
-    draw: int,
 ) -> torch.Tensor:
-    """Counts of control cells moved as is retrieved for condition `i`, `(n_cells, n_genes)`."""
-    residual, fold = (
-        torch.as_tensor(part[i], dtype=torch.float32, device=start.device) for part in (found.residual, found.fold)
-    )
-    moved = prior.move(start[None])[0]
-    if weight:
-        residual = residual + module.moved_means(counts, start, moved, residual).towards_fold(fold, weight)
+    """Counts of control cells that are `moved`, as of the first batch, `(n_cells, n_genes)`."""
     batch = torch.zeros(len(start), dtype=torch.long, device=start.device)
-    places = (module.unstandardize(cells) for cells in (moved, start))
-    latent, start_latent = places
-    with seeded(derive_seed(seed, "fold", i, draw), start.device):
-        return module.moved_counts(
-            latent, batch, counts, start_latent, batch, float(np.exp(found.library[i])), residual
-        )
+    latent, start_latent = (module.unstandardize(cells) for cells in (moved, start))
+    with seeded(seed, start.device):
+        return module.moved_counts(latent, batch, counts, start_latent, batch, library, factors)
 
 
 def _mean_expression(counts: torch.Tensor) -> NDArray[np.float64]:
