@@ -151,8 +151,8 @@ def test_each_state_is_predicted_to_do_what_it_did_elsewhere(retrieval: StateRet
 
 
 def test_states_of_a_population_are_left_out_together(retrieval: StateRetrieval) -> None:
-    some = retrieval.leave_out("context", np.array([7, 2])).shift
-    every = retrieval.leave_out("context").shift
+    some = retrieval.retrieval.leave_out("context", retrieval.rows(np.array([7, 2]))).shift
+    every = retrieval.retrieval.leave_out("context").shift
     np.testing.assert_allclose(some, every[[14, 15, 4, 5]])
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scperturbdiff.retrieval._conditions import Floats, Novelty
+    from scperturbdiff.retrieval._conditions import Floats
     from scperturbdiff.retrieval._responses import Retrieved
 
 MIN_CELLS = 0.1
@@ -53,11 +53,10 @@ class StateRetrieval:
         conditions = self.conditions(asked, cells)
         return conditions, self.retrieval.predict(conditions)
 
-    def leave_out(self, novelty: Novelty, populations: NDArray[np.int64] | None = None) -> Retrieved:
-        """Responses of the states of training `populations` (default: all) as if each were new."""
+    def rows(self, populations: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the states of `populations`, those of one after those of another."""
         k = len(self.states)
-        rows = None if populations is None else (populations[:, None] * k + np.arange(k)).reshape(-1)
-        return self.retrieval.leave_out(novelty, rows)
+        return (populations[:, None] * k + np.arange(k)).reshape(-1)
 
     def with_features(self, features: Floats | None) -> StateRetrieval:
         """The same with the feature table of further components."""

@@ -1,6 +1,6 @@
 """Training: two stages, each built from the module and the cells; the model runs them."""
 
-from scperturbdiff.training._first import Stage, default_vae_epochs, latent_stage, plan_epochs
+from scperturbdiff.training._latent import Stage, default_vae_epochs, latent_stage, plan_epochs
 from scperturbdiff.training._populations import count_replicates, rehearsed_priors, split_populations
 from scperturbdiff.training._settings import SETTINGS, TrainingSettings
 from scperturbdiff.training._stages import PopulationTraining

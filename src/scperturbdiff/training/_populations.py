@@ -117,35 +117,36 @@ def left_out_prior(
     retrieval: Retrieval,
     by_state: StateRetrieval | None,
     novelty: Novelty,
-    rows: NDArray[np.int64] | None = None,
+    rows: NDArray[np.int64],
     device: torch.device | str = "cpu",
 ) -> Prior:
-    """What is retrieved of training populations `rows` (default: all) as if each were new in the way of `novelty`.
+    """What is retrieved of training populations `rows` as if each were new in the way of `novelty`.
 
     Where a condition has many replicates, leaving one out tells which one it was: the mean of the others and what is
     left out add up to the same sum. A network that has learned to solve for it invents a replicate when it is shown the
     mean of all, as it is at prediction. From `many_replicates` on that mean is what is given.
     """
-    rows = np.arange(len(populations.table)) if rows is None else rows
     many = np.zeros(len(rows), bool)
     if novelty == "replicate":
         many = count_replicates(populations.table)[rows] >= SETTINGS.many_replicates
-    parts = [(np.flatnonzero(~many), novelty), (np.flatnonzero(many), "seen")]
-    known, n_latent = retrieval.responses.conditions, populations.latent.shape[1]
-    found = Retrieved.nothing(len(rows), n_latent, novelty=novelty)
-    for at, way in parts:
-        if len(at):
-            found.put(at, retrieval.leave_out(way, rows[at]))
+    found = _leave_out(retrieval, novelty, rows, many)
+    conditions = retrieval.responses.conditions.take(rows)
     if by_state is None:
-        return make_prior(found, known.take(rows), device=device)
-    k = len(by_state.states)
-    items = (rows[:, None] * k + np.arange(k)).reshape(-1)
-    each = Retrieved.nothing(len(items), n_latent, novelty=novelty)
-    for at, way in parts:
-        if len(at):
-            each.put((at[:, None] * k + np.arange(k)).reshape(-1), by_state.leave_out(way, rows[at]))
-    where = by_state.retrieval.responses.conditions.take(items)
-    return make_prior(found, known.take(rows), (by_state.states, where, each), device)
+        return make_prior(found, conditions, device=device)
+    of_states = by_state.rows(rows)
+    each = _leave_out(by_state.retrieval, novelty, of_states, np.repeat(many, len(by_state.states)))
+    where = by_state.retrieval.responses.conditions.take(of_states)
+    return make_prior(found, conditions, (by_state.states, where, each), device)
+
+
+def _leave_out(retrieval: Retrieval, novelty: Novelty, rows: NDArray[np.int64], whole: NDArray[np.bool_]) -> Retrieved:
+    """Responses of `rows` as if new in the way of `novelty`, but as if seen where `whole`."""
+    out = Retrieved.nothing(len(rows), retrieval.responses.shift.shape[1], novelty=novelty)
+    ways: list[tuple[Novelty, NDArray[np.bool_]]] = [(novelty, ~whole), ("seen", whole)]
+    for way, of in ways:
+        if of.any():
+            out.put(np.flatnonzero(of), retrieval.leave_out(way, rows[of]))
+    return out
 
 
 def rehearsed_priors(

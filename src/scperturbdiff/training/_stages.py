@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from scperturbdiff.responses import (
     response_of_states,
 )
 from scperturbdiff.retrieval import Retrieval
-from scperturbdiff.training._first import Stage, encode_cells
 from scperturbdiff.training._folds import fold_evidence
+from scperturbdiff.training._latent import Stage, encode_cells
 from scperturbdiff.training._populations import (
     count_replicates,
     population_sampler,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from scperturbdiff.data import PopulationTable
     from scperturbdiff.module import PerturbDiffModule
-    from scperturbdiff.retrieval import Novelty, States
+    from scperturbdiff.retrieval import Novelty
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ class PopulationTraining:
         """
         max_epochs = max_epochs if self.enough or asked else 0
         module, training = self.module, self.measured.take(self.training)
-        self._retrieve(training)
+        if (search := self._retrieve(training)) is not None:
+            module.by_state = search.choose()
         self._set_replicates(training, self._n_factors(plan_kwargs.get("objective", "energy_score")))
         sampler, tensors = self._training_set(training, rehearse=max_epochs > 0)
         validation, novelty = self._validation_set() if len(self.held_out) else (None, [])
@@ -166,16 +167,18 @@ class PopulationTraining:
             raise TypeError("finish needs the second stage.")
         module = self.module
         if len(self.held_out):
-            self._retrieve(self.measured, None if module.by_state is None else module.by_state.states)
+            by_state, search = module.by_state, self._retrieve(self.measured)
+            if by_state is not None and search is not None:
+                module.by_state = search.fit(by_state.states)
             self._set_replicates(self.measured, self._n_factors(plan.objective))
         if module.retrieval is not None:
             folds = fold_evidence(self.measured, module, module.retrieval, self.matrix, self.seed)
             module.retrieval = replace(module.retrieval, folds=folds)
-        table, retrieval, result = self.measured.table, self.module.retrieval, selection.result
-        if not all(bool(p.isfinite().all()) for p in self.module.generator_ema.parameters()):
+        table, retrieval, result = self.measured.table, module.retrieval, selection.result
+        if not all(bool(p.isfinite().all()) for p in module.generator_ema.parameters()):
             result = replace(result, weight=0.0, reason="The network is not used: its training diverged (lower lr).")
-        self.module.generator_ema.network_weight.fill_(result.weight)
-        factors = self.module.generator_ema.replicate_factors
+        module.generator_ema.network_weight.fill_(result.weight)
+        factors = module.generator_ema.replicate_factors
         return TrainingReport(
             n_populations=len(table),
             n_conditions=len(np.unique(table.condition)),
@@ -194,7 +197,7 @@ class PopulationTraining:
             settings={
                 "training": asdict(SETTINGS),
                 "responses": asdict(ResponseSettings()),
-                "retrieval": asdict(self.module.retrieval_settings),
+                "retrieval": asdict(module.retrieval_settings),
                 "diffusion": plan.settings(),
             },
         )
@@ -216,14 +219,14 @@ class PopulationTraining:
         """Directions in which draws may vary, at most: objectives other than the energy score ask for none."""
         return None if objective == "energy_score" else 0
 
-    def _retrieve(self, populations: MeasuredPopulations, states: States | None | Literal["choose"] = "choose") -> None:
+    def _retrieve(self, populations: MeasuredPopulations) -> StateSearch | None:
+        """Fit retrieval; what states of cells are searched with, or `None` without populations."""
         module, responses = self.module, populations.responses
         module.retrieval = module.by_state = None
-        if len(responses):
-            module.retrieval = Retrieval.fit(responses, self.features, module.retrieval_settings, self.seed)
-            search = StateSearch(populations, module.retrieval, module.expression, self.seed)
-            if states is not None:
-                module.by_state = search.choose() if isinstance(states, str) else search.fit(states)
+        if not len(responses):
+            return None
+        module.retrieval = Retrieval.fit(responses, self.features, module.retrieval_settings, self.seed)
+        return StateSearch(populations, module.retrieval, module.expression, self.seed)
 
     def _set_replicates(self, populations: MeasuredPopulations, n_factors: int | None) -> None:
         """Give both generators the law of replicates."""
