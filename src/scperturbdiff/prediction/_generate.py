@@ -14,7 +14,7 @@ from scvi.utils import track
 from scperturbdiff.counts import positions
 from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, iter_rows, read_genes, resample_controls
 from scperturbdiff.diffusion import Components, Condition
-from scperturbdiff.prediction._pieces import GroupState, Piece
+from scperturbdiff.prediction._pieces import ControlGroup, Piece
 from scperturbdiff.priors import make_prior
 from scperturbdiff.retrieval import Conditions, Retrieved
 from scperturbdiff.seeds import derive_seed, seeded
@@ -83,7 +83,7 @@ class PopulationGenerator:
         where it says what happens, near 1 where it says nothing; NaN without retrieval."""
         self.adata, self.genes, self.layer, self.batches = adata, genes, layer, batches
         self.groups = groups
-        self._states: dict[int, GroupState] = {}
+        self._encoded: dict[int, ControlGroup] = {}
         features = space.feature_matrix()
         self._features, self._has_features = module.scale_features(features)
         self._retrieval = None if module.retrieval is None else module.retrieval.with_features(features)
@@ -96,18 +96,18 @@ class PopulationGenerator:
         context = self.space.context_codes(request.table)
         batch = self._batch_codes(request)
         for i in track(range(len(request)), description="Generating populations", disable=not progress):
-            state = self._state(request.group[i])
-            mean = state.latent.double().mean(0).cpu().numpy()[None]
+            group = self._group(request.group[i])
+            mean = group.latent.double().mean(0).cpu().numpy()[None]
             asked = Conditions(
-                mean, component[i : i + 1], dose[i : i + 1], context[i : i + 1], np.full(1, 1 / len(state.rows))
+                mean, component[i : i + 1], dose[i : i + 1], context[i : i + 1], np.full(1, 1 / len(group.rows))
             )
             found, self.evidence[i] = self._retrieve(asked)
-            condition = self._condition(asked, found, state.latent, codes[i : i + 1], numbers[i : i + 1])
-            factors = self._gene_factors(state, asked, condition, found)
+            condition = self._condition(asked, found, group.latent, codes[i : i + 1], numbers[i : i + 1])
+            factors = self._gene_factors(group, asked, condition, found)
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
             for draw in range(self.settings.n_populations or 1):
                 seed = derive_seed(self.settings.seed, *names, draw)
-                yield self._draw(request, i, state, condition, found, factors, batch[i], draw, seed)
+                yield self._draw(request, i, group, condition, found, factors, batch[i], draw, seed)
 
     def _batch_codes(self, request: PopulationRequest) -> NDArray[np.int64]:
         if self.space.batch_key is None:
@@ -133,9 +133,9 @@ class PopulationGenerator:
             )
         return codes
 
-    def _state(self, group: int) -> GroupState:
+    def _group(self, group: int) -> ControlGroup:
         """Encode a control group, once."""
-        if group not in self._states:
+        if group not in self._encoded:
             rows = self.groups.cells[group]
             counts = read_genes(self.adata, self.genes, self.layer, rows)
             latent = self.module.standardize(encode_rows(self.module, counts))
@@ -148,10 +148,11 @@ class PopulationGenerator:
                     len(rows)
                 )
                 shown = latent[torch.as_tensor(order[: self.settings.shown_controls], device=latent.device)]
-            self._states[group] = GroupState(
-                rows, latent, counts, batch, self.module.generator_ema.encode_controls(shown[None])
-            )
-        return self._states[group]
+            encoded, states = self.module.generator_ema.encode_controls(shown[None]), None
+            if self._by_state is not None:
+                states = self._by_state.states.shares(latent.cpu().numpy()).argmax(1)
+            self._encoded[group] = ControlGroup(rows, latent, counts, batch, encoded, states)
+        return self._encoded[group]
 
     def _retrieve(self, asked: Conditions) -> tuple[Retrieved, tuple[str, float]]:
         """What training says of one population, and its entry of `evidence`."""
@@ -185,25 +186,36 @@ class PopulationGenerator:
         )
 
     def _gene_factors(
-        self, state: GroupState, asked: Conditions, condition: Condition, found: Retrieved
+        self, group: ControlGroup, asked: Conditions, condition: Condition, found: Retrieved
     ) -> Tensor | None:
         """Log factors on the decoded counts of a population, `(n_genes,)`."""
         if self._retrieval is None or not found.residual.size:
             return None
-        n = min(len(state.rows), self.settings.shown_controls)
-        at = np.linspace(0, len(state.rows) - 1, n).astype(np.int64)
-        start, residual = state.latent[torch.as_tensor(at, device=state.latent.device)], self._put(found.residual[0])
-        means = self.module.moved_means(
-            self._put(state.counts[at].toarray()), start, condition.prior.move(start[None])[0], residual
-        )
-        weight = self._retrieval.fold_weight(asked, found.novelty[0])
-        return residual + means.towards_fold(self._put(found.fold[0]), weight) if weight else residual
+        residual, weight = self._put(found.residual[0]), self._retrieval.fold_weight(asked, found.novelty[0])
+        if not weight:
+            return residual
+        n = min(len(group.rows), self.settings.shown_controls)
+        at = np.linspace(0, len(group.rows) - 1, n).astype(np.int64)
+        start, counts = group.latent[torch.as_tensor(at, device=group.latent.device)], group.counts[at].toarray()
+        means = self.module.moved_means(self._put(counts), start, condition.prior.move(start[None])[0], residual)
+        return residual + means.towards_fold(self._put(found.fold[0]), weight)
+
+    def _miss(self, found: Retrieved, seed: int) -> Tensor | None:
+        """By how much a draw of something new misses what is retrieved, `(1, n_latent)`; `None` where replicates vary.
+
+        Populations that were left out were off as replicates are, too.
+        """
+        factors = None if self._retrieval is None else self._retrieval.doubt.get(found.novelty[0])
+        if factors is None or self.settings.n_populations is None:
+            return None
+        noise = np.random.default_rng(derive_seed(seed, "doubt")).normal(size=factors.shape[1])
+        return self._put(np.sqrt(found.variance[:1]) * (factors @ noise))[None]
 
     def _draw(
         self,
         request: PopulationRequest,
         i: int,
-        state: GroupState,
+        group: ControlGroup,
         condition: Condition,
         found: Retrieved,
         factors: Tensor | None,
@@ -215,28 +227,25 @@ class PopulationGenerator:
         rng, n_cells = np.random.default_rng(seed), request.n_cells[i]
         # the best single guess starts from every control equally often; draws vary as replicates and their controls do
         guess = settings.n_populations is None
-        chosen = (choose_controls if guess else resample_controls)(len(state.rows), n_cells, rng)
-        factors_of_error = None if guess or self._retrieval is None else self._retrieval.doubt.get(found.novelty[0])
-        if factors_of_error is not None:
-            noise = np.random.default_rng(derive_seed(seed, "doubt")).normal(size=factors_of_error.shape[1])
-            offset = self._put(np.sqrt(found.variance[:1]) * (factors_of_error @ noise))[None]
-            condition = replace(condition, prior=condition.prior.shifted(offset))
-        at = torch.as_tensor(chosen, device=state.latent.device)
+        chosen = (choose_controls if guess else resample_controls)(len(group.rows), n_cells, rng)
+        if (miss := self._miss(found, seed)) is not None:
+            condition = replace(condition, prior=condition.prior.shifted(miss))
+        at = torch.as_tensor(chosen, device=group.latent.device)
         repeated = torch.ones_like(at, dtype=torch.bool)
         repeated[np.unique(chosen, return_index=True)[1]] = False
         latents, counts = [], []
-        with seeded(seed, state.latent.device):
-            shared = torch.randn(1, generator.n_population_noise, device=state.latent.device)
-            if factors_of_error is not None:  # populations that were left out were off as replicates are, too
+        with seeded(seed, group.latent.device):
+            shared = torch.randn(1, generator.n_population_noise, device=group.latent.device)
+            if miss is not None:
                 shared = torch.zeros_like(shared)
             # pieces of equal size: a last piece of a few cells would be a population of its own to the network
             for piece_of in np.array_split(np.arange(len(chosen)), -(-len(chosen) // settings.piece)):
                 part = slice(int(piece_of[0]), int(piece_of[-1]) + 1)
                 piece = at[part]
                 z = generator.sample(
-                    state.latent[piece][None],
+                    group.latent[piece][None],
                     condition,
-                    state.controls,
+                    group.controls,
                     features=self._features,
                     has_features=self._has_features,
                     population_noise=shared,
@@ -250,19 +259,17 @@ class PopulationGenerator:
                 sampled = self.module.moved_counts(
                     latent,
                     codes,
-                    torch.as_tensor(state.counts[chosen[part]].toarray(), device=latent.device),
-                    self.module.unstandardize(state.latent[piece]),
-                    torch.full_like(codes, batch if state.batch < 0 else state.batch),
+                    torch.as_tensor(group.counts[chosen[part]].toarray(), device=latent.device),
+                    self.module.unstandardize(group.latent[piece]),
+                    torch.full_like(codes, batch if group.batch < 0 else group.batch),
                     float(np.exp(found.library[0])),
                     factors,
                     repeated[part],
                 )
                 latents.append(latent.cpu().numpy())
                 counts.append(as_csr(sampled))
-        matrix, of_states = sparse.vstack(counts, format="csr"), None
-        if self._by_state is not None:
-            of_states = self._by_state.states.shares(state.latent[at].cpu().numpy()).argmax(1)
-        return Piece(i, draw, state.rows[chosen], matrix, np.concatenate(latents), of_states)
+        matrix, states = sparse.vstack(counts, format="csr"), None if group.states is None else group.states[chosen]
+        return Piece(i, draw, group.rows[chosen], matrix, np.concatenate(latents), states)
 
 
 def as_csr(dense: Tensor) -> sparse.csr_matrix:

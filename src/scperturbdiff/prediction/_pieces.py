@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class GroupState:
+class ControlGroup:
     """A control group, encoded once for all that is asked of it.
 
     Attributes
@@ -30,6 +30,8 @@ class GroupState:
         Code of their batch, -1 for one the decoder does not know.
     controls
         What the network sees of them.
+    states
+        Their states, `(n,)`; `None` where there is one.
     """
 
     rows: NDArray[np.int64]
@@ -37,6 +39,7 @@ class GroupState:
     counts: sparse.csr_matrix
     batch: int
     controls: EncodedControls
+    states: NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
