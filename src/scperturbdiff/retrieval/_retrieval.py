@@ -41,8 +41,6 @@ VERSION = 1  # of the saved state
 LEFT_OUT: tuple[Novelty, ...] = ("replicate", "pair", "context", "perturbation")
 NEW: tuple[Novelty, ...] = ("pair", "context", "perturbation")
 """Ways of being new in which more than a replicate is."""
-UNLIKE = 0.3
-"""Share of responses that depends on the context, at least, before similarities are learned."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,9 @@ class Retrieval(FittedRetrieval):
         if not can_learn(known, self.settings.max_contexts):
             return self
         # a prior of full rank: from contexts that are all alike none could be learned to be unlike
-        widths = replace(self.widths["pair"], context_share=max(self.widths["pair"].context_share, UNLIKE))
+        widths = replace(
+            self.widths["pair"], context_share=max(self.widths["pair"].context_share, self.settings.prior_context_share)
+        )
         prior = replace(self._kernel(widths), mean_variance=1.0).contexts(means, means)
         pair = known.pair_codes()
         fold = (np.random.default_rng(seed).permutation(pair.max() + 1) % self.settings.n_folds)[pair]

@@ -50,6 +50,8 @@ class RetrievalSettings:
         Similarities are not learned from more contexts than this.
     context_prior_weight
         Weight of the prior covariance of contexts, in perturbations.
+    prior_context_share
+        Share of responses that depends on the context, at least, in that prior.
     max_dose_levels
         More different doses are grouped by quantiles.
     dose_prior_weight
@@ -77,5 +79,6 @@ class RetrievalSettings:
     em_components: int = 256
     max_contexts: int = 128
     context_prior_weight: float = 2.0
+    prior_context_share: float = 0.3
     max_dose_levels: int = 16
     dose_prior_weight: float = 0.1
