@@ -16,9 +16,11 @@ PACKAGE = "scperturbdiff"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 MODULE = {"latent", "retrieval", "diffusion", "counts"}
-MODEL = {"seeds", "data", "report", "responses", "module", "priors", "training", "transfer", "prediction", *MODULE}
+ROOMS = {"seeds", "storage", "data", "report", "responses", "module", "priors", "training", "transfer", "prediction"}
+MODEL = ROOMS | MODULE
 USES: dict[str, set[str]] = {
     "seeds": set(),
+    "storage": set(),
     "data": {"seeds"},
     "retrieval": set(),
     "diffusion": {"seeds"},
@@ -28,9 +30,9 @@ USES: dict[str, set[str]] = {
     "responses": {"counts", "data", "latent", "retrieval"},
     "priors": {"retrieval", "diffusion"},
     "module": MODULE,
-    "training": {"module", "priors", "report", "responses", "data", "seeds", *MODULE},
+    "training": {"module", "priors", "report", "responses", "data", "seeds", "storage", *MODULE},
     "transfer": {"module", "data"},
-    "prediction": {"module", "priors", "data", "retrieval", "diffusion", "counts", "seeds"},
+    "prediction": {"module", "priors", "data", "retrieval", "diffusion", "counts", "seeds", "storage"},
     "evaluation": {"data", "seeds"},
     "datasets": {"data", "seeds"},
     "model": MODEL,
