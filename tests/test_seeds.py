@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from scperturbdiff.seeds import derive_seed, resolve_seed, seeded
+from scperturbdiff.seeds import derive_seed, resolve_seed, seeded, stream
 
 if TYPE_CHECKING:
     import pytest
@@ -27,6 +27,16 @@ def test_seeded_blocks_leave_the_stream_alone() -> None:
     assert torch.equal(torch.randn(2), expected)
     with seeded(1):
         assert torch.equal(torch.randn(2), first)
+
+
+def test_a_stream_has_the_numbers_of_a_seeded_block_and_leaves_the_global_one_alone() -> None:
+    with seeded(2**62 + 3):
+        expected = torch.randn(3), torch.randperm(9)
+    torch.manual_seed(5)
+    before, own = torch.get_rng_state(), stream(2**62 + 3)
+    drawn = torch.randn(3, generator=own), torch.randperm(9, generator=own)
+    assert all(torch.equal(a, b) for a, b in zip(drawn, expected, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_seed_falls_back_to_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,8 +119,10 @@ class PerturbDiffModule(BaseModuleClass):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` gave."""
-        self.retrieval = Retrieval.from_state(state["retrieval"]) if "retrieval" in state else None
-        self.by_state = StateRetrieval.from_state(state["by_state"]) if "by_state" in state else None
+        n_latent, n_genes = len(self.latent_mean), self.vae.n_input
+        found = state.get("retrieval"), state.get("by_state")
+        self.retrieval = None if found[0] is None else Retrieval.from_state(found[0], n_latent, n_genes)
+        self.by_state = None if found[1] is None else StateRetrieval.from_state(found[1], n_latent)
 
     @torch.no_grad()
     def encode(self, blocks: Iterable[Any]) -> Tensor:
@@ -160,6 +162,7 @@ class PerturbDiffModule(BaseModuleClass):
         library_ratio: float = 1.0,
         residual: Tensor | None = None,
         repeated: Tensor | None = None,
+        rng: torch.Generator | None = None,
     ) -> Tensor:
         r"""Sample counts of cells as if the control cells they started from had moved in the latent space.
 
@@ -182,6 +185,8 @@ class PerturbDiffModule(BaseModuleClass):
             Log ratio of expected counts to decoded ones, `(n_genes,)`; cells keep their expected library size.
         repeated
             Cells whose control cell another one has already started from, `(n_cells,)`.
+        rng
+            What is drawn from; `None`: torch's global generator.
 
         Returns
         -------
@@ -190,7 +195,7 @@ class PerturbDiffModule(BaseModuleClass):
         library = start_counts.sum(-1, keepdim=True)
         after, dispersion = self._expected(latent, (library_ratio * library).log(), batch, residual)
         before = library * self.vae.decode_frequencies(start_latent, start_batch)
-        return move_counts(start_counts, before, after, dispersion.expand_as(before), repeated)
+        return move_counts(start_counts, before, after, dispersion.expand_as(before), repeated, rng)
 
     def _expected(
         self, latent: Tensor, log_library: Tensor, batch: Tensor, residual: Tensor | None

@@ -30,9 +30,17 @@ def derive_seed(seed: int, *names: object) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
+def stream(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own, with the numbers of :func:`seeded`: what other threads draw does not change them."""
+    return torch.Generator(device).manual_seed(seed)
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run a block with torch's generators seeded, then put their state back."""
+    """Run a block with torch's generators seeded, then put their state back.
+
+    These are the same for all threads: what may run in several draws from a :func:`stream`.
+    """
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from scperturbdiff.counts._sampling import EPS, _draw, positions, sample_negative_binomial
+from scperturbdiff.counts._sampling import EPS, _draw, positions, sample_negative_binomial, uniform_like
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def move_counts(
-    counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor, repeated: Tensor | None = None
+    counts: Tensor,
+    before: Tensor,
+    after: Tensor,
+    dispersion: Tensor,
+    repeated: Tensor | None = None,
+    rng: torch.Generator | None = None,
 ) -> Tensor:
     r"""Counts of cells if their negative binomial means had been others, all `(n_cells, n_genes)`.
 
@@ -30,47 +40,53 @@ def move_counts(
     repeated
         Cells that are the copy of another one, `(n_cells,)`; `None` for none. They keep `w`, and get Poisson noise of
         their own.
+    rng
+        What is drawn from, on the device of the counts; `None`: torch's global generator.
     """
-    move = _move if counts.device.type == "cpu" else _move_dense
+    move: Callable[..., Tensor] = _move if counts.device.type == "cpu" else _move_dense
     if repeated is None or not repeated.any():
-        return move(counts, before, after, dispersion)
+        return move(counts, before, after, dispersion, rng)
     all_of = counts, before, after, dispersion
     first, copies = positions(~repeated), positions(repeated)
     out = torch.empty_like(counts)
-    out.index_copy_(0, first, move(*(x.index_select(0, first) for x in all_of)))
+    out.index_copy_(0, first, move(*(x.index_select(0, first) for x in all_of), rng))
     counts, before, after, dispersion = (x.index_select(0, copies) for x in all_of)
     shape = dispersion + counts
-    return out.index_copy_(0, copies, sample_negative_binomial(after * shape / (dispersion + before), shape))
+    return out.index_copy_(0, copies, sample_negative_binomial(after * shape / (dispersion + before), shape, rng))
 
 
-def _move(counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor) -> Tensor:
+def _move(
+    counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor, rng: torch.Generator | None = None
+) -> Tensor:
     """:func:`move_counts` of cells that are nobody's copy; only entries that may change are looked at."""
     rise, shape = (after - before).reshape(-1), dispersion.reshape(-1)
     out, old, new = counts.reshape(-1).clone(), before.reshape(-1), after.reshape(-1)
     here = positions(out > 0)
     falls = rise.take(here) < 0
     lost, kept = here[falls], here[~falls]
-    thinned = _thin(out.take(lost), new.take(lost) / old.take(lost))
-    uniform = torch.rand_like(rise)
+    thinned = _thin(out.take(lost), new.take(lost) / old.take(lost), rng)
+    uniform = uniform_like(rise, rng)
     # of counts of 0 few are added to: w is expected to be at most 1 there
     fresh = positions((uniform < rise) & (out == 0))
     out.put_(lost, thinned)
     more = torch.cat([fresh, kept])
-    drawn = torch.cat([uniform.take(fresh), torch.rand(len(kept), dtype=rise.dtype, device=rise.device)])
+    drawn = torch.cat([uniform.take(fresh), torch.rand(len(kept), generator=rng, dtype=rise.dtype, device=rise.device)])
     known = shape.take(more) + out.take(more)
-    added = _draw(drawn, rise.take(more) * known / (shape.take(more) + old.take(more)), known)
+    added = _draw(drawn, rise.take(more) * known / (shape.take(more) + old.take(more)), known, rng)
     return out.put_(more, added, accumulate=True).view(counts.shape)
 
 
-def _move_dense(counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor) -> Tensor:
+def _move_dense(
+    counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor, rng: torch.Generator | None = None
+) -> Tensor:
     """:func:`_move` for devices on which drawing a number costs less than finding out whether to."""
     shape = dispersion + counts
-    kept = torch.binomial(counts, (after / before.clamp(min=EPS)).clamp(max=1))
-    return kept + sample_negative_binomial((after - before).clamp(min=0) * shape / (dispersion + before), shape)
+    kept = torch.binomial(counts, (after / before.clamp(min=EPS)).clamp(max=1), generator=rng)
+    return kept + sample_negative_binomial((after - before).clamp(min=0) * shape / (dispersion + before), shape, rng)
 
 
-def _thin(counts: Tensor, probability: Tensor) -> Tensor:
+def _thin(counts: Tensor, probability: Tensor, rng: torch.Generator | None) -> Tensor:
     """Counts `(n,)`, none of them 0, of which each molecule stays with a probability."""
-    out = (torch.rand_like(counts) < probability).to(counts.dtype)
+    out = (uniform_like(counts, rng) < probability).to(counts.dtype)
     several = positions(counts > 1)
-    return out.put_(several, torch.binomial(counts.take(several), probability.take(several)))
+    return out.put_(several, torch.binomial(counts.take(several), probability.take(several), generator=rng))

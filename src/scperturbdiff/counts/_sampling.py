@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Gamma
 
 EPS = 1e-8
 """As in scvi-tools' own negative binomial."""
@@ -13,24 +12,29 @@ LARGE_MEAN = 4.0
 """Counts of a larger mean are drawn as a gamma-Poisson mixture."""
 
 
-def sample_negative_binomial(mean: Tensor, shape: Tensor) -> Tensor:
+def sample_negative_binomial(mean: Tensor, shape: Tensor, rng: torch.Generator | None = None) -> Tensor:
     """Negative binomial counts of the given means and shapes (variance = mean + mean^2 / shape), any common size.
 
     On a CPU gamma and Poisson numbers are nearly all of the cost of prediction, while most counts are 0. There one
     uniform number decides which are (:func:`_draw`).
     """
     if mean.device.type != "cpu":
-        return _gamma_poisson(mean, shape)
+        return _gamma_poisson(mean, shape, rng)
     size, mean = mean.shape, mean.reshape(-1)
-    uniform = torch.rand_like(mean)
+    uniform = uniform_like(mean, rng)
     at = positions(uniform < mean)
-    drawn = _draw(uniform.take(at), mean.take(at), shape.reshape(-1).take(at))
+    drawn = _draw(uniform.take(at), mean.take(at), shape.reshape(-1).take(at), rng)
     return torch.zeros_like(mean).put_(at, drawn).view(size)
 
 
-def _gamma_poisson(mean: Tensor, shape: Tensor) -> Tensor:
-    rate = Gamma(shape, torch.ones_like(shape), validate_args=False).sample()
-    return torch.poisson(mean / shape * rate)
+def uniform_like(values: Tensor, rng: torch.Generator | None) -> Tensor:
+    """Uniform numbers, as many as `values`; :func:`torch.rand_like` knows only the global generator."""
+    return torch.rand(values.shape, generator=rng, dtype=values.dtype, device=values.device)
+
+
+def _gamma_poisson(mean: Tensor, shape: Tensor, rng: torch.Generator | None) -> Tensor:
+    rate = torch._standard_gamma(shape, generator=rng).clamp_(min=torch.finfo(shape.dtype).tiny)
+    return torch.poisson(mean / shape * rate, generator=rng)
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -40,7 +44,7 @@ def positions(mask: Tensor) -> Tensor:
     return mask.reshape(-1).nonzero().view(-1)
 
 
-def _draw(uniform: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
+def _draw(uniform: Tensor, mean: Tensor, shape: Tensor, rng: torch.Generator | None) -> Tensor:
     """Negative binomial counts `(n,)` from uniform numbers, which may be conditioned on being less than the mean.
 
     Counts are 0 where the number is larger than the probability of another count, which is less than the mean. Small
@@ -54,7 +58,7 @@ def _draw(uniform: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
     out.put_(at, _invert(uniform.take(at).double(), mean.take(at), shape.take(at)).to(out.dtype))
     at = positions(large)
     mean, shape = mean.take(at), shape.take(at)
-    return out.put_(at, _gamma_poisson(mean, shape).to(out.dtype))
+    return out.put_(at, _gamma_poisson(mean, shape, rng).to(out.dtype))
 
 
 def _invert(uniform: Tensor, mean: Tensor, shape: Tensor) -> Tensor:

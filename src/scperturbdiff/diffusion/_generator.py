@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -187,6 +187,7 @@ class Generator(nn.Module):
         sampler: Sampler = "renoise",
         guidance: float = 1.0,
         mixture: bool = False,
+        rng: torch.Generator | None = None,
     ) -> Tensor:
         """Draw populations `(b, n_cells, n_latent)`.
 
@@ -213,16 +214,19 @@ class Generator(nn.Module):
         mixture
             Give each cell the offset of a replicate of its own: the mixture over draws, which is the best single guess
             under the energy distance.
+        rng
+            What is drawn from, on the device of the cells; `None`: torch's global generator.
         """
         b, m, _ = start.shape
+        drawn: dict[str, Any] = {"generator": rng, "device": start.device}
         if population_noise is None:
-            population_noise = torch.randn(b, self.n_population_noise, device=start.device)
+            population_noise = torch.randn(b, self.n_population_noise, **drawn)
         treated = condition.components.mask.any(-1, keepdim=True)
         population_noise = population_noise * treated
         offset = self.replicate_offset(population_noise)[:, None]
         apart = torch.zeros_like(offset)  # of each cell from its population: added last, as samplers reorder cells
         if mixture:
-            noise = torch.randn(b, m, self.n_population_noise, device=start.device)
+            noise = torch.randn(b, m, self.n_population_noise, **drawn)
             offset, apart = apart, self.replicate_offset(noise * treated[:, None])
         if not self.n_evaluations(n_steps):
             return condition.prior.move(start) + offset + apart
@@ -230,7 +234,7 @@ class Generator(nn.Module):
         unconditional = self.embed(condition.hidden(), features, has_features) if guidance != 1.0 else None
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
-            randomness = Randomness(population_noise, torch.randn(b, m, self.n_cell_noise, device=z.device))
+            randomness = Randomness(population_noise, torch.randn(b, m, self.n_cell_noise, **drawn))
             estimate = self(z, t, start, embedded, condition.prior, controls, randomness, offset=offset)
             if unconditional is not None:
                 blind = self(z, t, start, unconditional, condition.prior, controls, randomness, offset=offset)
@@ -238,7 +242,7 @@ class Generator(nn.Module):
             # where a draw lies was decided at pure noise, and the network does not bring it back
             return estimate + ((t < 1) * self.schedule.sigma(t).square())[:, None, None] * offset
 
-        return sample(denoise, self.schedule.noise_like(start), self.schedule, n_steps, sampler) + apart
+        return sample(denoise, self.schedule.noise_like(start, rng), self.schedule, n_steps, sampler, rng) + apart
 
 
 def _mean_of_cells(values: Tensor, mask: Tensor | None) -> Tensor:

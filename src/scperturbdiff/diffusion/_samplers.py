@@ -29,6 +29,7 @@ def sample(
     schedule: NoiseSchedule,
     n_steps: int = 1,
     sampler: Sampler = "renoise",
+    rng: torch.Generator | None = None,
 ) -> Tensor:
     """Run the reverse process from `noise` at `t = 1`.
 
@@ -47,6 +48,8 @@ def sample(
         trained with a score of whole populations, each of whose evaluations is a sample. ``"ddim"`` (Song et al. 2021)
         and ``"dpm++"`` (second-order multistep DPM-Solver++, Lu et al. 2022) follow the deterministic path of a
         denoiser trained with squared error, whose evaluations are posterior means.
+    rng
+        What is drawn from, on the device of `noise`; `None`: torch's global generator.
 
     Returns
     -------
@@ -66,8 +69,8 @@ def sample(
         if sampler == "renoise":
             # In training a noised cell is independent of the control cell that the denoiser is told it starts from.
             # An estimate came from that control: without a new order (cells are exchangeable) it would count twice.
-            estimate = estimate[..., torch.randperm(z.shape[-2], device=z.device), :]
-            z = alphas[i + 1] * estimate + sigmas[i + 1] * schedule.noise_like(estimate)
+            estimate = estimate[..., torch.randperm(z.shape[-2], generator=rng, device=z.device), :]
+            z = alphas[i + 1] * estimate + sigmas[i + 1] * schedule.noise_like(estimate, rng)
         elif sampler == "ddim":
             z = _ddim_step(z, estimate, (alphas[i], sigmas[i]), (alphas[i + 1], sigmas[i + 1]))
         else:

@@ -26,9 +26,9 @@ class NoiseSchedule:
         """Noise level at times `t` in [0, 1]."""
         return torch.sin(t * (math.pi / 2))
 
-    def noise_like(self, z: Tensor) -> Tensor:
+    def noise_like(self, z: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """Standard normal noise for populations `z` of shape `(..., n_cells, n_latent)`, independent for each cell."""
-        return torch.randn_like(z)
+        return torch.randn(z.shape, generator=rng, dtype=z.dtype, device=z.device)
 
     def add_noise(self, z: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """Noised populations; `z` is `(..., n_cells, n_latent)`, `t` broadcasts to `(...)`: one time a population."""

@@ -50,9 +50,10 @@ class LatentVAE(VAE):
     @torch.no_grad()
     def encode(self, counts: Tensor) -> Tensor:
         """Posterior means `(n_cells, n_latent)` of counts `(n_cells, n_genes)`."""
-        batch = torch.zeros(len(counts), 1, device=counts.device)  # the encoder does not see the batch
-        outputs = self.inference(x=counts, batch_index=batch)
-        mean: Tensor = outputs["qz"].loc
+        # not `inference`: it draws a latent vector as well, from the generator that all threads share
+        mean: Tensor = self.z_encoder.mean_encoder(
+            self.z_encoder.encoder(counts.log1p() if self.log_variational else counts)
+        )
         return mean
 
     @torch.no_grad()

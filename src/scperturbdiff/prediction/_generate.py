@@ -17,7 +17,7 @@ from scperturbdiff.diffusion import Components, Condition
 from scperturbdiff.prediction._pieces import ControlGroup, Piece
 from scperturbdiff.priors import make_prior
 from scperturbdiff.retrieval import Conditions, Retrieved
-from scperturbdiff.seeds import derive_seed, seeded
+from scperturbdiff.seeds import derive_seed, stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ class PopulationGenerator:
     Parameters
     ----------
     module
-        The trained module, in evaluation mode.
+        The trained module; it is put into evaluation mode.
     space
         The model's conditions (with the features of this call).
     adata, genes, layer
@@ -77,7 +77,7 @@ class PopulationGenerator:
         transform_batch: str | None = None,
     ) -> None:
         self.transform_batch = transform_batch
-        self.module, self.space, self.settings = module, space, settings
+        self.module, self.space, self.settings = module.eval(), space, settings
         self.evidence: dict[int, tuple[str, float]] = {}
         """How each population is new, and the share of the variance of its mean shift that training leaves open: near 0
         where it says what happens, near 1 where it says nothing; NaN without retrieval."""
@@ -224,50 +224,52 @@ class PopulationGenerator:
         seed: int,
     ) -> Piece:
         generator, settings = self.module.generator_ema, self.settings
-        rng, n_cells = np.random.default_rng(seed), request.n_cells[i]
+        device = group.latent.device
+        chance, rng = np.random.default_rng(seed), stream(seed, device)
         # the best single guess starts from every control equally often; draws vary as replicates and their controls do
         guess = settings.n_populations is None
-        chosen = (choose_controls if guess else resample_controls)(len(group.rows), n_cells, rng)
+        chosen = (choose_controls if guess else resample_controls)(len(group.rows), request.n_cells[i], chance)
         if (miss := self._miss(found, seed)) is not None:
             condition = replace(condition, prior=condition.prior.shifted(miss))
-        at = torch.as_tensor(chosen, device=group.latent.device)
+        at = torch.as_tensor(chosen, device=device)
         repeated = torch.ones_like(at, dtype=torch.bool)
         repeated[np.unique(chosen, return_index=True)[1]] = False
         latents, counts = [], []
-        with seeded(seed, group.latent.device):
-            shared = torch.randn(1, generator.n_population_noise, device=group.latent.device)
-            if miss is not None:
-                shared = torch.zeros_like(shared)
-            # pieces of equal size: a last piece of a few cells would be a population of its own to the network
-            for piece_of in np.array_split(np.arange(len(chosen)), -(-len(chosen) // settings.piece)):
-                part = slice(int(piece_of[0]), int(piece_of[-1]) + 1)
-                piece = at[part]
-                z = generator.sample(
-                    group.latent[piece][None],
-                    condition,
-                    group.controls,
-                    features=self._features,
-                    has_features=self._has_features,
-                    population_noise=shared,
-                    n_steps=settings.n_steps,
-                    sampler=settings.sampler,
-                    guidance=settings.guidance,
-                    mixture=guess,
-                )[0]
-                latent = self.module.unstandardize(z)
-                codes = torch.full((len(piece),), batch, device=latent.device)
-                sampled = self.module.moved_counts(
-                    latent,
-                    codes,
-                    torch.as_tensor(group.counts[chosen[part]].toarray(), device=latent.device),
-                    self.module.unstandardize(group.latent[piece]),
-                    torch.full_like(codes, batch if group.batch < 0 else group.batch),
-                    float(np.exp(found.library[0])),
-                    factors,
-                    repeated[part],
-                )
-                latents.append(latent.cpu().numpy())
-                counts.append(as_csr(sampled))
+        shared = torch.randn(1, generator.n_population_noise, generator=rng, device=device)
+        if miss is not None:
+            shared = torch.zeros_like(shared)
+        # pieces of equal size: a last piece of a few cells would be a population of its own to the network
+        for piece_of in np.array_split(np.arange(len(chosen)), -(-len(chosen) // settings.piece)):
+            part = slice(int(piece_of[0]), int(piece_of[-1]) + 1)
+            piece = at[part]
+            z = generator.sample(
+                group.latent[piece][None],
+                condition,
+                group.controls,
+                features=self._features,
+                has_features=self._has_features,
+                population_noise=shared,
+                n_steps=settings.n_steps,
+                sampler=settings.sampler,
+                guidance=settings.guidance,
+                mixture=guess,
+                rng=rng,
+            )[0]
+            latent = self.module.unstandardize(z)
+            codes = torch.full((len(piece),), batch, device=device)
+            sampled = self.module.moved_counts(
+                latent,
+                codes,
+                torch.as_tensor(group.counts[chosen[part]].toarray(), device=device),
+                self.module.unstandardize(group.latent[piece]),
+                torch.full_like(codes, batch if group.batch < 0 else group.batch),
+                float(np.exp(found.library[0])),
+                factors,
+                repeated[part],
+                rng,
+            )
+            latents.append(latent.cpu().numpy())
+            counts.append(as_csr(sampled))
         matrix, states = sparse.vstack(counts, format="csr"), None if group.states is None else group.states[chosen]
         return Piece(i, draw, group.rows[chosen], matrix, np.concatenate(latents), states)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import h5py
 import numpy as np
@@ -14,6 +15,7 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 from scipy import sparse
 
 from scperturbdiff.data import COUNTS, assemble_cells, log_normalize
+from scperturbdiff.storage import atomic_file, atomic_folder, check_space, check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 BUFFER_CELLS = 4096
 """Cells gathered in memory before they are appended to the file."""
+SPARE = 32_000_000
+"""Bytes on the disk that are left free: for what HDF5 writes late, and for what others write meanwhile."""
 FORMATS = (".h5ad", ".zarr")
 
 
@@ -35,43 +39,74 @@ class CellWriter:
     Counts and expression, which are nearly all of the cells, are never in memory as a whole; latent vectors and
     annotation are kept until the end.
 
+    They go to a hidden file or folder beside `path`, which gets its name when everything is written: a process that
+    is killed leaves no half a file under that name.
+
     Parameters
     ----------
     path
         Where to write; must not exist.
     target_sum
         Counts per cell after normalisation, before the logarithm.
+
+    Raises
+    ------
+    ValueError
+        If `path` has another suffix.
+    OSError
+        If something is at `path` or nothing can be written there.
     """
 
     def __init__(self, path: str | Path, target_sum: float) -> None:
         self.path, self.target_sum = Path(path), target_sum
         if self.path.suffix not in FORMATS:
             raise ValueError(f"output={str(path)!r} must end in one of {FORMATS}.")
-        if self.path.exists():
+        if os.path.lexists(self.path):
             raise FileExistsError(f"output={str(path)!r} exists already.")
+        check_writable(self.path)
+        self._is_h5ad = self.path.suffix == ".h5ad"
         self._buffer: list[sparse.csr_matrix] = []
         self._n_buffered = 0
         self._is_empty = True
 
-    def _open(self, mode: Literal["r", "w"]) -> Any:
-        if self.path.suffix == ".h5ad":
-            return h5py.File(self.path, mode)
-        import zarr
-
-        return zarr.open_group(str(self.path), mode=mode)
-
     def __enter__(self) -> Self:
-        self._store = self._open("w")
-        self._store.attrs["encoding-type"], self._store.attrs["encoding-version"] = "anndata", "0.1.0"
+        with ExitStack() as stack:
+            atomic = atomic_file if self._is_h5ad else atomic_folder
+            partial = stack.enter_context(atomic(self.path, overwrite=False))
+            if self._is_h5ad:
+                self._store: Any = stack.enter_context(h5py.File(partial, "w"))
+            else:
+                import zarr
+
+                self._store = zarr.open_group(str(partial), mode="w-")
+            self._store.attrs["encoding-type"], self._store.attrs["encoding-version"] = "anndata", "0.1.0"
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(self._store, h5py.File):
-            self._store.close()
-        if kind is not None:  # half a file is worse than none
-            shutil.rmtree(self.path) if self.path.is_dir() else self.path.unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, trace)
+
+    def rehearse(self, obs: pd.DataFrame, var: pd.DataFrame) -> None:
+        """Raise a `ValueError` if annotation of this kind cannot be written, which else shows at the end only.
+
+        Formats differ in what names of columns and values they take.
+        """
+        try:
+            frame = self._annotation(obs, var)
+            if self._is_h5ad:
+                store: Any = h5py.File("rehearsal", "w", driver="core", backing_store=False)  # in memory
+            else:
+                import zarr
+
+                store = zarr.group()
+            for name in ("obs", "var"):
+                write_elem(store, name, getattr(frame, name))
+        except Exception as error:
+            # the name of the column is in a note
+            text = " ".join([str(error), *getattr(error, "__notes__", ())])
+            raise ValueError(f"output={str(self.path)!r} cannot hold the annotation of these cells: {text}") from error
 
     def write(self, piece: Piece) -> Piece:
         """Take the counts of `piece`; returns the piece without them."""
@@ -86,6 +121,7 @@ class CellWriter:
             return
         counts = sparse.vstack(self._buffer, format="csr")
         self._buffer, self._n_buffered = [], 0
+        self._check_space(2 * (counts.data.nbytes + counts.indices.nbytes + 8 * counts.shape[0]))
         parts = {"X": log_normalize(counts, self.target_sum), f"layers/{COUNTS}": counts.astype(np.int32)}
         for name, matrix in parts.items():
             if self._is_empty:
@@ -101,22 +137,31 @@ class CellWriter:
     def finish(self, obs: pd.DataFrame, var: pd.DataFrame, pieces: list[Piece], made_by: Mapping[str, Any]) -> None:
         """Write what is left and the annotation."""
         self._flush()
-        frame = assemble_cells(
-            sparse.csr_matrix((len(obs), len(var)), dtype=np.float32),
-            obs,
-            var,
-            latent=np.concatenate([piece.latent for piece in pieces]),
-            target_sum=self.target_sum,
-            made_by=made_by,
-        )
+        latent = np.concatenate([piece.latent for piece in pieces])
+        frame = self._annotation(obs, var, latent=latent, made_by=made_by)
+        self._check_space(latent.nbytes + frame.obs.memory_usage(deep=True).sum())
         for name in ("obs", "var"):
             write_elem(self._store, name, getattr(frame, name))
         for name in ("obsm", "uns", "varm", "obsp", "varp"):
             write_elem(self._store, name, dict(getattr(frame, name)))
 
+    def _annotation(self, obs: pd.DataFrame, var: pd.DataFrame, **more: Any) -> AnnData:
+        """Cells without counts."""
+        counts = sparse.csr_matrix((len(obs), len(var)), dtype=np.float32)
+        return assemble_cells(counts, obs, var, target_sum=self.target_sum, **more)
+
+    def _check_space(self, n_bytes: float) -> None:
+        """Raise an `OSError` before a disk is full: then HDF5 does not return an error but ends the interpreter."""
+        check_space(self.path.parent, n_bytes + SPARE)
+
     def open(self) -> AnnData:
         """The cells, with the matrices left on disk."""
-        store = self._open("r")
+        if self._is_h5ad:
+            store: Any = h5py.File(self.path, "r")
+        else:
+            import zarr
+
+            store = zarr.open_group(str(self.path), mode="r")
         return AnnData(
             X=sparse_dataset(store["X"]),
             layers={COUNTS: sparse_dataset(store[f"layers/{COUNTS}"])},

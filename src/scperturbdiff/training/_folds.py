@@ -10,7 +10,7 @@ import torch
 from scperturbdiff.data import iter_rows, log_normalize
 from scperturbdiff.module import dense
 from scperturbdiff.retrieval import FoldEvidence
-from scperturbdiff.seeds import derive_seed, seeded
+from scperturbdiff.seeds import derive_seed, stream
 from scperturbdiff.training._populations import left_out_prior, useful_novelties
 from scperturbdiff.training._settings import SETTINGS
 
@@ -97,8 +97,9 @@ def _draw(
     """Counts of control cells that are `moved`, as of the first batch, `(n_cells, n_genes)`."""
     batch = torch.zeros(len(start), dtype=torch.long, device=start.device)
     latent, start_latent = (module.unstandardize(cells) for cells in (moved, start))
-    with seeded(seed, start.device):
-        return module.moved_counts(latent, batch, counts, start_latent, batch, library, factors)
+    return module.moved_counts(
+        latent, batch, counts, start_latent, batch, library, factors, rng=stream(seed, start.device)
+    )
 
 
 def _mean_expression(counts: torch.Tensor) -> NDArray[np.float64]:
