@@ -16,13 +16,25 @@ PACKAGE = "scperturbdiff"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 MODULE = {"latent", "retrieval", "diffusion", "counts"}
-ROOMS = {"seeds", "storage", "data", "report", "responses", "module", "priors", "training", "transfer", "prediction"}
+ROOMS = {
+    "seeds",
+    "storage",
+    "data",
+    "report",
+    "responses",
+    "module",
+    "priors",
+    "training",
+    "transfer",
+    "prediction",
+    "saving",
+}
 MODEL = ROOMS | MODULE
 USES: dict[str, set[str]] = {
     "seeds": set(),
     "storage": set(),
     "data": {"seeds"},
-    "retrieval": set(),
+    "retrieval": {"storage"},
     "diffusion": {"seeds"},
     "counts": {"seeds"},
     "latent": {"seeds"},
@@ -32,6 +44,7 @@ USES: dict[str, set[str]] = {
     "module": MODULE,
     "training": {"module", "priors", "report", "responses", "data", "seeds", "storage", *MODULE},
     "transfer": {"module", "data"},
+    "saving": {"module", "data", "report", "storage"},
     "prediction": {"module", "priors", "data", "retrieval", "diffusion", "counts", "seeds", "storage"},
     "evaluation": {"data", "seeds"},
     "datasets": {"data", "seeds"},

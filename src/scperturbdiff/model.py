@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from pprint import pprint
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, MuDataCategoricalObsField, MuDataLayerField
@@ -41,17 +47,17 @@ from scperturbdiff.prediction import (
     prepare,
     response_table,
 )
+from scperturbdiff.saving import check_saved, check_weights, pack, saved_cells
 from scperturbdiff.seeds import resolve_seed, seeded
+from scperturbdiff.storage import SavedModel, check_kept, choose_device, find_model
 from scperturbdiff.training import PopulationTraining, Stage, latent_stage, plan_epochs
 from scperturbdiff.transfer import transfer_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
-    from mudata import MuData
     from numpy.typing import NDArray
 
     from scperturbdiff.data import ConditionSpace
@@ -173,6 +179,7 @@ class PerturbDiff(BaseModelClass):
             f"{len(space.contexts)} treated contexts, n_latent: {n_latent}, width: {width}, n_layers: {n_layers}"
         )
         self.init_params_ = self._get_init_params(locals())
+        check_kept(self.init_params_, "PerturbDiff")
 
     @property
     def summary_string(self) -> str:
@@ -305,11 +312,17 @@ class PerturbDiff(BaseModelClass):
     ) -> None:
         """Read the conditions of `cells` and register `data` with scvi-tools."""
         given = setup_method_args["setup_args"]
+        check_kept(given, "setup_anndata")
         space = read_space(cells, layer, kwargs.get("source_registry"), **{name: given[name] for name in DESCRIBED})
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(data, **kwargs)
         manager.registry[CONDITIONS] = asdict(space)
         cls.register_manager(manager)
+
+    @classmethod
+    def _setup_methods(cls) -> dict[str, Callable[..., None]]:
+        """What a saved model may have been set up with."""
+        return {"setup_anndata": cls.setup_anndata, "setup_mudata": cls.setup_mudata}
 
     @property
     def conditions(self) -> ConditionSpace:
@@ -439,7 +452,12 @@ class PerturbDiff(BaseModelClass):
 
     @classmethod
     def load_query_data(
-        cls, adata: AnnData | MuData, reference_model: PerturbDiff | str | Path, *, accelerator: str = "cpu"
+        cls,
+        adata: AnnData | MuData,
+        reference_model: PerturbDiff | str | Path,
+        *,
+        accelerator: str = "cpu",
+        allow_pickle: bool = False,
     ) -> PerturbDiff:
         """A model for new data that starts from the weights of a trained one.
 
@@ -455,8 +473,8 @@ class PerturbDiff(BaseModelClass):
             reference's own arguments. It must have the reference's genes in the same order.
         reference_model
             Trained model, or the folder of a saved one. It is not changed.
-        accelerator
-            Where a saved reference is read to.
+        accelerator, allow_pickle
+            Of a saved reference; see :meth:`load`.
 
         Returns
         -------
@@ -471,12 +489,12 @@ class PerturbDiff(BaseModelClass):
         """
         reference = reference_model
         if not isinstance(reference, PerturbDiff):
-            reference = cls.load(str(reference), adata=False, accelerator=accelerator)
+            reference = cls.load(reference, adata=False, accelerator=accelerator, allow_pickle=allow_pickle)
         if not reference.is_trained_:
             raise ValueError("reference_model is not trained.")
         if cls._get_most_recent_anndata_manager(adata) is None:
             arguments = dict(reference.registry_["setup_args"])
-            getattr(cls, reference.registry_["setup_method_name"])(adata, **arguments)
+            cls._setup_methods()[reference.registry_["setup_method_name"]](adata, **arguments)
         manager = cls._get_most_recent_anndata_manager(adata, required=True)
         check_genes(as_anndata(adata, manager.registry), reference.registry_)
         model = cls(adata, **(reference.init_params_["non_kwargs"] | reference.init_params_["kwargs"]))
@@ -503,6 +521,156 @@ class PerturbDiff(BaseModelClass):
         runner.trainer.callbacks.extend(stage.checkpoints)
         runner()
         return self.history_ or {}
+
+    # ---- files -------------------------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        dir_path: str | Path,
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+        save_kwargs: Mapping[str, Any] | None = None,
+        legacy_mudata_format: bool = False,
+        datamodule: Any = None,
+        **anndata_write_kwargs: Any,
+    ) -> None:
+        """Save the model to a folder: tensors as safetensors, everything else as JSON.
+
+        No code is run to read it. The new model takes the place of an old one at the very end, in one step: whatever
+        fails before leaves the old one whole. Other files of the folder are left alone.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        prefix
+            What names of files begin with.
+        overwrite
+            Replace the model of a folder that is there.
+        save_anndata
+            Save the cells that the model was set up with, too.
+        save_kwargs, legacy_mudata_format, datamodule
+            Of scvi-tools' own format; not supported.
+        **anndata_write_kwargs
+            Passed to :meth:`anndata.AnnData.write_h5ad`.
+
+        Raises
+        ------
+        ValueError
+            If the folder is there and `overwrite` is not set, or weights are not finite.
+        OSError
+            If there is no space, or no permission.
+        """
+        folder = Path(dir_path)
+        if save_kwargs or legacy_mudata_format or datamodule is not None:
+            raise TypeError("save_kwargs, legacy_mudata_format and datamodule are not supported: nothing is pickled.")
+        if os.path.lexists(folder) and not overwrite:
+            raise ValueError(f"{str(folder)!r} is there already. Pass overwrite=True to replace the model in it.")
+        if save_anndata and self.adata is None:
+            raise ValueError("save_anndata=True, but the model was loaded without an AnnData.")
+        cells = "mdata.h5mu" if isinstance(self.adata, MuData) else "adata.h5ad"
+        also = {cells: partial(self.adata.write, **anndata_write_kwargs)} if save_anndata else {}
+        attributes = {name: value for name, value in self._get_user_attributes() if name.endswith("_")}
+        pack(self.module, attributes).write(folder, prefix or "", also)
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | Path,
+        adata: AnnData | MuData | bool | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+        backup_url: str | None = None,
+        datamodule: Any = None,
+        allowed_classes_names_list: Sequence[str] | None = None,
+        *,
+        allow_pickle: bool = False,
+    ) -> PerturbDiff:
+        """Load a saved model. Names, shapes and types of all that is read are checked; none of it is run.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        adata
+            Cells to attach, with the model's genes in its order. `None`: those saved with the model, if any; `False`:
+            none, enough for :meth:`predict` with cells of its own.
+        accelerator, device
+            Where to put the model: ``"cpu"``, ``"gpu"``, ``"mps"``, and the number of the device. ``"auto"`` takes a
+            GPU where there is one.
+        prefix
+            What names of files begin with.
+        backup_url, datamodule
+            Of scvi-tools' own format.
+        allowed_classes_names_list
+            Names of further classes whose models may be loaded.
+        allow_pickle
+            Read the format of scvi-tools, which versions before 0.2 wrote. **A pickle can run any code of whoever wrote
+            it**: only for files that you trust. ``scperturbdiff convert`` writes such a model anew.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no model.
+        ValueError
+            If it is damaged, of another class or format, or a pickle.
+        """
+        if allow_pickle and (backup_url is not None or not find_model(dir_path, prefix)):
+            names = None if allowed_classes_names_list is None else list(allowed_classes_names_list)
+            return super().load(str(dir_path), adata, accelerator, device, prefix, backup_url, datamodule, names)
+        if backup_url is not None or datamodule is not None:
+            raise ValueError("backup_url and datamodule are of scvi-tools' own format, which needs allow_pickle=True.")
+        saved, registry, arguments, attributes = cls._read(dir_path, prefix, allowed_classes_names_list)
+        cells = saved_cells(Path(dir_path), prefix or "") if adata is None else adata
+        if isinstance(cells, bool):
+            cells = None
+        if cells is not None:
+            setup = cls._setup_methods()[registry["setup_method_name"]]
+            setup(cells, source_registry=registry, **registry["setup_args"])
+        with torch.device("meta"):  # no memory before shapes are known to be those of the file
+            model = cls(cells, registry, **arguments)
+        check_weights(model.module, saved.weights)
+        model.module.load_state_dict(saved.weights | {"_extra_state": saved.values["retrieval"]}, assign=True)
+        for name, value in attributes.items():
+            setattr(model, name, value)
+        model.to_device(choose_device(accelerator, device))
+        model.module.eval()
+        if cells is not None:
+            model._validate_anndata(cells)
+        return model
+
+    @classmethod
+    def _read(cls, dir_path: str | Path, prefix: str | None, names: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """What was saved, and its registry, arguments and attributes, checked."""
+        if not find_model(dir_path, prefix):
+            raise ValueError(
+                f"{str(dir_path)!r} holds a model in scvi-tools' own format, a pickle, which can run any code when "
+                "it is read. If you trust whoever wrote it, pass allow_pickle=True or use `scperturbdiff convert`."
+            )
+        saved = SavedModel.read(Path(dir_path), prefix or "")
+        return saved, *check_saved(saved, {cls.__name__, *(names or ())}, cls._setup_methods(), cls.__init__)
+
+    @staticmethod
+    def load_registry(dir_path: str | Path, prefix: str | None = None, *, allow_pickle: bool = False) -> dict[str, Any]:
+        """The registry of a saved model: how its data were set up; see :meth:`load`."""
+        if allow_pickle and not find_model(dir_path, prefix):
+            return dict(BaseModelClass.load_registry(str(dir_path), prefix))
+        registry: dict[str, Any] = PerturbDiff._read(dir_path, prefix)[1]
+        return registry
+
+    @staticmethod
+    def view_setup_args(dir_path: str | Path, prefix: str | None = None) -> None:
+        """Print how the data of a saved model were set up."""
+        registry = PerturbDiff.load_registry(dir_path, prefix)
+        print(f"{registry['model_name']}.{registry['setup_method_name']} with")
+        pprint(registry["setup_args"], sort_dicts=False)
+
+    @classmethod
+    def convert_legacy_save(cls, *args: Any, **kwargs: Any) -> None:
+        """Not supported: scvi-tools wrote this format before this package was."""
+        raise NotImplementedError("No PerturbDiff was saved in the format of scvi-tools before 0.15.")
 
     # ---- prediction --------------------------------------------------------------------------------------------------
 

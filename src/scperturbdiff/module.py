@@ -91,8 +91,9 @@ class PerturbDiffModule(BaseModuleClass):
         self.register_buffer("latent_scale", torch.ones(n_latent))
         self.register_buffer("feature_scale", torch.ones(()))
         if features is not None:
-            known = torch.as_tensor(features).isfinite().all(dim=1)
-            self.feature_scale.copy_(torch.as_tensor(features)[known].square().mean().sqrt().clamp_min(1e-8))
+            given = torch.as_tensor(features, device="cpu")  # also where the module is made without memory, for loading
+            known = given.isfinite().all(dim=1)
+            self.feature_scale.copy_(given[known].square().mean().sqrt().clamp_min(1e-8))
         table, has = self.scale_features(features)
         self.register_buffer("features", table)
         self.register_buffer("has_features", has)

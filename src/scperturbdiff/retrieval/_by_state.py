@@ -9,9 +9,10 @@ import numpy as np
 
 from scperturbdiff.retrieval._conditions import Conditions
 from scperturbdiff.retrieval._responses import Responses
-from scperturbdiff.retrieval._retrieval import VERSION, Retrieval, from_saved
-from scperturbdiff.retrieval._state import to_state
+from scperturbdiff.retrieval._retrieval import KINDS, Retrieval
+from scperturbdiff.retrieval._saved import VERSION, from_saved
 from scperturbdiff.retrieval._states import StateMoments, States
+from scperturbdiff.storage import to_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,9 +68,10 @@ class StateRetrieval:
         return {"version": VERSION, "retrieval": to_state(self)}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> StateRetrieval:
+    def from_state(cls, state: Mapping[str, Any], n_latent: int | None = None) -> StateRetrieval:
         """What :meth:`state` gave; as :meth:`Retrieval.from_state`."""
-        found: StateRetrieval = from_saved(state, {"StateRetrieval": StateRetrieval, "States": States})
+        kinds = KINDS | {"StateRetrieval": StateRetrieval, "States": States}
+        found: StateRetrieval = from_saved(state, kinds, n_latent, 0)  # genes are retrieved for all states together
         return found
 
 

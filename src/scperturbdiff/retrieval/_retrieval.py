@@ -26,9 +26,10 @@ from scperturbdiff.retrieval._kernel import GRID, RESPONSE_SHARES, FeatureMoment
 from scperturbdiff.retrieval._kriging import choose_widths
 from scperturbdiff.retrieval._lengths import Lengths
 from scperturbdiff.retrieval._responses import Responses
+from scperturbdiff.retrieval._saved import VERSION, from_saved
 from scperturbdiff.retrieval._settings import RetrievalSettings
 from scperturbdiff.retrieval._similarity import LearnedSimilarity, ResponseSimilarity, can_learn, learn_similarity
-from scperturbdiff.retrieval._state import from_state, to_state
+from scperturbdiff.storage import to_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from scperturbdiff.retrieval._conditions import Floats
 
-VERSION = 1  # of the saved state
 LEFT_OUT: tuple[Novelty, ...] = ("replicate", "pair", "context", "perturbation")
 NEW: tuple[Novelty, ...] = ("pair", "context", "perturbation")
 """Ways of being new in which more than a replicate is."""
@@ -199,23 +199,16 @@ class Retrieval(FittedRetrieval):
         return {"version": VERSION, "retrieval": to_state(self)}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Retrieval:
+    def from_state(cls, state: Mapping[str, Any], n_latent: int | None = None, n_genes: int | None = None) -> Retrieval:
         """What :meth:`state` gave.
 
         Raises
         ------
         ValueError
-            If the state has another version.
+            If the state has another version, or is not that of a retrieval for so many latent dimensions and genes.
         """
-        found: Retrieval = from_saved(state, {})
+        found: Retrieval = from_saved(state, KINDS, n_latent, n_genes)
         return found
-
-
-def from_saved(state: Mapping[str, Any], kinds: Mapping[str, type]) -> Any:
-    """What was saved, of the classes that make up a :class:`Retrieval` and `kinds`."""
-    if (version := state.get("version")) != VERSION:
-        raise ValueError(f"The saved retrieval has format {version!r}; this version reads {VERSION}.")
-    return from_state(state["retrieval"], {**_KINDS, **kinds})
 
 
 def _whole_populations(conditions: Conditions, n_rows: int, seed: int) -> NDArray[np.int64]:
@@ -234,7 +227,7 @@ def _median_distance(means: Floats) -> float:
     return float(np.median(apart)) if apart.size else float(np.sqrt(2 * means.shape[1]))
 
 
-_KINDS: dict[str, type] = {
+KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         Conditions,
@@ -250,3 +243,4 @@ _KINDS: dict[str, type] = {
         Widths,
     )
 }
+"""Classes of which a saved retrieval is made."""
