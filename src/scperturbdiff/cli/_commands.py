@@ -1,12 +1,24 @@
-"""The commands train, predict and evaluate."""
+"""The commands train, predict, evaluate and convert."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any
 
-from scperturbdiff.cli._figures import SAVING, draw_conditions
-from scperturbdiff.cli._files import check_folder, check_free, check_model, read_cells, read_table, write_cells
+from scperturbdiff.cli._figures import draw_conditions
+from scperturbdiff.cli._files import (
+    check_folder,
+    check_format,
+    check_free,
+    check_model,
+    check_outputs,
+    check_wanted,
+    read_cells,
+    read_table,
+    write_cells,
+    write_figure,
+    write_table,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -21,6 +33,7 @@ def run_train(options: argparse.Namespace) -> None:
     """`scperturbdiff train`."""
     check_free([options.out], options.overwrite)
     check_folder(options.out)
+    check_outputs([options.out / "model"], options.overwrite)  # any file in it
     embeddings = read_table(options.embeddings, index_col=0)
     adata = read_cells(options.data)
     print(f"{options.data}: {adata.n_obs:,} cells, {adata.n_vars:,} genes", flush=True)
@@ -43,25 +56,38 @@ def run_train(options: argparse.Namespace) -> None:
 
 def run_predict(options: argparse.Namespace) -> None:
     """`scperturbdiff predict`."""
-    check_free([options.out], options.overwrite)
+    check_format(options.out)
+    check_outputs([options.out], options.overwrite)
     check_model(options.model)
     embeddings = read_table(options.embeddings, index_col=0)
     perturbations: Any = options.perturbations if options.table is None else read_table(options.table)
+    check_wanted(None if options.table is None else perturbations, options.n_cells, options.n_populations)
     controls = read_cells(options.controls)
     from scperturbdiff import PerturbDiff
 
     model = PerturbDiff.load(options.model, adata=False)
     how = _given(options, "n_cells", "n_populations", "n_steps", "layer", "seed")
     pred = model.predict(controls, perturbations, perturbation_embeddings=embeddings, **how)
-    write_cells(pred, options.out)
+    write_cells(pred, options.out, options.overwrite)
     print(f"{pred.n_obs:,} predicted cells in {options.out}")
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    """`scperturbdiff convert`."""
+    check_free([options.out], options.overwrite)
+    check_model(options.model, options.allow_pickle)
+    from scperturbdiff import PerturbDiff
+
+    model = PerturbDiff.load(options.model, adata=False, accelerator="cpu", allow_pickle=options.allow_pickle)
+    model.save(options.out, overwrite=options.overwrite)
+    print(f"Model in {options.out}")
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """`scperturbdiff evaluate`."""
     names = ["table.csv", "summary.csv", "populations.png", "mean_shift.png", "scores.png"]
     check_folder(options.out)
-    check_free([options.out / name for name in names], options.overwrite)
+    check_outputs([options.out / name for name in names], options.overwrite)
     pred, real = read_cells(options.pred), read_cells(options.real)
     train = None if options.train is None else read_cells(options.train)
     from scperturbdiff import evaluate, pl, summarize_evaluation
@@ -70,9 +96,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
     layers = {"layer_pred": None if options.layer_pred == "X" else options.layer_pred, "layer_real": options.layer}
     table = evaluate(pred, real, **keys, **layers, train=train, metrics=options.metrics, seed=options.seed)
     summary = summarize_evaluation(table, seed=options.seed)
-    options.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.out / "table.csv", index=False)
-    summary.to_csv(options.out / "summary.csv", index=False)
+    write_table(table, options.out / "table.csv", options.overwrite)
+    write_table(summary, options.out / "summary.csv", options.overwrite)
     wide = summary.pivot(index="metric", columns="model", values="mean")
     print("Mean over conditions:")
     print(wide.loc[summary["metric"].unique(), summary["model"].unique()].to_string(float_format="{:.3f}".format))
@@ -81,10 +106,10 @@ def run_evaluate(options: argparse.Namespace) -> None:
         conditions = table[[*options.context_keys, options.perturbation_key]].drop_duplicates().head(MAX_PANELS)
         shown = _given(options, "perturbation_key", "separator") | layers
         for kind in ("populations", "mean_shift"):
-            draw_conditions(kind, (pred, real, options.control), conditions, options.out / f"{kind}.png", **shown)
+            figure = draw_conditions(kind, (pred, real, options.control), conditions, **shown)
+            write_figure(figure, options.out / f"{kind}.png", options.overwrite)
     if summary["normalized"].notna().any():
-        figure: Any = pl.scores(summary).figure
-        figure.savefig(options.out / "scores.png", **SAVING)
+        write_figure(pl.scores(summary).figure, options.out / "scores.png", options.overwrite)
     print(f"Tables and figures in {options.out}")
 
 

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scperturbdiff.cli._figures import draw_conditions
-from scperturbdiff.cli._files import check_folder, check_free, write_cells
+from scperturbdiff.cli._files import check_folder, check_outputs, write_cells, write_figure, write_table
 
 if TYPE_CHECKING:
     import argparse
 
     import pandas as pd
     from anndata import AnnData
+    from matplotlib.figure import Figure
 
     from scperturbdiff.evaluation.splits import Split
 
 FOLDER = Path("scperturbdiff-demo")
-"""Where the demo writes unless told otherwise; files there are its own and are replaced."""
+"""Where the demo writes unless told otherwise."""
 KEYS: dict[str, Any] = {"perturbation_key": "perturbation", "control": "control", "context_keys": ["cell_type"]}
 MODEL = "PerturbDiff"
 COLUMNS = {"energy_distance": "energy distance", "pearson_delta": "delta correlation"}
@@ -33,10 +34,9 @@ say = partial(print, flush=True)
 
 def run_demo(options: argparse.Namespace) -> None:
     """`scperturbdiff demo`."""
-    out = options.out or FOLDER
-    check_folder(out)
-    files = [out / name for name in ("predicted.h5ad", "populations.png", "table.csv")]
-    check_free(files, options.overwrite or options.out is None)
+    check_folder(options.out)
+    files = [options.out / name for name in ("predicted.h5ad", "populations.png", "table.csv")]
+    check_outputs(files, options.overwrite)
     screen: dict[str, Any] = SCREEN if options.quick else {}
     training = TRAINING if options.quick else {}
     import scvi
@@ -53,10 +53,9 @@ def run_demo(options: argparse.Namespace) -> None:
     real = adata[split.test | split.controls].copy()
     train = adata[split.train].copy()
     table = evaluate({MODEL: pred}, real, **KEYS, train=train, metrics=list(COLUMNS), seed=options.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    write_cells(pred, files[0])
-    _draw(pred, real, table, files[1])
-    table.to_csv(files[2], index=False)
+    write_cells(pred, files[0], options.overwrite)
+    write_figure(_draw(pred, real, table), files[1], options.overwrite)
+    write_table(table, files[2], options.overwrite)
     say(f"\nMean over {len(split.held_out)} held-out (cell type, perturbation) conditions:\n")
     print(_means(table).to_string(float_format="{:.3f}".format))
     print("\nEnergy distance: 0 is best. Delta correlation: 1 is best.", end=" ")
@@ -89,11 +88,11 @@ def _means(table: pd.DataFrame) -> pd.DataFrame:
     return wide.rename(index=names, columns=COLUMNS)
 
 
-def _draw(pred: AnnData, real: AnnData, table: pd.DataFrame, path: Any) -> None:
+def _draw(pred: AnnData, real: AnnData, table: pd.DataFrame) -> Figure:
     """Panels of the held-out conditions with the strongest real response, with what the model scored there."""
     keys = [*KEYS["context_keys"], KEYS["perturbation_key"]]
     scores = table[table["metric"] == "energy_distance"].pivot(index=keys, columns="model", values="value")
     scores = scores.sort_values("no_change", ascending=False).head(N_PANELS)
     notes = [f"energy distance {m:.2f} (no change {n:.2f})" for m, n in scores[[MODEL, "no_change"]].to_numpy()]
     cells, shown = (pred, real, KEYS["control"]), scores.index.to_frame(index=False)
-    draw_conditions("populations", cells, shown, path, perturbation_key=KEYS["perturbation_key"], notes=notes)
+    return draw_conditions("populations", cells, shown, perturbation_key=KEYS["perturbation_key"], notes=notes)

@@ -6,26 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import pandas as pd
     from anndata import AnnData
-
-
-SAVING: dict[str, Any] = {"dpi": 100, "bbox_inches": "tight"}
+    from matplotlib.figure import Figure
 
 
 def draw_conditions(
     kind: str,
     cells: tuple[AnnData, AnnData, str],
     conditions: pd.DataFrame,
-    path: Path,
     *,
     perturbation_key: str,
     notes: Sequence[str] | None = None,
     **shown: Any,
-) -> None:
-    """Write a figure with one panel a condition, which is a row of `conditions`: contexts and perturbation.
+) -> Figure:
+    """A figure with one panel a condition, which is a row of `conditions`: contexts and perturbation.
 
     `kind` names the function of :mod:`scperturbdiff.pl` that draws a panel; `cells` (predicted, real and control) and
     `shown` are its arguments. `notes` are lines below the titles of panels.
@@ -50,4 +46,4 @@ def draw_conditions(
         draw(*cells, perturbation_key=perturbation_key, perturbation=name, context=context, ax=ax, **shown)
         if notes is not None:
             ax.set_title(f"{ax.get_title(loc='left')}\n{notes[i]}", fontsize=9, loc="left")
-    figure.savefig(path, **SAVING)
+    return figure

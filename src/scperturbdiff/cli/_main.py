@@ -23,20 +23,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    The exit code: 0, or 1 after an error, which is told in one line on stderr (2 for wrong arguments, by argparse).
+    The exit code: 0, or 1 after an error, which is told in one line on stderr (2 for wrong arguments, by argparse; 130
+    where the user interrupts).
     """
     options = build_parser().parse_args(arguments)
     _quiet_libraries()
     try:
         options.run(options)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning makes the second of the first
+        if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        print(f"scperturbdiff {options.command}: interrupted", file=sys.stderr)
+        return 130
     except _expected_errors() as error:
         if options.traceback:
             raise
-        # str() of a KeyError would quote the whole message
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"scperturbdiff {options.command}: error: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"scperturbdiff {options.command}: error: {_message(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _message(error: BaseException) -> str:
+    """What an error says, in one line."""
+    said: object = error
+    if isinstance(error, KeyError) and error.args:
+        said = error.args[0]  # str() would quote the whole message
+    elif isinstance(error, OSError) and error.strerror and error.filename is None:
+        said = error.strerror  # str() would begin with a number
+    elif isinstance(error, MemoryError):
+        said = f"Not enough memory: {error}"
+    return " ".join(str(said).split()).removesuffix(":") or type(error).__name__
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
@@ -44,7 +61,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
     # an accelerator that is not there; what was not imported raised nothing
     others = () if lightning is None else (lightning.MisconfigurationException,)
-    return (KeyError, ValueError, TypeError, OSError, *others)
+    return (KeyError, ValueError, TypeError, OSError, MemoryError, *others)
 
 
 def _quiet_libraries() -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from scperturbdiff import __version__
-from scperturbdiff.cli._commands import run_evaluate, run_predict, run_train
+from scperturbdiff.cli._commands import run_convert, run_evaluate, run_predict, run_train
 from scperturbdiff.cli._demo import FOLDER, run_demo
 
 
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _demo(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, help=f"folder for the results (default: {FOLDER})")
+    command.add_argument("--out", type=Path, default=FOLDER, help="folder for the results (default: %(default)s)")
     _add_seed(command)
     command.add_argument(
         "--quick", action="store_true", help="a few steps on a tiny screen: shows that it runs, not how well"
@@ -56,13 +56,22 @@ def _predict(command: argparse.ArgumentParser) -> None:
     wanted.add_argument(
         "--table", type=Path, metavar="wanted.csv", help="one row a wanted population: perturbation, dose, context ..."
     )
-    command.add_argument("--out", type=Path, required=True, metavar="pred.h5ad", help="file of the predicted cells")
+    command.add_argument("--out", type=Path, required=True, metavar="pred.h5ad",
+                         help="file of the predicted cells, .h5ad or .zarr")  # fmt: skip
     command.add_argument("--n-cells", type=_positive, help="cells per context and perturbation (default: as controls)")
     command.add_argument("--n-populations", type=_positive, help="independent draws (default: the best single guess)")
     command.add_argument("--n-steps", type=_positive, help="network evaluations a population")
     command.add_argument("--layer", help="layer of the controls with raw counts (default: as in training)")
     _add_embeddings(command)
     _add_seed(command)
+
+
+def _convert(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", type=Path, metavar="model_dir", help="folder of a trained model")
+    command.add_argument("--out", type=Path, required=True, help="folder of the converted model")
+    command.add_argument(
+        "--allow-pickle", action="store_true", help="read an old model; it can run any code of whoever wrote it"
+    )
 
 
 def _evaluate(command: argparse.ArgumentParser) -> None:
@@ -90,7 +99,14 @@ COMMANDS = {
     ),
     "predict": (
         run_predict, _predict, "predict perturbed cells from the control cells of an h5ad file",
-        "Predict cells of each perturbation in each context of the control cells.",
+        "Predict cells of each perturbation in each context of the control cells. A model's folder is trusted for its "
+        "numbers only: it is read without running anything in it. A model.pt of older versions is a pickle, which can "
+        "run any code: it is not read here.",
+    ),
+    "convert": (
+        run_convert, _convert, "write a model of an older version anew",
+        "Write a model that an older version saved, which was a pickle, in the format that is read without running "
+        "code of the file.",
     ),
     "evaluate": (
         run_evaluate, _evaluate, "score predicted cells against real ones",
@@ -121,11 +137,18 @@ def _add_embeddings(command: argparse.ArgumentParser) -> None:
 
 
 def _add_seed(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
+    command.add_argument("--seed", type=_seed, default=0, help="the same seed gives the same result (default: 0)")
 
 
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{number} must be from 0 to {2**32 - 1}")
     return number
