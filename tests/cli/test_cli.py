@@ -81,8 +81,9 @@ def test_the_demo_prints_a_table_and_writes_cells_and_a_figure(
     # the figures printed are those of the file
     energy = table[(table["metric"] == "energy_distance") & (table["model"] == "no_change")]["value"].mean()
     assert f"{energy:.3f}" in next(line for line in said.out.splitlines() if line.startswith("no change"))
-    # its own folder is its own to replace; with the same seed the same cells come back
-    assert run("demo", "--quick", "--seed", 2) == 0
+    assert "Pass --overwrite to replace" in failure(capsys, "demo", "--quick", "--seed", 2)
+    # with the same seed the same cells come back
+    assert run("demo", "--quick", "--seed", 2, "--overwrite") == 0
     again = ad.read_h5ad(out / "predicted.h5ad")
     assert (again.layers["counts"] != pred.layers["counts"]).nnz == 0
 
@@ -198,7 +199,7 @@ def test_evaluate_is_told_of_doses_and_separators(
 
 
 def test_a_missing_file_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gone, out = tmp_path / "gone.h5ad", tmp_path / "out"
+    gone, out = tmp_path / "gone.h5ad", tmp_path / "out.zarr"
     for words in (
         ["train", gone, "--out", out, *KEYS],
         ["train", folder / "train.h5ad", "--out", out, *KEYS, "--embeddings", gone],
@@ -233,7 +234,7 @@ def test_files_of_another_kind_are_named(folder: Path, tmp_path: Path, capsys: p
     words = ["train", folder / "train.h5ad", "--out", tmp_path / "text.h5ad", "--overwrite", *KEYS]
     assert "a folder is wanted" in failure(capsys, *words)
     words = ["predict", tmp_path, folder / "controls.h5ad", "--out", tmp_path / "pred.h5ad"]
-    assert "no model.pt" in failure(capsys, *words)
+    assert "no model.json" in failure(capsys, *words)
 
 
 def test_nothing_is_overwritten_unless_asked_for(

@@ -33,7 +33,6 @@ def run_train(options: argparse.Namespace) -> None:
     """`scperturbdiff train`."""
     check_free([options.out], options.overwrite)
     check_folder(options.out)
-    check_outputs([options.out / "model"], options.overwrite)  # any file in it
     embeddings = read_table(options.embeddings, index_col=0)
     adata = read_cells(options.data)
     print(f"{options.data}: {adata.n_obs:,} cells, {adata.n_vars:,} genes", flush=True)
@@ -75,6 +74,7 @@ def run_predict(options: argparse.Namespace) -> None:
 def run_convert(options: argparse.Namespace) -> None:
     """`scperturbdiff convert`."""
     check_free([options.out], options.overwrite)
+    check_folder(options.out)
     check_model(options.model, options.allow_pickle)
     from scperturbdiff import PerturbDiff
 

@@ -24,19 +24,18 @@ SPARE_BYTES = 32_000_000
 
 def read_cells(path: Path) -> AnnData:
     """Read an h5ad file; errors name it."""
-    return _read(path, "h5ad", _read_h5ad)
-
-
-def _read_h5ad(path: Path) -> AnnData:
     import anndata as ad
 
     from scperturbdiff.storage import check_h5ad
 
-    check_h5ad(path)
-    cells = ad.read_h5ad(path)
-    if not isinstance(cells, ad.AnnData):
-        raise TypeError(f"it holds a {type(cells).__name__}")
-    return cells
+    def read(path: Path) -> AnnData:
+        check_h5ad(path)
+        cells = ad.read_h5ad(path)
+        if not isinstance(cells, ad.AnnData):
+            raise TypeError(f"it holds a {type(cells).__name__}")
+        return cells
+
+    return _read(path, "h5ad", read)
 
 
 def read_table(path: Path | None, index_col: int | None = None) -> pd.DataFrame | None:
@@ -81,10 +80,9 @@ def check_outputs(paths: Sequence[Path], overwrite: bool) -> None:
 
     check_free(paths, overwrite)
     for path in paths:
-        if path.suffix != ".zarr" and path.is_dir():
-            raise IsADirectoryError(f"--out {str(path)!r} is a folder; a file is wanted.")
-        if path.suffix == ".zarr":
-            check_folder(path)
+        wanted = "folder" if path.suffix == ".zarr" else "file"
+        if path.exists() and path.is_dir() != (wanted == "folder"):
+            raise OSError(f"--out {str(path)!r} is no {wanted}, and is not replaced by one.")
         check_writable(path)
 
 
@@ -96,9 +94,12 @@ def check_free(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise a `NotADirectoryError` if a folder is wanted where there is a file."""
+    """Raise an `OSError` unless there is or can be a folder, and files can be written into it."""
+    from scperturbdiff.storage import check_writable
+
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"--out {str(path)!r} is a file; a folder is wanted.")
+    check_writable(path / "file")
 
 
 def check_model(folder: Path, allow_pickle: bool = False) -> None:
@@ -107,7 +108,7 @@ def check_model(folder: Path, allow_pickle: bool = False) -> None:
 
     if not find_model(folder) and not allow_pickle:
         raise ValueError(
-            f"{str(folder)!r} holds a model of an older version, a pickle, which can run any code when it is read. If you "
+            f"{str(folder)!r} holds a model of an older version, a pickle, which can run any code when read. If you "
             f"trust whoever wrote it: scperturbdiff convert {folder} --out NEW --allow-pickle"
         )
 

@@ -100,8 +100,8 @@ COMMANDS = {
     "predict": (
         run_predict, _predict, "predict perturbed cells from the control cells of an h5ad file",
         "Predict cells of each perturbation in each context of the control cells. A model's folder is trusted for its "
-        "numbers only: it is read without running anything in it. A model.pt of older versions is a pickle, which can "
-        "run any code: it is not read here.",
+        "numbers only: nothing in it is run. Older versions wrote a pickle (model.pt), which can run any code and is "
+        "refused: see convert.",
     ),
     "convert": (
         run_convert, _convert, "write a model of an older version anew",
