@@ -121,8 +121,9 @@ def test_predict_takes_a_table_or_everything(folder: Path, tmp_path: Path) -> No
         ("C1", "P03"): 4,
         ("C2", "P02"): 4,
     }
-    assert run(*words, "--out", tmp_path / "all.h5ad") == 0
-    assert set(ad.read_h5ad(tmp_path / "all.h5ad").obs["perturbation"]) == {"P01", "P02", "P03"}
+    for name, read in (("all.h5ad", ad.read_h5ad), ("all.zarr", ad.read_zarr)):
+        assert run(*words, "--out", tmp_path / name) == 0
+        assert set(read(tmp_path / name).obs["perturbation"]) == {"P01", "P02", "P03"}
 
 
 def test_training_is_repeatable(folder: Path, tmp_path: Path) -> None:
