@@ -115,7 +115,7 @@ def _fits(value: Any, written: str) -> bool:
         if base == "Any" or (base == "None" and value is None):
             return True
         known = isinstance(value, _TYPES.get(base, ())) and (base == "bool" or not isinstance(value, bool))
-        if base == type(value).__name__ or (known and _parts_fit(value, inner)):
+        if (known and _parts_fit(value, inner)) or (base not in _TYPES and base == type(value).__name__):
             return True
     return False
 

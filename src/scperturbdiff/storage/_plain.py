@@ -94,9 +94,10 @@ def _encode_column(column: pd.Series, tensors: dict[str, torch.Tensor], name: st
         return {TAG: "category", "codes": encode(codes, tensors, name), "of": of, "ordered": bool(column.cat.ordered)}
     values = column.to_numpy()
     if all(type(value) is str for value in values):
-        codes, names = pd.factorize(values)
+        number = {name: i for i, name in enumerate(dict.fromkeys(values))}  # pandas takes "" and "\0" for one
+        codes = np.array([number[value] for value in values], dtype=np.int32)
         dtype = "object" if column.dtype == object else "str"
-        return {TAG: "text", "codes": encode(codes.astype(np.int32), tensors, name), "of": list(map(str, names)),
+        return {TAG: "text", "codes": encode(codes, tensors, name), "of": list(number),
                 "dtype": dtype}  # fmt: skip
     return _encode_array(values, tensors, name)
 
