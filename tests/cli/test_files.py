@@ -17,7 +17,7 @@ from scipy import sparse
 
 from scperturbdiff import PerturbDiff
 from scperturbdiff.cli import main
-from scperturbdiff.cli._files import write_cells
+from scperturbdiff.cli._files import read_cells, write_cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,6 +147,16 @@ def test_a_spoilt_file_is_named(
     assert message.startswith(f"{str(screen)!r} cannot be read as h5ad: ")
     assert said in message
     assert names(tmp_path) == ["in"]
+
+
+def test_names_within_a_file_are_no_fault(screen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with h5py.File(screen, "r+") as file:
+        file["layers/counts"] = h5py.SoftLink("/X")
+        file["layers/same"] = file["X"]
+    assert set(read_cells(screen).layers) == {"counts", "same"}
+    monkeypatch.setattr("scperturbdiff.storage._inspect.MAX_ENTRIES", 5)
+    with pytest.raises(ValueError, match="more than 5 entries"):
+        read_cells(screen)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 500, -500])
