@@ -8,11 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scvi
+import torch
 from scipy import sparse
-from tests.helpers import FEW_STEPS, SETUP, TINY
+from tests.helpers import FEW_STEPS, SETUP, TINY, assert_same_cells
 
 from scperturbdiff import PerturbDiff
 from scperturbdiff.data import log_normalize
+from scperturbdiff.prediction import summarize_populations
+from scperturbdiff.prediction._generate import as_csr
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,6 +132,42 @@ def test_log_normalised_values_are_no_counts(adata: AnnData) -> None:
     adata.X = log_normalize(adata.X)
     with pytest.raises(ValueError, match="non-integer.*log-normalised values are not counts"):
         setup(adata)
+
+
+def test_counts_that_changed_since_setup_are_no_counts(adata: AnnData) -> None:
+    setup(adata)
+    model = PerturbDiff(adata, **TINY)
+    adata.X = log_normalize(adata.X)
+    with pytest.raises(ValueError, match="adata.X must hold raw counts, but .* non-integer"):
+        model.train(**FEW_STEPS)
+    assert not model.is_trained_
+
+
+def test_observed_cells_of_a_response_are_checked(model: PerturbDiff, adata: AnnData) -> None:
+    adata.X = log_normalize(adata.X)
+    with pytest.raises(ValueError, match="real.X must hold raw counts, but .* non-integer"):
+        model.response(perturbations=["P01"], real=adata, progress=False)
+
+
+def test_control_cells_of_a_summary_are_checked(model: PerturbDiff, controls: AnnData) -> None:
+    predicted = model.predict(controls, ["P01"], n_populations=2, progress=False)
+    controls.X = log_normalize(controls.X)
+    with pytest.raises(ValueError, match="control.X must hold raw counts, but .* non-integer"):
+        summarize_populations(predicted, controls)
+
+
+def test_sparse_arrays_are_named_with_the_remedy(adata: AnnData, model: PerturbDiff, controls: AnnData) -> None:
+    adata.X = sparse.csr_array(adata.X)
+    with pytest.raises(TypeError, match=r"adata.X = scipy.sparse.csr_matrix\(adata.X\)"):
+        setup(adata)
+    expected = model.predict(controls, ["P01"], seed=0, progress=False)
+    controls.X = sparse.csr_array(controls.X)
+    assert_same_cells(model.predict(controls, ["P01"], seed=0, progress=False), expected)
+
+
+def test_predicted_counts_do_not_wrap() -> None:
+    found = as_csr(torch.tensor([[0.0, 3e9], [2.0**31, 1.0]])).astype(np.int32)
+    assert found.toarray().tolist() == [[0, 2**31 - 128], [2**31 - 128, 1]]
 
 
 def test_cells_without_counts_are_counted_and_listed(adata: AnnData) -> None:
@@ -324,7 +363,7 @@ def test_settings_of_train_are_checked(adata: AnnData, arguments: dict[str, Any]
 
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(ValueError, match=str(folder)):
+        with pytest.raises(FileNotFoundError, match=str(folder)):
             PerturbDiff.load(folder, adata=False)
 
 
@@ -333,8 +372,10 @@ def test_a_model_of_another_class_is_refused(adata: AnnData, tmp_path: Path) -> 
     other = scvi.model.SCVI(adata)
     other.train(max_epochs=1, enable_progress_bar=False)
     other.save(tmp_path / "scvi")
-    with pytest.raises(ValueError, match="different class"):
+    with pytest.raises(ValueError, match="allow_pickle=True"):
         PerturbDiff.load(tmp_path / "scvi", adata=False)
+    with pytest.raises(ValueError, match="different class"):
+        PerturbDiff.load(tmp_path / "scvi", adata=False, allow_pickle=True)
 
 
 def test_a_model_loaded_without_cells_says_so(model: PerturbDiff, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,22 +93,6 @@ def test_resuming_with_other_cells(cells: AnnData, tmp_path: Path) -> None:
     spd.PerturbDiff.setup_anndata(fewer, "perturbation", "control", context_keys=["cell_type"], batch_key="donor")
     with pytest.raises(ValueError, match="resume with the cells"):
         spd.PerturbDiff(fewer, **TINY).train(ckpt_path=tmp_path / "last.ckpt", **few)
-
-
-def test_hub_metadata(cells: AnnData, tmp_path: Path) -> None:
-    pytest.importorskip("huggingface_hub", reason="scvi.hub needs huggingface_hub")
-    from scvi.hub import HubMetadata
-
-    model = spd.PerturbDiff(cells, **TINY)
-    model.train(**(FEW_STEPS | {"max_epochs_generator": 1}))
-    model.save(tmp_path / "model", save_anndata=True)
-    # the card of a model, unlike its metadata, is refused by scvi-tools for classes it does not ship
-    metadata = HubMetadata.from_dir(
-        str(tmp_path / "model"), anndata_version=version("anndata"), model_parent_module="scperturbdiff"
-    )
-    assert (metadata.model_cls_name, metadata.model_parent_module) == ("PerturbDiff", "scperturbdiff")
-    metadata.save(str(tmp_path / "metadata.json"))
-    assert '"model_parent_module": "scperturbdiff"' in (tmp_path / "metadata.json").read_text()
 
 
 def test_autotune(cells: AnnData, tmp_path: Path) -> None:

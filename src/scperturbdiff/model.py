@@ -47,7 +47,7 @@ from scperturbdiff.prediction import (
     prepare,
     response_table,
 )
-from scperturbdiff.saving import check_saved, check_weights, pack, saved_cells
+from scperturbdiff.saving import believing, check_saved, check_weights, pack, saved_cells
 from scperturbdiff.seeds import resolve_seed, seeded
 from scperturbdiff.storage import SavedModel, check_kept, choose_device, find_model
 from scperturbdiff.training import PopulationTraining, Stage, latent_stage, plan_epochs
@@ -147,6 +147,8 @@ class PerturbDiff(BaseModelClass):
         retrieval_kwargs: Mapping[str, Any] | None = None,
         generator_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
+        arguments = self._get_init_params(locals())
+        check_kept(arguments, "PerturbDiff")
         super().__init__(adata, registry)
         space = self.conditions
         self.module = self._module_cls(
@@ -178,8 +180,7 @@ class PerturbDiff(BaseModelClass):
             f"PerturbDiff with {len(space.components)} perturbation components, "
             f"{len(space.contexts)} treated contexts, n_latent: {n_latent}, width: {width}, n_layers: {n_layers}"
         )
-        self.init_params_ = self._get_init_params(locals())
-        check_kept(self.init_params_, "PerturbDiff")
+        self.init_params_ = arguments
 
     @property
     def summary_string(self) -> str:
@@ -394,6 +395,7 @@ class PerturbDiff(BaseModelClass):
             raise ValueError(
                 "The model was loaded without an AnnData, so there is nothing to train on. Load it with adata=..."
             )
+        check_layer(self._annotated(), stored_layer(self.registry_))  # they may have been changed since set-up
         vae_epochs, generator_epochs = plan_epochs(
             self.adata.n_obs,
             batch_size,
@@ -629,10 +631,11 @@ class PerturbDiff(BaseModelClass):
         if cells is not None:
             setup = cls._setup_methods()[registry["setup_method_name"]]
             setup(cells, source_registry=registry, **registry["setup_args"])
-        with torch.device("meta"):  # no memory before shapes are known to be those of the file
+        with believing(), torch.device("meta"):  # no memory before shapes are known to be those of the file
             model = cls(cells, registry, **arguments)
-        check_weights(model.module, saved.weights)
-        model.module.load_state_dict(saved.weights | {"_extra_state": saved.values["retrieval"]}, assign=True)
+        with believing():
+            check_weights(model.module, saved.weights)
+            model.module.load_state_dict({**saved.weights, "_extra_state": saved.values["retrieval"]}, assign=True)
         for name, value in attributes.items():
             setattr(model, name, value)
         model.to_device(choose_device(accelerator, device))
@@ -733,7 +736,8 @@ class PerturbDiff(BaseModelClass):
             Show a progress bar.
         output
             Path of an `.h5ad` or `.zarr` file to write the cells to while they are generated, for requests that do not
-            fit into memory.
+            fit into memory. It gets its name when it is whole, and must not exist. What cannot be written there is an
+            error before cells are generated.
 
         Returns
         -------
@@ -743,7 +747,7 @@ class PerturbDiff(BaseModelClass):
         states of cells (:attr:`states_`) and no column of that name of yours, the `state` of the control cell; in
         ``uns["scperturbdiff"]`` how it was made, the conditions with how each is new to the model, doses outside the
         measured range, and the gist of ``model.report_``. With `output`, the matrices of the returned AnnData stay on
-        disk.
+        disk and its file stays open; ``to_memory()`` reads them, which AnnData's ``copy()`` cannot.
 
         Raises
         ------
@@ -751,6 +755,8 @@ class PerturbDiff(BaseModelClass):
             If a perturbation was never seen and has no features, or a column is missing.
         ValueError
             If genes are missing, there are no controls, or counts are not counts.
+        OSError
+            If `output` exists, cannot be written, or the disk would become full.
         """
         prepared = self._prepare(
             adata,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from scperturbdiff.report import TrainingReport
 from scperturbdiff.storage import SavedModel, build, from_state, to_state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from anndata import AnnData
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from scperturbdiff.module import PerturbDiffModule
 
-logger = logging.getLogger("scvi.scperturbdiff")
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("scperturbdiff", "scvi-tools", "torch", "anndata", "numpy", "pandas")
 VALUES = {"registry", "arguments", "attributes", "retrieval"}
@@ -126,6 +127,15 @@ def check_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) 
         if found.shape != value.shape or found.dtype != value.dtype:
             kinds = f"{tuple(found.shape)} {found.dtype}, not {tuple(value.shape)} {value.dtype}"
             raise _damaged(f"tensor {name!r} is {kinds}")
+
+
+@contextmanager
+def believing() -> Iterator[None]:
+    """Turn what goes wrong with values of a file into the error that says so."""
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+        raise _damaged(" ".join(str(error).split())[:300]) from error
 
 
 def _damaged(what: str) -> ValueError:

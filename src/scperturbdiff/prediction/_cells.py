@@ -85,14 +85,19 @@ class PreparedRequest:
             columns[STATE] = pd.Series((state + 1).astype(str).astype(object))
         return pd.DataFrame({key: column.array for key, column in columns.items()})
 
-    def conditions(self) -> pd.DataFrame:
-        """One row per population asked for: what it is, and what training knows of it."""
+    def asked(self) -> pd.DataFrame:
+        """One row per population asked for: what it is."""
         request, space = self.request, self.space
         table = pd.DataFrame({str(space.perturbation_key): request.label})
         if space.dose_key is not None:
             table[space.dose_key] = [str(dose) for dose in request.dose]
         for key in space.obs_keys:
             table[key] = request.table[key].to_numpy()
+        return table
+
+    def conditions(self) -> pd.DataFrame:
+        """One row per population asked for: what it is, and what training knows of it."""
+        request, table = self.request, self.asked()
         table["n_cells"] = request.n_cells
         table["n_controls"] = self.generator.groups.cells.count[request.group]
         evidence = [self.generator.evidence[i] for i in range(len(request))]
@@ -184,6 +189,7 @@ def predict_cells(
     var = prepared.controls.var.loc[prepared.genes]
     if output is not None:
         with CellWriter(output, target_sum) as writer:
+            writer.rehearse(prepared.asked(), var)
             kept = [writer.write(piece) for piece in pieces]
             writer.finish(prepared.annotate(kept), var, kept, prepared.made_by())
         return writer.open()

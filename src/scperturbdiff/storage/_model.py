@@ -76,6 +76,7 @@ class SavedModel:
         OSError
             If there is no space, or no permission.
         """
+        prefix = _checked(prefix)
         tensors = {WEIGHTS + name: value.detach().cpu().contiguous() for name, value in self.weights.items()}
         values = encode(self.values, tensors, "values")
         needed = sum(tensor.nbytes for tensor in tensors.values())
@@ -83,7 +84,7 @@ class SavedModel:
         with place as inside:
             check_space(inside, 2 * needed)
             for name, write in (also or {}).items():
-                with atomic_file(inside / f"{_checked(prefix)}{name}", overwrite=True) as path:
+                with atomic_file(inside / f"{prefix}{name}", overwrite=True) as path:
                     write(path)
             self._write(inside, prefix, tensors, values)
 
