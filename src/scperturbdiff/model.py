@@ -396,6 +396,7 @@ class PerturbDiff(BaseModelClass):
                 "The model was loaded without an AnnData, so there is nothing to train on. Load it with adata=..."
             )
         check_layer(self._annotated(), stored_layer(self.registry_))  # they may have been changed since set-up
+        check_layer(self._annotated(), stored_layer(self.registry_))  # they may have been changed since set-up
         vae_epochs, generator_epochs = plan_epochs(
             self.adata.n_obs,
             batch_size,

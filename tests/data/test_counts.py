@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -42,6 +43,8 @@ def test_counts_pass(form, dtype) -> None:
         (np.inf, "1 entries are NaN or infinite"),
         (-2.0, "1 entries are negative"),
         (0.5, "1 entries are non-integer.*log-normalised"),
+        (2.0**24 + 2, "1 entries are larger than 16,777,216"),
+        (1e30, "1 entries are larger than 16,777,216"),
     ],
 )
 def test_what_is_no_count_is_named(form, value: float, message: str) -> None:
@@ -61,7 +64,7 @@ def test_cells_without_counts_are_named() -> None:
 
 
 def test_checks_read_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scperturbdiff.data._counts.iter_rows.__defaults__", (None, 2))
+    monkeypatch.setattr("scperturbdiff.data._counts.CHECKED_ENTRIES", 6)
     big = np.tile(COUNTS, (3, 1))
     check_counts(big)
     big[8] = 0
@@ -154,3 +157,85 @@ def test_counts_of_chosen_cells_only_are_checked() -> None:
         check_counts(matrix, rows=np.array([1, 3]))
     with pytest.raises(ValueError, match=r"rows 2\)"):
         check_counts(matrix, rows=np.array([0, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.array([["1", "2"]]), "entries are of type <U1"),
+        (np.array([[1, 2]], dtype=object), "entries are of type object"),
+        (np.array([[1 + 1j, 2]]), "entries are of type complex128"),
+        (np.ma.masked_array([[1, 2]], mask=[[True, False]]), r"masked array.*adata.X = adata.X.filled\(0\)"),
+        (np.array([[2**40, 1]]), "1 entries are larger than 16,777,216"),
+    ],
+)
+def test_entries_that_are_no_numbers_are_named(matrix: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=f"adata.X .*{message}"):
+        check_counts(matrix)
+
+
+def damaged(part: str, at: int, value: int, form: type = sparse.csr_matrix) -> Any:
+    matrix = form(np.arange(1, 41, dtype=np.float32).reshape(8, 5))
+    getattr(matrix, part)[at] = value
+    return matrix
+
+
+DAMAGES = [
+    ("indices", 3, 10**6, "indices lie between 0 and 1000000"),
+    ("indices", 3, -7, "indices lie between -7 and"),
+    ("indptr", 3, 10**7, "indptr must rise from 0"),
+    ("indptr", 2, -4, "indptr must rise from 0"),
+    ("indptr", 0, 3, "indptr must rise from 0"),
+    ("indptr", -1, 10**7, "indptr ends at 10000000, beyond the 40 entries"),
+]
+
+
+@pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_matrix])
+@pytest.mark.parametrize(("part", "at", "value", "message"), DAMAGES)
+def test_damaged_matrices_are_refused(form: type, part: str, at: int, value: int, message: str) -> None:
+    """SciPy reads and writes beyond the ends of their arrays."""
+    matrix = damaged(part, at, value, form)
+    message = f"damaged {matrix.format.upper()} matrix: {message}.* again"
+    with pytest.raises(ValueError, match=f"adata.X is a {message}"):
+        check_counts(matrix)
+    for rows in (None, np.array([0, 1])):
+        with pytest.raises(ValueError, match=message):
+            read_genes(ad.AnnData(matrix), rows=rows)
+
+
+def test_data_that_ends_early_is_refused() -> None:
+    matrix = sparse.csr_matrix(np.ones((8, 5), np.float32))
+    matrix.data = matrix.data[:-1]
+    with pytest.raises(ValueError, match="indptr ends at 40, beyond the 39 entries"):
+        check_counts(matrix)
+
+
+@pytest.mark.parametrize(("value", "message"), [(10**6, "between 0 and 1000000"), (-7, "between -7 and")])
+@pytest.mark.parametrize("rows", [None, np.array([4, 0, 0])])
+def test_damaged_files_are_refused(tmp_path: Path, rows: np.ndarray | None, value: int, message: str) -> None:
+    ad.AnnData(damaged("indices", 3, 3)).write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        file["X"]["indices"][3] = value
+    for backed in (None, "r"):
+        adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed=backed)
+        with pytest.raises(ValueError, match=f"damaged CSR matrix: indices lie {message}"):
+            read_genes(adata, rows=rows)
+
+
+@pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_matrix])
+def test_entries_of_the_same_place_are_added_up(form: type) -> None:
+    data, at = np.array([0.5, 2.0, 0.5, 3.0, 1.0, 4.0], np.float32), np.array([1, 0, 1, 2, 0, 0])
+    matrix = form((data, at, np.array([0, 3, 4, 6])), shape=(3, 3))
+    before = [matrix.data.copy(), matrix.indices.copy(), matrix.indptr.copy()]
+    expected = matrix.toarray()
+    assert sorted(expected[expected > 0]) == [1, 2, 3, 5]
+    check_counts(matrix)
+    adata = ad.AnnData(matrix)
+    for rows in (None, np.arange(3)):
+        found = read_genes(adata, rows=rows)
+        assert found.has_canonical_format
+        np.testing.assert_array_equal(found.toarray(), expected)
+    logged = log_normalize(matrix).toarray()
+    np.testing.assert_allclose(logged, log_normalize(expected).toarray(), rtol=1e-6)
+    for now, then in zip([matrix.data, matrix.indices, matrix.indptr], before, strict=True):
+        np.testing.assert_array_equal(now, then)

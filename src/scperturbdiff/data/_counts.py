@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 16_384
 """Rows read at a time, so that a backed or sparse matrix is never dense as a whole."""
+CHECKED_ENTRIES = 2**25
+"""Entries, zeros included, that are checked at a time."""
+LARGEST_COUNT = 2**24
+"""Counts up to this one are exact in single precision, in which cells are encoded and decoded."""
 
 
 def get_matrix(adata: AnnData, layer: str | None = None) -> Any:
@@ -33,22 +37,64 @@ def get_matrix(adata: AnnData, layer: str | None = None) -> Any:
     return adata.layers[layer]
 
 
-def iter_rows(matrix: Any, rows: NDArray[np.integer] | None = None, chunk: int = CHUNK_ROWS) -> Iterator[Any]:
+def iter_rows(
+    matrix: Any, rows: NDArray[np.integer] | None = None, chunk: int = CHUNK_ROWS, where: str = "The matrix"
+) -> Iterator[Any]:
     """Yield consecutive blocks of rows in memory, in the order of `rows` (repeats allowed).
+
+    Sparse blocks are sorted and have one entry a place, the sum of duplicates; the matrix itself is not changed. One
+    whose arrays do not fit together raises a `ValueError`; `where` is how its message names the matrix.
 
     Backed matrices want sorted, unique row numbers; that is undone here, so that the rows come out as asked.
     """
     n = matrix.shape[0] if rows is None else len(rows)
+    if sparse.issparse(matrix):
+        matrix = matrix if matrix.format in COMPRESSED else matrix.tocsr()
+        _check_structure(matrix, where, entries=matrix.format == "csc")
     in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
     for start in range(0, n, chunk):
         stop = min(start + chunk, n)
         if rows is None:
-            yield matrix[start:stop]
+            block = matrix[start:stop]
         elif in_memory:
-            yield matrix[rows[start:stop]]
+            block = matrix[rows[start:stop]]
         else:
             wanted, back = np.unique(rows[start:stop], return_inverse=True)
-            yield matrix[wanted][back]
+            block = _canonical(matrix[wanted], where)[back]
+        yield _canonical(block, where)
+
+
+COMPRESSED = ("csr", "csc")
+"""Sparse formats of which rows can be taken."""
+
+
+def _canonical(block: Any, where: str) -> Any:
+    """A sparse block, checked, its entries sorted and those of the same place summed; a dense one as it is."""
+    if not sparse.issparse(block):
+        return block
+    _check_structure(block, where)
+    if not block.has_canonical_format:
+        block = block.copy()
+        block.sum_duplicates()
+    return block
+
+
+def _check_structure(matrix: Any, where: str, entries: bool = True) -> None:
+    """Raise where the arrays of a CSR or CSC matrix do not fit together: SciPy would read and write beyond them.
+
+    `entries` says whether to look at all entries, too, or at the borders of rows (of columns) only.
+    """
+    (n, width), start = matrix.shape if matrix.format == "csr" else matrix.shape[::-1], matrix.indptr
+    n_entries = min(len(matrix.indices), len(matrix.data))
+    if len(start) != n + 1 or start[0] != 0 or (start[1:] < start[:-1]).any():
+        wrong = f"indptr must rise from 0 in {n + 1} steps"
+    elif start[-1] > n_entries:
+        wrong = f"indptr ends at {start[-1]}, beyond the {n_entries} entries"
+    elif entries and start[-1] and not 0 <= (used := matrix.indices[: start[-1]]).min() <= used.max() < width:
+        wrong = f"indices lie between {used.min()} and {used.max()}, not between 0 and {width - 1}"
+    else:
+        return
+    raise ValueError(f"{where} is a damaged {matrix.format.upper()} matrix: {wrong}. Build or download it again.")
 
 
 def check_not_empty(matrix: Any, where: str) -> None:
@@ -57,9 +103,11 @@ def check_not_empty(matrix: Any, where: str) -> None:
         raise ValueError(f"{where} is empty: {matrix.shape[0]} cells x {matrix.shape[1]} genes.")
 
 
-def check_layer(adata: AnnData, layer: str | None = None, rows: NDArray[np.integer] | None = None) -> None:
+def check_layer(
+    adata: AnnData, layer: str | None = None, rows: NDArray[np.integer] | None = None, where: str = "adata"
+) -> None:
     """Raise unless a layer of `adata` (`None`: X) holds counts; see :func:`check_counts`."""
-    check_counts(get_matrix(adata, layer), matrix_name(layer), rows)
+    check_counts(get_matrix(adata, layer), matrix_name(layer, where), rows)
 
 
 def matrix_name(layer: str | None, where: str = "adata") -> str:
@@ -75,7 +123,7 @@ def check_counts(
     empty_cells: bool = False,
     argument: str = "layer=...",
 ) -> None:
-    """Raise a `ValueError` unless every entry is a finite, non-negative integer and every cell has a count.
+    """Raise a `ValueError` unless every entry is an integer from 0 to `LARGEST_COUNT` and every cell has a count.
 
     Parameters
     ----------
@@ -87,18 +135,17 @@ def check_counts(
         Cells to look at; `None`: all. Whether cells may be without counts.
     """
     check_not_empty(matrix, where)
-    not_finite = negative = fractional = 0
+    if isinstance(matrix, np.ma.MaskedArray):
+        raise ValueError(f"{where} is a masked array. Say what masked entries are, e.g. {where} = {where}.filled(0).")
+    bad = dict.fromkeys(NO_COUNTS, 0)
     totals = [np.empty(0)]
-    for block in iter_rows(matrix, rows):
+    for block in iter_rows(matrix, rows, max(1, CHECKED_ENTRIES // matrix.shape[1]), where):
         values = block.data if sparse.issparse(block) else np.asarray(block)
-        if values.dtype.kind not in "iub":
-            finite = np.isfinite(values)
-            not_finite += int(values.size - finite.sum())
-            fractional += int((values[finite] != np.round(values[finite])).sum())
-        negative += int((values < 0).sum())
+        for what, number in _no_counts(values, where).items():
+            bad[what] += number
         totals.append(np.asarray(block.sum(axis=1)).ravel())
     remedy = f"Pass {argument} to name the layer that holds raw counts; log-normalised values are not counts."
-    for number, what in ((not_finite, "NaN or infinite"), (negative, "negative"), (fractional, "non-integer")):
+    for what, number in bad.items():
         if number:
             raise ValueError(f"{where} must hold raw counts, but {number} entries are {what}. {remedy}")
     empty = np.flatnonzero(np.concatenate(totals) == 0)
@@ -108,6 +155,24 @@ def check_counts(
             f"{where}: {no_counts.size} cells have no counts at all (rows {preview(no_counts.tolist())}). "
             "Remove them first, e.g. sc.pp.filter_cells(adata, min_counts=1)."
         )
+
+
+NO_COUNTS = ("NaN or infinite", "negative", "non-integer", f"larger than {LARGEST_COUNT:,}")
+"""What entries that are no counts are called, the worst first."""
+
+
+def _no_counts(values: NDArray[Any], where: str) -> dict[str, int]:
+    """How many of the values are what of :data:`NO_COUNTS`."""
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{where} must hold raw counts, but its entries are of type {values.dtype}.")
+    not_finite = fractional = 0
+    if values.dtype.kind == "f":
+        finite = np.isfinite(values)
+        not_finite = int(values.size - np.count_nonzero(finite))
+        values = values[finite] if not_finite else values
+        fractional = int(np.count_nonzero(values != np.floor(values)))
+    negative, large = int(np.count_nonzero(values < 0)), int(np.count_nonzero(values > LARGEST_COUNT))
+    return dict(zip(NO_COUNTS, (not_finite, negative, fractional, large), strict=True))
 
 
 def check_unique_names(adata: AnnData) -> None:
@@ -170,6 +235,7 @@ def read_genes(
 def log_normalize(counts: sparse.csr_matrix | NDArray[Any], target_sum: float = 1e4) -> sparse.csr_matrix:
     """`log1p(counts / library size * target_sum)` per cell, as float32 CSR; cells without counts stay 0."""
     matrix = sparse.csr_matrix(counts, dtype=np.float32, copy=True)
+    matrix.sum_duplicates()
     totals = np.asarray(matrix.sum(axis=1)).ravel()
     scale = np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0)
     matrix.data = np.log1p(matrix.data * np.repeat(scale, np.diff(matrix.indptr)))

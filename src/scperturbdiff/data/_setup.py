@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import sparse
 
 from scperturbdiff.data._conditions import ConditionSpace, read_numbers
-from scperturbdiff.data._counts import check_layer, check_unique_names
+from scperturbdiff.data._counts import check_layer, check_unique_names, get_matrix, matrix_name
 from scperturbdiff.data._features import FeatureTable
 from scperturbdiff.data._labels import DOSE, PERTURBATION, Labels, check_not_missing, parse_doses
 from scperturbdiff.data._messages import check_obs_keys, preview
@@ -180,6 +181,9 @@ def read_space(adata: AnnData, layer: str | None, source: Mapping[str, Any] | No
     """
     check_unique_names(adata)
     check_layer(adata, layer)
+    if isinstance(get_matrix(adata, layer), sparse.sparray):
+        name = matrix_name(layer)
+        raise TypeError(f"scvi-tools does not read sparse arrays: {name} = scipy.sparse.csr_matrix({name}).")
     if source is None:
         return learn_conditions(adata, **keys)
     check_genes(adata, source)

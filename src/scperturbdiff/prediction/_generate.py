@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 
 ENCODE_CHUNK = 2048
+LARGEST = 2**31 - 2**7
+"""The largest 32-bit integer that is a number of single precision, too."""
 
 
 def encode_rows(module: PerturbDiffModule, counts: sparse.csr_matrix) -> Tensor:
@@ -275,9 +277,12 @@ class PopulationGenerator:
 
 
 def as_csr(dense: Tensor) -> sparse.csr_matrix:
-    """A matrix `(n, m)` most of which is 0 as a sparse one; several times faster than SciPy's conversion."""
+    """Counts `(n, m)` most of which are 0 as a sparse matrix; several times faster than SciPy's conversion.
+
+    Larger ones than files and layers hold, which are 32-bit integers, become the largest of these.
+    """
     there = positions(dense != 0)
-    values, position = dense.take(there).cpu().numpy(), there.cpu().numpy()
+    values, position = dense.take(there).clamp(max=LARGEST).cpu().numpy(), there.cpu().numpy()
     n, m = dense.shape
     start = np.searchsorted(position, np.arange(n + 1) * m)
     return sparse.csr_matrix((values, (position % m).astype(np.int32), start.astype(np.int32)), shape=(n, m))

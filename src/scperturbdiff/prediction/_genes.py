@@ -11,6 +11,7 @@ from scipy import sparse
 from scperturbdiff.data import (
     DOSE,
     PERTURBATION,
+    check_layer,
     gene_positions,
     get_matrix,
     group_rows,
@@ -149,6 +150,7 @@ def _observed_means(
     required = [key for key in space.context_keys if key in space.control_match_keys]
     match = match_controls(table, labels.iloc[controls], controls, space.control_match_keys, required)
     shape = (len(conditions), real.n_obs)
+    check_layer(real, layer, np.sort(np.concatenate([treated, controls])), "real")
     cells = member_weights(number[treated], treated, shape)
     n_cells = np.asarray(cells.sum(axis=1)).ravel().astype(np.int64)
     of_population = np.zeros((len(conditions), len(table)))

@@ -11,6 +11,7 @@ from scperturbdiff.data import (
     CONTROL_CELL,
     POPULATION,
     UNS,
+    check_layer,
     gene_positions,
     get_matrix,
     grouped_sums,
@@ -177,6 +178,7 @@ def _control_means(
     def logged(counts: sparse.csr_matrix, rows: NDArray[np.intp]) -> tuple[sparse.csr_matrix]:
         return (log_normalize(counts, target_sum).astype(np.float64),)
 
+    check_layer(control, layer, np.unique(at), "control")
     columns = gene_positions(control.var_names, pred.var_names)
     (total,) = grouped_sums(get_matrix(control, layer), weights, logged, columns=columns, chunk=CHUNK)
     return total / np.asarray(weights.sum(axis=1)).reshape(-1, 1)
