@@ -197,6 +197,7 @@ def test_saving_over_a_model_replaces_it_and_leaves_other_files(model: PerturbDi
         model.save(folder)
     model.save(folder, overwrite=True)
     assert tensor_file(folder).name != former
+    assert tensor_file(folder).stat().st_mode == (folder / "notes.txt").stat().st_mode
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["model.json", "notes.txt", tensor_file(folder).name]
     )

@@ -92,8 +92,10 @@ class SavedModel:
         token, former = secrets.token_hex(8), _former(folder, prefix)
         path = folder / _tensor_file(prefix, token)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # ours alone
+        mode = path.stat().st_mode
         try:
             save_file(tensors, path)
+            path.chmod(mode)  # safetensors lets nobody else read
             entries = FORMAT, VERSION, dict(self.written_by), {"token": token, "sha256": _digest(path)}, values
             text = json.dumps(dict(zip(_ENTRIES, entries, strict=True)), allow_nan=False, indent=1)
             with atomic_file(folder / f"{prefix}{MODEL}", overwrite=True) as target:
