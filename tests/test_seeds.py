@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
 
 from scperturbdiff.seeds import derive_seed, resolve_seed, seeded, stream
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def test_seeds_depend_on_what_is_drawn() -> None:
@@ -39,8 +38,20 @@ def test_a_stream_has_the_numbers_of_a_seeded_block_and_leaves_the_global_one_al
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**70, 1.5, float("nan")])
+def test_seeds_that_files_cannot_hold_are_refused(seed: Any) -> None:
+    with pytest.raises(ValueError, match=rf"seed={seed} must be a whole number from 0 to 9,223,372,036,854,775,807"):
+        resolve_seed(seed)
+
+
+@pytest.mark.parametrize("seed", [True, "1", [1]])
+def test_seeds_are_numbers(seed: Any) -> None:
+    with pytest.raises(TypeError, match="must be a whole number"):
+        resolve_seed(seed)
+
+
 def test_seed_falls_back_to_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_seed(7) == 7
+    assert resolve_seed(7) == resolve_seed(np.int32(7)) == 7
     monkeypatch.setattr("scvi.settings._seed", 11)
     assert resolve_seed(None) == 11
     monkeypatch.setattr("scvi.settings._seed", None)

@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING
 import torch
 from scvi import settings
 
+from scperturbdiff.arguments import check_int
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+def check_seed(seed: int) -> int:
+    """A whole number that files can hold."""
+    return check_int("seed", seed, 0, 2**63 - 1)
 
 
 def resolve_seed(seed: int | None) -> int:
     """`seed` itself, or `scvi.settings.seed` when that is set, or one drawn from torch's global state."""
     if seed is None:
         seed = settings.seed
-    return int(torch.randint(0, 2**62, ()).item()) if seed is None else int(seed)
+    return int(torch.randint(0, 2**62, ()).item()) if seed is None else check_seed(seed)
 
 
 def derive_seed(seed: int, *names: object) -> int:
