@@ -10,7 +10,6 @@ from pathlib import Path
 from pprint import pprint
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from mudata import MuData
 from scvi import REGISTRY_KEYS
@@ -28,6 +27,7 @@ from scperturbdiff.data import (
     check_layer,
     preview,
     read_genes,
+    read_indices,
     read_space,
     rna_view,
     stored_batches,
@@ -36,6 +36,7 @@ from scperturbdiff.data import (
     stored_space,
 )
 from scperturbdiff.diffusion import restore_module
+from scperturbdiff.limits import check_sizes, check_training
 from scperturbdiff.module import PerturbDiffModule
 from scperturbdiff.prediction import (
     PreparedRequest,
@@ -56,6 +57,7 @@ from scperturbdiff.transfer import transfer_weights
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import numpy as np
     import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -149,6 +151,7 @@ class PerturbDiff(BaseModelClass):
     ) -> None:
         arguments = self._get_init_params(locals())
         check_kept(arguments, "PerturbDiff")
+        check_sizes(arguments["non_kwargs"])
         super().__init__(adata, registry)
         space = self.conditions
         self.module = self._module_cls(
@@ -395,7 +398,7 @@ class PerturbDiff(BaseModelClass):
             raise ValueError(
                 "The model was loaded without an AnnData, so there is nothing to train on. Load it with adata=..."
             )
-        check_layer(self._annotated(), stored_layer(self.registry_))  # they may have been changed since set-up
+        check_training(locals())
         check_layer(self._annotated(), stored_layer(self.registry_))  # they may have been changed since set-up
         vae_epochs, generator_epochs = plan_epochs(
             self.adata.n_obs,
@@ -406,6 +409,8 @@ class PerturbDiff(BaseModelClass):
             trained=self.is_trained_,
             adapted=self.vae_is_adapted_,
         )
+        if not (vae_epochs or generator_epochs or self.is_trained_):
+            raise ValueError("Training of 0 epochs makes no trained model: max_epochs must be 1 or more.")
         trainer = {"accelerator": accelerator, "devices": devices, **trainer_kwargs}
         seed = resolve_seed(seed)
         if ckpt_path is not None:
@@ -610,7 +615,7 @@ class PerturbDiff(BaseModelClass):
         allowed_classes_names_list
             Names of further classes whose models may be loaded.
         allow_pickle
-            Read the format of scvi-tools, which versions before 0.2 wrote. **A pickle can run any code of whoever wrote
+            Read the format of scvi-tools, which older versions wrote. **A pickle can run any code of whoever wrote
             it**: only for files that you trust. ``scperturbdiff convert`` writes such a model anew.
 
         Raises
@@ -817,7 +822,7 @@ class PerturbDiff(BaseModelClass):
             settings=Settings(resolve_seed(seed), n_populations),
             transform_batch=None,
         )
-        real = self._annotated() if real is None and self.adata is not None else real
+        real = None if real is None and self.adata is None else self._cells(real)
         return response_table(
             prepared,
             layer=self._layer(prepared.controls, layer),
@@ -850,9 +855,9 @@ class PerturbDiff(BaseModelClass):
         """
         self._check_trained("get_latent_representation")
         cells = self._cells(adata)
-        rows = None if indices is None else np.asarray(indices)
+        rows = None if indices is None else read_indices(indices, cells.n_obs)
         at = self._layer(cells, layer)
-        check_layer(cells, at)
+        check_layer(cells, at, rows)
         self.module.eval()
         counts = read_genes(cells, stored_genes(self.registry_), at, rows)
         latent: NDArray[np.float32] = encode_rows(self.module, counts).cpu().numpy()
@@ -913,6 +918,8 @@ class PerturbDiff(BaseModelClass):
         """Check a request before anything is generated."""
         self._check_trained("predict")
         space = self._space(perturbation_embeddings)
+        if self.populations_ is None and space.perturbation_key is not None:
+            raise RuntimeError("Only the VAE was trained, which knows of no perturbation: call train() again.")
         if perturbations is None:
             perturbations = space.training_request(self.populations_)
         cells = self._cells(adata)

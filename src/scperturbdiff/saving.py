@@ -16,7 +16,7 @@ import torch
 
 from scperturbdiff.data import CONDITIONS, ConditionSpace, FeatureTable, preview
 from scperturbdiff.report import TrainingReport
-from scperturbdiff.storage import SavedModel, build, from_state, to_state
+from scperturbdiff.storage import SavedModel, build, check_h5ad, from_state, to_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -197,6 +197,7 @@ def saved_cells(folder: Path, prefix: str) -> AnnData | MuData | None:
     """The cells in the folder of a model, or `None` with a warning, as in scvi-tools."""
     for name, read in (("adata.h5ad", anndata.read_h5ad), ("mdata.h5mu", mudata.read_h5mu)):
         if (path := folder / f"{prefix}{name}").is_file():
+            check_h5ad(path)
             cells: AnnData | MuData = read(path)
             return cells
     logger.warning("%s holds no cells, so the model is loaded without: pass adata=..., or False if so meant.", folder)
