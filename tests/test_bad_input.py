@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -283,12 +284,77 @@ def test_a_request_that_makes_no_sense(
         model.predict(controls, perturbations, progress=False)
 
 
+WHOLE, NUMBER = "a whole number", "a number in "
+
+
 @pytest.mark.parametrize(
-    ("argument", "value"), [("n_cells", 0), ("n_populations", 0), ("n_steps", 0), ("sampler", "euler")]
+    ("argument", "values", "allowed"),
+    [
+        ("n_cells", (0, -1, 1.5, np.inf, "5", True, [1]), WHOLE),
+        ("n_populations", (0, 2.5, "2", True), WHOLE),
+        ("n_steps", (0, 2.5, "2", True), WHOLE),
+        ("sampler", ("euler", None, 3), "one of 'renoise', 'ddim', 'dpm\\+\\+'"),
+        ("guidance", (np.nan, np.inf, "a", None), NUMBER),
+        ("target_sum", (0, -5.0, np.nan, np.inf, None, "a"), NUMBER),
+        ("seed", (-1, 2**70, 1.5, "a"), WHOLE),
+        ("progress", (None, "no"), "True or False"),
+    ],
 )
-def test_settings_of_predict_are_checked(model: PerturbDiff, controls: AnnData, argument: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"{argument}={value!r}"):
-        model.predict(controls, ["P01"], progress=False, **{argument: value})
+def test_settings_of_predict_are_checked(
+    model: PerturbDiff, controls: AnnData, argument: str, values: tuple[Any, ...], allowed: str
+) -> None:
+    for value in values:
+        with pytest.raises((TypeError, ValueError), match=rf"{argument}={re.escape(repr(value))} must be {allowed}"):
+            model.predict(controls, ["P01"], **{"progress": False, argument: value})
+
+
+@pytest.mark.parametrize(("argument", "value"), [("pseudocount", 0), ("pseudocount", np.nan), ("target_sum", -1)])
+def test_settings_of_response_are_checked(model: PerturbDiff, argument: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{argument}={value} must be a number in \(0, inf\)"):
+        model.response(perturbations=["P01"], progress=False, **{argument: value})
+
+
+def test_numbers_of_numpy_are_numbers(model: PerturbDiff, controls: AnnData) -> None:
+    expected = model.predict(controls, ["P01"], n_cells=4, n_populations=2, guidance=1.0, seed=1, progress=False)
+    given = {"n_cells": np.int64(4), "n_populations": np.uint8(2), "guidance": np.float32(1), "seed": np.int16(1)}
+    assert_same_cells(model.predict(controls, ["P01"], progress=False, **given), expected)
+
+
+def test_rows_are_found_by_number_or_mask(model: PerturbDiff, controls: AnnData) -> None:
+    everything = model.get_latent_representation(controls)
+    n = controls.n_obs
+    mask = np.arange(n) % 3 == 0
+    for indices, expected in [([0, 4], [0, 4]), ([-1, 0, 0], [n - 1, 0, 0]), (mask, np.flatnonzero(mask)), ([], [])]:
+        found = model.get_latent_representation(controls, indices)
+        np.testing.assert_allclose(found, everything[expected], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=f"between 0 and {n}, but there are {n} cells"):
+        model.get_latent_representation(controls, [0, n])
+    for wrong in ([0.5], ["a"], mask[1:], [[0]], 0):
+        with pytest.raises(TypeError, match=f"whole numbers or a mask of {n} rows"):
+            model.get_latent_representation(controls, wrong)
+
+
+def test_only_the_rows_asked_for_are_checked(model: PerturbDiff, controls: AnnData) -> None:
+    controls.X = controls.X.astype(np.float64)
+    controls.X[0, controls.X[0].indices[0]] = 0.5
+    assert len(model.get_latent_representation(controls, [1, 2])) == 2
+
+
+@pytest.mark.parametrize("cells", ["cells.h5ad", 3, pd.DataFrame(), sparse.csr_matrix((2, 2))])
+def test_what_is_no_anndata_is_refused(model: PerturbDiff, cells: Any) -> None:
+    for call in (
+        lambda: model.predict(cells, ["P01"], progress=False),
+        lambda: model.get_latent_representation(cells),
+        lambda: model.response(perturbations=["P01"], real=cells, progress=False),
+        lambda: setup(cells),
+    ):
+        with pytest.raises(TypeError, match=f"must be an AnnData, not {type(cells).__name__}"):
+            call()
+
+
+def test_names_of_components_are_several(model: PerturbDiff) -> None:
+    with pytest.raises(TypeError, match=r"names='P01' must be several names; pass \['P01'\]"):
+        model.perturbation_novelty("P01")
 
 
 # ---- controls and small groups ------------------------------------------------------------------------------------
@@ -336,12 +402,65 @@ def test_a_model_needs_cells_that_were_set_up(adata: AnnData) -> None:
         PerturbDiff(adata)
 
 
-@pytest.mark.parametrize("argument", ["max_epochs", "max_epochs_vae", "max_epochs_generator"])
-@pytest.mark.parametrize("value", [-1, 1.5])
-def test_epochs_are_checked(adata: AnnData, argument: str, value: float) -> None:
+def test_no_training_makes_no_trained_model(adata: AnnData) -> None:
     setup(adata)
-    with pytest.raises(ValueError, match=f"{argument}={value} must be a whole number"):
-        PerturbDiff(adata).train(**{argument: value})
+    model = PerturbDiff(adata, **TINY)
+    with pytest.raises(ValueError, match="0 epochs makes no trained model"):
+        model.train(max_epochs=0)
+    assert not model.is_trained_
+    model.train(**(FEW_STEPS | {"max_epochs_generator": 0}))
+    with pytest.raises(RuntimeError, match="Only the VAE was trained"):
+        model.predict(perturbations=["P01"])
+
+
+SIZES = {"n_latent", "n_hidden", "n_vae_layers", "width", "n_layers", "n_heads"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "values", "allowed"),
+    [
+        *((name, (0, -1, 2.5, "4", None, True, 10**9), WHOLE) for name in sorted(SIZES)),
+        *((name, (-0.1, 1.0, np.nan, "a"), NUMBER) for name in ("dropout", "vae_dropout")),
+        *((name, (3, ["a"]), "a mapping") for name in ("vae_kwargs", "retrieval_kwargs", "generator_kwargs")),
+    ],
+)
+def test_sizes_are_checked(adata: AnnData, argument: str, values: tuple[Any, ...], allowed: str) -> None:
+    setup(adata)
+    for value in values:
+        with pytest.raises((TypeError, ValueError), match=rf"{argument}={re.escape(repr(value))} must be {allowed}"):
+            PerturbDiff(adata, **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("argument", "values", "allowed"),
+    [
+        *((name, (-1, 1.5, "3", np.nan, True), WHOLE) for name in ("max_epochs", "max_epochs_vae")),
+        ("max_epochs_generator", (-1, 1.5, "3", np.nan, True), WHOLE),
+        ("batch_size", (0, -1, 2.5, "a", None), WHOLE),
+        ("validation_size", (1.0, -0.1, np.nan, "a", 3), NUMBER),
+        ("train_size", (0, 1.5, np.nan, "a", None), NUMBER),
+        ("early_stopping", (None, 1), "True or False"),
+        ("precision", ("bf16-true", "16-true", "64-true", "no such thing"), "one of '32-true'"),
+        ("seed", (-1, 2**70, 1.5, "a"), WHOLE),
+        ("plan_kwargs", (3,), "a mapping"),
+        ("vae_plan_kwargs", (["lr"],), "a mapping"),
+    ],
+)
+def test_arguments_of_train_are_checked(adata: AnnData, argument: str, values: tuple[Any, ...], allowed: str) -> None:
+    setup(adata)
+    model = PerturbDiff(adata, **TINY)
+    for value in values:
+        with pytest.raises((TypeError, ValueError), match=rf"{argument}={re.escape(repr(value))} must be {allowed}"):
+            model.train(**{"max_epochs": 1, argument: value})
+    assert not model.is_trained_
+
+
+@pytest.mark.parametrize("argument", ["lr", "eps", "dispersion_lr_factor"])
+@pytest.mark.parametrize("value", [0, -1.0, np.nan, "a"])
+def test_rates_of_the_first_stage_are_checked(adata: AnnData, argument: str, value: Any) -> None:
+    setup(adata)
+    with pytest.raises((TypeError, ValueError), match=rf"{argument}={value!r} must be a number in \(0, inf\)"):
+        PerturbDiff(adata, **TINY).train(vae_plan_kwargs={argument: value})
 
 
 @pytest.mark.parametrize(
@@ -349,7 +468,6 @@ def test_epochs_are_checked(adata: AnnData, argument: str, value: float) -> None
     [
         ({"plan_kwargs": {"objective": "l2"}}, "objective='l2'.*energy_score"),
         ({"plan_kwargs": {"n_draws": 1}}, "n_draws=1"),
-        ({"validation_size": 1.0}, "validation_size=1.0"),
     ],
 )
 def test_settings_of_train_are_checked(adata: AnnData, arguments: dict[str, Any], match: str) -> None:

@@ -28,6 +28,7 @@ ROOMS = {
     "transfer",
     "prediction",
     "saving",
+    "limits",
 }
 MODEL = ROOMS | MODULE
 GROUND = {"arguments"}
@@ -41,6 +42,7 @@ USES: dict[str, set[str]] = {
     "diffusion": {"seeds"},
     "counts": {"seeds"},
     "latent": {"seeds"},
+    "limits": set(),
     "report": set(),
     "responses": {"counts", "data", "latent", "retrieval"},
     "priors": {"retrieval", "diffusion"},

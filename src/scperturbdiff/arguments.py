@@ -17,7 +17,7 @@ LONGEST = 80
 
 def refusal(name: str, value: Any, allowed: str, kind: type[Exception] = ValueError) -> Exception:
     """The error that all checks raise."""
-    shown = repr(value)
+    shown = repr(value.item() if isinstance(value, np.generic) else value)
     shown = shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."
     return kind(f"{name}={shown} must be {allowed}.")
 

@@ -197,7 +197,7 @@ def test_seeds() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="sampler='euler' is not one of"):
+    with pytest.raises(ValueError, match="sampler='euler' must be one of"):
         sample(bent, torch.randn(1, 2, 1), SCHEDULE, 2, "euler")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="n_steps=0"):
         sample(bent, torch.randn(1, 2, 1), SCHEDULE, 0)

@@ -100,7 +100,7 @@ def test_observed_cells_may_come_from_elsewhere(
     del bare.obs["perturbation"]
     with pytest.raises(KeyError, match="real.obs has no column 'perturbation'"):
         loaded.response(controls, ["A"], real=bare, **kwargs)
-    with pytest.raises(ValueError, match="pseudocount=0 must be positive"):
+    with pytest.raises(ValueError, match="pseudocount=0 must be a number"):
         model.response(cells, ["A"], pseudocount=0, **kwargs)
 
 

@@ -14,6 +14,7 @@ from scperturbdiff.data._counts import (
     log_normalize,
     matrix_name,
     read_genes,
+    read_indices,
 )
 from scperturbdiff.data._features import FeatureTable, explain_unknown
 from scperturbdiff.data._groups import Groups, group_rows, grouped_sums, member_weights
@@ -52,6 +53,7 @@ __all__ = [
     "check_not_missing", "check_obs_key", "check_obs_keys", "check_unique_names", "choose_controls", "closest",
     "context_name", "did_you_mean", "dose_text", "explain_unknown", "gene_positions", "get_matrix", "group_rows",
     "grouped_sums", "iter_rows", "log_normalize", "match_controls", "match_doses", "matrix_name", "member_weights",
-    "parse_doses", "preview", "read_contexts", "read_doses", "read_genes", "read_numbers", "read_space", "read_text",
-    "resample_controls", "rna_view", "stored_batches", "stored_genes", "stored_layer", "stored_space", "value_text",
+    "parse_doses", "preview", "read_contexts", "read_doses", "read_genes", "read_indices", "read_numbers", "read_space",
+    "read_text", "resample_controls", "rna_view", "stored_batches", "stored_genes", "stored_layer", "stored_space",
+    "value_text",
 ]  # fmt: skip

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+
+from scperturbdiff.arguments import check_int
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,12 +18,10 @@ N_CELLS = "n_cells"
 
 
 def cells_wanted(n: Any, default: int) -> int:
-    """A number of cells as given in an argument or in a table; missing: `default`."""
-    if n is None or (isinstance(n, float) and np.isnan(n)):
+    """A number of cells as given in an argument or in a table, where it may be a whole float; missing: `default`."""
+    if n is None or n is pd.NA or (isinstance(n, float) and np.isnan(n)):
         return default
-    if int(n) != n or n < 1:
-        raise ValueError(f"n_cells={n} must be a positive integer.")
-    return int(n)
+    return check_int("n_cells", int(n) if isinstance(n, float) and n.is_integer() else n, 1)
 
 
 def choose_controls(n_controls: int, n_cells: int, rng: np.random.Generator) -> NDArray[np.intp]:

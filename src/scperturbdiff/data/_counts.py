@@ -175,6 +175,20 @@ def _no_counts(values: NDArray[Any], where: str) -> dict[str, int]:
     return dict(zip(NO_COUNTS, (not_finite, negative, fractional, large), strict=True))
 
 
+def read_indices(indices: Any, n: int) -> NDArray[np.int64]:
+    """Row numbers, given as such (from the end, where they are negative) or as a mask of `n` rows."""
+    given = np.asarray(indices)
+    if given.dtype == bool and given.shape == (n,):
+        return np.flatnonzero(given)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise TypeError(
+            f"indices must be whole numbers or a mask of {n} rows, not {given.dtype} of shape {given.shape}."
+        )
+    if given.size and not -n <= given.min() <= given.max() < n:
+        raise ValueError(f"indices lie between {given.min()} and {given.max()}, but there are {n} cells.")
+    return given.astype(np.int64) % n
+
+
 def check_unique_names(adata: AnnData) -> None:
     """Raise a `ValueError` that lists duplicated `obs_names` or `var_names`."""
     for names, what, remedy in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
@@ -24,6 +25,14 @@ OBS_ARGUMENTS = (
 )
 """Arguments of `setup_mudata` that name columns of `obs`."""
 RNA = "rna_layer"
+
+
+def check_cells(cells: Any, name: str = "adata") -> None:
+    """Raise a `TypeError` for what is no AnnData, and for one whose annotation is not in memory."""
+    if not isinstance(cells, AnnData):
+        raise TypeError(f"{name} must be an AnnData, not {type(cells).__name__}; a file is read by anndata.read_h5ad.")
+    if not isinstance(cells.obs, pd.DataFrame):
+        raise TypeError(f"{name} was read lazily: call {name}.to_memory(), or read it with backed='r'.")
 
 
 def rna_view(mdata: MuData, setup_args: Mapping[str, Any]) -> AnnData:
@@ -60,6 +69,7 @@ def rna_view(mdata: MuData, setup_args: Mapping[str, Any]) -> AnnData:
 def as_anndata(cells: AnnData | MuData, registry: Mapping[str, Any]) -> AnnData:
     """An AnnData as it is, a MuData through :func:`rna_view` with the model's own arguments."""
     if not isinstance(cells, MuData):
+        check_cells(cells)
         return cells
     setup_args = registry["setup_args"]
     if not setup_args.get("modalities"):

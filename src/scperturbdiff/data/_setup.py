@@ -15,6 +15,7 @@ from scperturbdiff.data._counts import check_layer, check_unique_names, get_matr
 from scperturbdiff.data._features import FeatureTable
 from scperturbdiff.data._labels import DOSE, PERTURBATION, Labels, check_not_missing, parse_doses
 from scperturbdiff.data._messages import check_obs_keys, preview
+from scperturbdiff.data._mudata import check_cells
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -179,6 +180,7 @@ def read_space(adata: AnnData, layer: str | None, source: Mapping[str, Any] | No
 
     `source` is the registry of the saved model, if one is loaded; `keys` are those of :func:`learn_conditions`.
     """
+    check_cells(adata)
     check_unique_names(adata)
     check_layer(adata, layer)
     if isinstance(get_matrix(adata, layer), sparse.sparray):

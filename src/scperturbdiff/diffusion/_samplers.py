@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from scperturbdiff.arguments import check_choice
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -55,8 +57,7 @@ def sample(
     -------
     Populations, `(n_populations, n_cells, n_latent)`.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler={sampler!r} is not one of {SAMPLERS}.")
+    check_choice("sampler", sampler, SAMPLERS)
     times = schedule.timesteps(n_steps)
     levels = torch.tensor(times, dtype=torch.float64)
     alphas, sigmas = schedule.alpha(levels).tolist(), schedule.sigma(levels).tolist()

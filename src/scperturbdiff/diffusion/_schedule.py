@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scperturbdiff.arguments import check_int
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -37,8 +39,7 @@ class NoiseSchedule:
 
     def timesteps(self, n_steps: int) -> list[float]:
         """The `n_steps + 1` times visited when sampling, from 1 (noise) down to 0 (data), evenly spaced."""
-        if n_steps < 1:
-            raise ValueError(f"n_steps={n_steps} must be at least 1.")
+        check_int("n_steps", n_steps, 1)
         return [1.0 - i / n_steps for i in range(n_steps)] + [0.0]
 
     def sample_times(self, shape: tuple[int, ...], p_terminal: float, device: torch.device | str) -> Tensor:

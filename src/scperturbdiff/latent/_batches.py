@@ -11,6 +11,8 @@ import torch
 from scvi import settings
 from torch.utils.data import DataLoader, Sampler
 
+from scperturbdiff.arguments import check_number
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -54,8 +56,7 @@ class CellDataModule(pl.LightningDataModule):
 
     def __init__(self, manager: AnnDataManager, train_size: float, batch_size: int) -> None:
         super().__init__()
-        if not 0 < train_size <= 1:
-            raise ValueError(f"train_size={train_size} must lie in (0, 1]: the share of cells to train on.")
+        check_number("train_size", train_size, "(0, 1]")
         n = manager.adata.n_obs
         self.n_train = math.ceil(train_size * n)
         self.n_val = n - self.n_train

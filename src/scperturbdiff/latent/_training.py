@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from scvi.train import TrainingPlan
 
+from scperturbdiff.arguments import check_number
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -40,6 +42,10 @@ class LatentTrainingPlan(TrainingPlan):
         dispersion_lr_factor: float = 10.0,
         **kwargs: Any,
     ) -> None:
+        check_number("lr", lr, "(0, inf)")
+        check_number("eps", eps, "(0, inf)")
+        check_number("weight_decay", weight_decay, "[0, inf)")
+        check_number("dispersion_lr_factor", dispersion_lr_factor, "(0, inf)")
         super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, **kwargs)
         self.dispersion_lr_factor = dispersion_lr_factor
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scperturbdiff.arguments import check_flag, check_number
 from scperturbdiff.data import (
     CONTROL_CELL,
     POPULATION,
@@ -21,9 +22,7 @@ from scperturbdiff.data import (
     gene_positions,
     get_matrix,
     matrix_name,
-    preview,
 )
-from scperturbdiff.diffusion import Sampler
 from scperturbdiff.prediction._generate import PopulationGenerator
 from scperturbdiff.prediction._request import plan_request, read_controls, read_wanted
 from scperturbdiff.prediction._stream import CellWriter
@@ -155,13 +154,6 @@ def prepare(
         )
     check_unique_names(adata)
     gene_positions(adata.var_names, genes)
-    if settings.n_populations is not None and settings.n_populations < 1:
-        raise ValueError(f"n_populations={settings.n_populations} must be at least 1.")
-    # here and not only where they act: a network of weight 0 is not evaluated
-    if settings.n_steps < 1:
-        raise ValueError(f"n_steps={settings.n_steps} must be at least 1.")
-    if settings.sampler not in get_args(Sampler):
-        raise ValueError(f"sampler={settings.sampler!r} is not one of {preview(get_args(Sampler))}.")
     cells_wanted(n_cells, 1)  # raises before anything is read, also where the table has numbers of its own
     wanted = read_wanted(space, perturbations)
     covariates = [key for key in (*space.categorical_keys, *space.continuous_keys) if key in wanted]
@@ -185,6 +177,8 @@ def predict_cells(
     -------
     The cells; with `output` they are backed by that file.
     """
+    check_number("target_sum", target_sum, "(0, inf)")
+    check_flag("progress", progress)
     pieces = prepared.generator.generate(prepared.request, progress)
     var = prepared.controls.var.loc[prepared.genes]
     if output is not None:

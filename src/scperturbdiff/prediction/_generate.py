@@ -39,6 +39,8 @@ LARGEST = 2**31 - 2**7
 
 def encode_rows(module: PerturbDiffModule, counts: sparse.csr_matrix) -> Tensor:
     """Latent vectors (posterior means, not standardised) of counts `(n_cells, n_genes)`, on the module's device."""
+    if not counts.shape[0]:
+        return torch.empty(0, len(module.latent_mean), device=module.device)
     return module.encode(iter_rows(counts, chunk=ENCODE_CHUNK))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scperturbdiff.arguments import check_flag, check_number
 from scperturbdiff.data import (
     DOSE,
     PERTURBATION,
@@ -63,8 +64,9 @@ def response_table(
     progress: bool,
 ) -> pd.DataFrame:
     """Log2 fold change of every gene in every condition; see :meth:`scperturbdiff.PerturbDiff.response`."""
-    if not pseudocount > 0:
-        raise ValueError(f"pseudocount={pseudocount} must be positive.")
+    check_number("pseudocount", pseudocount, "(0, inf)")
+    check_number("target_sum", target_sum, "(0, inf)")
+    check_flag("progress", progress)
     space, request = prepared.space, prepared.request
     # batches are pooled
     shared = dict.fromkeys((*space.context_keys, *space.categorical_keys, *space.continuous_keys))

@@ -36,6 +36,8 @@ def perturbation_representation(module: PerturbDiffModule, space: ConditionSpace
 def perturbation_novelty(module: PerturbDiffModule, space: ConditionSpace, names: Sequence[str] | None) -> pd.DataFrame:
     """How far components are from training; see :meth:`scperturbdiff.PerturbDiff.perturbation_novelty`."""
     everything = space.all_components
+    if isinstance(names, str):
+        raise TypeError(f"names={names!r} must be several names; pass [{names!r}].")
     names = everything if names is None else [str(name) for name in names]
     unknown = [name for name in names if name not in set(everything)]
     if unknown:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from scperturbdiff.arguments import check_choice, check_int, check_number
+from scperturbdiff.diffusion import Sampler
+from scperturbdiff.seeds import check_seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -11,7 +15,7 @@ if TYPE_CHECKING:
     from scipy import sparse
     from torch import Tensor
 
-    from scperturbdiff.diffusion import EncodedControls, Sampler
+    from scperturbdiff.diffusion import EncodedControls
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,15 @@ class Settings:
     guidance: float = 1.0
     piece: int = 256
     shown_controls: int = 256
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        for name in ("n_populations", "n_steps", "piece", "shown_controls"):
+            value = getattr(self, name)
+            if value is not None or name != "n_populations":
+                check_int(name, value, 1)
+        check_choice("sampler", self.sampler, get_args(Sampler))
+        check_number("guidance", self.guidance)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from scperturbdiff.arguments import check_number
 from scperturbdiff.data import (
     CONTROL_CELL,
     POPULATION,
@@ -90,8 +91,8 @@ def summarize_populations(
     ValueError
         If there is a single draw, or `level` is not between 0 and 1.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} must lie between 0 and 1.")
+    check_number("level", level, "(0, 1)")
+    check_number("far", far, "[0, 1]")
     made_by = pred.uns.get(UNS, {})
     if "conditions" not in made_by or POPULATION not in pred.obs:
         raise KeyError("pred must come from PerturbDiff.predict: uns['scperturbdiff']['conditions'] is missing.")

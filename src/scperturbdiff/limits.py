@@ -1,0 +1,38 @@
+"""What sizes a model may have, and how it may be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import NoneType
+from typing import Any
+
+from scperturbdiff.arguments import check_choice, check_flag, check_int, check_number, check_type
+
+LARGEST = {"n_latent": 4096, "n_hidden": 65536, "n_vae_layers": 64, "width": 16384, "n_layers": 64, "n_heads": 256}
+"""Sizes of a model, and the largest that is not a slip of the pen."""
+PRECISIONS = ("32-true", "32", 32, "16-mixed", "bf16-mixed", 16, "16", "bf16", None)
+"""Of training; weights are kept in single precision."""
+
+
+def check_sizes(arguments: Mapping[str, Any]) -> None:
+    """Check the arguments of :class:`scperturbdiff.PerturbDiff` that say how large its networks are."""
+    for name, largest in LARGEST.items():
+        check_int(name, arguments[name], 1, largest)
+    for name in ("vae_dropout", "dropout"):
+        check_number(name, arguments[name], "[0, 1)")
+    for name in ("vae_kwargs", "retrieval_kwargs", "generator_kwargs"):
+        check_type(name, arguments[name], (Mapping, NoneType), "a mapping of names of arguments, or None")
+
+
+def check_training(arguments: Mapping[str, Any]) -> None:
+    """Check the arguments of :meth:`scperturbdiff.PerturbDiff.train` that are not passed on."""
+    for name in ("max_epochs", "max_epochs_vae", "max_epochs_generator"):
+        if arguments[name] is not None:
+            check_int(name, arguments[name], 0)
+    check_int("batch_size", arguments["batch_size"], 1)
+    if arguments["validation_size"] is not None:
+        check_number("validation_size", arguments["validation_size"], "[0, 1)")
+    check_flag("early_stopping", arguments["early_stopping"])
+    for name in ("vae_plan_kwargs", "plan_kwargs"):
+        check_type(name, arguments[name], (Mapping, NoneType), "a mapping of names of arguments, or None")
+    check_choice("precision", arguments["trainer_kwargs"].get("precision"), PRECISIONS)
