@@ -100,6 +100,14 @@ def test_everything_comes_back(model: PerturbDiff, controls: AnnData, folder: Pa
     assert [p.requires_grad for p in model.module.parameters()] == [p.requires_grad for p in again.module.parameters()]
 
 
+def test_draws_of_something_new_come_back_to_the_last_bit(controls: AnnData, model: PerturbDiff, folder: Path) -> None:
+    other = controls.copy()
+    other.obs["cell_type"] = "never seen"
+    asked: dict[str, Any] = QUIET | {"n_populations": 3}
+    again = PerturbDiff.load(folder, adata=False)
+    assert_same_cells(model.predict(other, ["P01"], **asked), again.predict(other, ["P01"], **asked))
+
+
 def test_loading_draws_no_random_numbers(folder: Path) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()

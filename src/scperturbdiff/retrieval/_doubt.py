@@ -48,4 +48,4 @@ def error_factors(
     factors: Floats = (
         wider * axes[:, kept] * np.sqrt(np.maximum(strength[kept], 0) / max(float(variance.mean()), 1e-12))
     )
-    return factors
+    return np.ascontiguousarray(factors)  # as they are after saving and loading: products round by the order of numbers
