@@ -227,7 +227,10 @@ def test_blocks_do_not_show():
         ({"n_contexts": 0}, "n_contexts=0"),
         ({"n_genes": -5}, "n_genes=-5"),
         ({"n_control_cells": 0}, "n_control_cells=0"),
-        ({"combinations": 4}, "combinations=4 must be between 0 and 3"),
+        ({"combinations": 4}, "combinations=4 must be a whole number from 0 to 3"),
+        ({"n_cells_per_population": 2.5}, "n_cells_per_population=2.5 must be a whole number"),
+        ({"effect_scale": float("nan")}, r"effect_scale=nan must be a number in \[0, inf\)"),
+        ({"seed": -1}, "seed=-1 must be a whole number"),
         ({"doses": [0.0, 1.0]}, "dose 0 is the control"),
         ({"doses": [1.0, 1.0]}, "repeated"),
         ({"doses": [1.0, float("nan")]}, "positive, finite"),
@@ -241,7 +244,7 @@ def test_blocks_do_not_show():
         ({"interaction": -0.1}, "interaction=-0.1"),
         ({"batch_scale": float("inf")}, "batch_scale=inf"),
         ({"library_size": 10}, "library_size=10"),
-        ({"responders": 1.2}, "responders=1.2 must lie between 0 and 1"),
+        ({"responders": 1.2}, "responders=1.2 must be a number in \\[0, 1\\]"),
     ],
 )
 def test_wrong_arguments(arguments, message):

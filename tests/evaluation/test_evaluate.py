@@ -385,6 +385,21 @@ def test_wrong_input_is_named(real: ad.AnnData, replicate: ad.AnnData, no_change
         run(baselines={"simple": no_change[no_change.obs["perturbation"] != "C"]})
     with pytest.raises(ValueError, match=r"must differ.*\['prediction'\]"):
         run(baselines={"prediction": no_change})
+    for argument, value in {
+        "n_pcs": 0,
+        "n_top": 2.5,
+        "max_cells": "many",
+        "n_splits": True,
+        "target_sum": 0,
+        "de_method": "z-test",
+        "ceiling": 1,
+        "seed": -1,
+        "control": 0,
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=f"{argument}={value!r} must be "):
+            run(**{argument: value})
+    with pytest.raises(TypeError, match="real must be an AnnData, not str"):
+        evaluate(replicate, "real.h5ad", "control", **KEYS)
     with pytest.raises(TypeError, match=r"baselines\['x'\] must be an AnnData"):
         run(baselines={"x": 3})
     with pytest.raises(TypeError, match="'prediction' is"):

@@ -299,6 +299,11 @@ def test_wrong_input(screen):
         splits.hold_out_pairs(screen, **KEYS, **CONTEXT, fraction=1.2)
     with pytest.raises(ValueError, match="seen=3"):
         splits.hold_out_combinations(screen, **KEYS, seen=3)
+    for wrong in ({"seed": -1}, {"seed": 1.5}, {"fraction": float("nan")}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.* must be a"):
+            splits.hold_out_pairs(screen, **KEYS, **CONTEXT, **wrong)
+    with pytest.raises(TypeError, match="adata must be an AnnData"):
+        splits.hold_out_pairs(screen.obs, **KEYS, **CONTEXT)
     with pytest.raises(ValueError, match="needs context_keys"):
         splits.hold_out_pairs(screen, **KEYS, context_keys=[])
     with pytest.raises(ValueError, match="none is left"):

@@ -33,7 +33,7 @@ from scperturbdiff.data._labels import (
     value_text,
 )
 from scperturbdiff.data._messages import check_obs_key, check_obs_keys, closest, did_you_mean, preview
-from scperturbdiff.data._mudata import as_anndata, rna_view
+from scperturbdiff.data._mudata import as_anndata, check_cells, rna_view
 from scperturbdiff.data._output import CONTROL_CELL, COUNTS, POPULATION, STATE, UNS, assemble_cells
 from scperturbdiff.data._populations import PopulationTable, build_populations, match_controls
 from scperturbdiff.data._setup import (
@@ -49,7 +49,7 @@ from scperturbdiff.data._setup import (
 __all__ = [
     "CHUNK_ROWS", "CONDITIONS", "CONTROL_CELL", "COUNTS", "ConditionSpace", "DOSE", "FeatureTable", "Groups", "Labels",
     "N_CELLS", "PERTURBATION", "POPULATION", "PopulationTable", "STATE", "UNS", "as_anndata", "assemble_cells",
-    "build_populations", "cells_wanted", "check_counts", "check_genes", "check_layer", "check_not_empty",
+    "build_populations", "cells_wanted", "check_cells", "check_counts", "check_genes", "check_layer", "check_not_empty",
     "check_not_missing", "check_obs_key", "check_obs_keys", "check_unique_names", "choose_controls", "closest",
     "context_name", "did_you_mean", "dose_text", "explain_unknown", "gene_positions", "get_matrix", "group_rows",
     "grouped_sums", "iter_rows", "log_normalize", "match_controls", "match_doses", "matrix_name", "member_weights",

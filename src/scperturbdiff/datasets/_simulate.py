@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scperturbdiff.data import preview
+from scperturbdiff.arguments import check_choice, check_int, check_number
 from scperturbdiff.datasets._cells import draw_cells
 from scperturbdiff.datasets._truth import Contexts, Genes, Perturbations, draw_contexts, draw_genes, draw_perturbations
+from scperturbdiff.seeds import check_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -168,27 +169,17 @@ def simulate(
 def _check_arguments(given: dict[str, Any]) -> None:
     """Raise a `ValueError` for an argument of :func:`simulate`, by name, that is not allowed."""
     for name in ("n_contexts", "n_perturbations", "n_cells_per_population", "n_genes", "n_batches", "n_control_cells"):
-        if int(given[name]) != given[name] or given[name] < 1:
-            raise ValueError(f"{name}={given[name]} must be a whole number of at least 1.")
+        check_int(name, given[name], 1, 10**7)
     for name in ("interaction", "hidden_scale", "effect_scale", "batch_scale"):
-        if not 0 <= given[name] < np.inf:
-            raise ValueError(f"{name}={given[name]} must be finite and not negative.")
-    responders, combinations, n_features = (given[name] for name in ("responders", "combinations", "n_features"))
-    if not 0 <= responders <= 1:
-        raise ValueError(f"responders={responders} must lie between 0 and 1: the share of cells that respond.")
+        check_number(name, given[name], "[0, inf)")
+    check_number("responders", given["responders"], "[0, 1]")
     n = given["n_perturbations"]
-    if int(combinations) != combinations or not 0 <= combinations <= n * (n - 1) // 2:
-        raise ValueError(
-            f"combinations={combinations} must be between 0 and {n * (n - 1) // 2}, the number of pairs of {n} "
-            "perturbations."
-        )
-    if int(n_features) != n_features or n_features < 0:
-        raise ValueError(f"n_features={n_features} must be a whole number, 0 or more.")
-    if not 100 <= given["library_size"] < np.inf:
-        raise ValueError(f"library_size={given['library_size']} must be at least 100 counts.")
-    for name, allowed in (("hidden_factor", get_args(Law)), ("features", get_args(FeatureKind))):
-        if given[name] not in allowed:
-            raise ValueError(f"{name}={given[name]!r} must be one of {preview(allowed)}.")
+    check_int("combinations", given["combinations"], 0, n * (n - 1) // 2)
+    check_int("n_features", given["n_features"], 0, 10**5)
+    check_number("library_size", given["library_size"], "[100, inf)")
+    check_choice("hidden_factor", given["hidden_factor"], get_args(Law))
+    check_choice("features", given["features"], get_args(FeatureKind))
+    check_seed(given["seed"])
 
 
 def _check_doses(doses: Sequence[float] | None) -> NDArray[np.float64]:

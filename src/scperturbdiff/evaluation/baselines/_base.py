@@ -18,6 +18,7 @@ from scperturbdiff.data import (
     Labels,
     assemble_cells,
     cells_wanted,
+    check_cells,
     check_counts,
     check_obs_keys,
     check_unique_names,
@@ -117,6 +118,7 @@ class Baseline(ABC):
             If X is not counts, the control label is absent, or a context has treated cells but no controls.
         """
         context_keys = (context_keys,) if isinstance(context_keys, str) else tuple(context_keys)
+        check_cells(adata)
         check_unique_names(adata)
         check_obs_keys(adata, batch_key=batch_key)
         self.labels_ = Labels(perturbation_key, control, separator, dose_key)
@@ -160,6 +162,7 @@ class Baseline(ABC):
             For perturbations the rule knows nothing about (the message has the nearest names), missing genes, no
             control cell, counts that are not counts.
         """
+        check_cells(controls, "controls")
         wanted = self._read_request(perturbations, n_cells)
         rows = self._control_rows(controls)
         seed = resolve_seed(seed)

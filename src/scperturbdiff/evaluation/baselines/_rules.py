@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from scperturbdiff.arguments import check_choice, check_number
 from scperturbdiff.data import FeatureTable, context_name, did_you_mean, preview
 from scperturbdiff.evaluation.baselines._base import Baseline, Change, Request
 
@@ -29,8 +30,7 @@ class _FromContexts(Baseline):
     """A rule that looks a perturbation's change up in training contexts."""
 
     def __init__(self, contexts: Contexts = "mean") -> None:
-        if contexts not in get_args(Contexts):
-            raise ValueError(f"contexts={contexts!r} must be one of {preview(get_args(Contexts))}.")
+        check_choice("contexts", contexts, get_args(Contexts))
         self.contexts = contexts
 
     def __repr__(self) -> str:
@@ -200,8 +200,7 @@ class FeatureRidge(_FromFeatures):
 
     def __init__(self, features: pd.DataFrame, alpha: float = 1.0) -> None:
         super().__init__(features)
-        if not 0 < alpha < np.inf:
-            raise ValueError(f"alpha={alpha} must be positive and finite.")
+        check_number("alpha", alpha, "(0, inf)")
         self.alpha = alpha
 
     def _change(self, request: Request) -> Change | None:
@@ -221,8 +220,7 @@ def default_baselines(kind: str = "pairs", features: pd.DataFrame | None = None)
         One row per single perturbation; adds ridge regression and nearest neighbour for held-out perturbations.
     """
     kinds = ("pairs", "contexts", "batches", "perturbations", "combinations")
-    if kind not in kinds:
-        raise ValueError(f"kind={kind!r} must be one of {preview(kinds)}.")
+    check_choice("kind", kind, kinds)
     found: dict[str, Baseline] = {"no_change": NoChange()}
     if kind != "contexts":
         found["context_mean_shift"] = ContextMeanShift()

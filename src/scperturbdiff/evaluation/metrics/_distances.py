@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.spatial.distance import cdist, pdist
 
+from scperturbdiff.arguments import check_int, check_number
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -111,8 +113,8 @@ def mmd(x: ArrayLike, y: ArrayLike, bandwidth: float) -> float:
     population. NaN with fewer than two cells in either or a bandwidth that is NaN. Gretton et al. (2012), *A kernel
     two-sample test*, equation 3.
     """
-    if bandwidth <= 0:
-        raise ValueError(f"bandwidth={bandwidth} must be positive.")
+    if not np.isnan(bandwidth):
+        check_number("bandwidth", bandwidth, "(0, inf)")
     x, y = _as_populations(x, y)
     n, m = len(x), len(y)
     if min(n, m) < 2 or np.isnan(bandwidth):
@@ -140,8 +142,7 @@ def sliced_wasserstein(x: ArrayLike, y: ArrayLike, *, n_projections: int = 100, 
     samples of one population. NaN when a population is empty. Bonneel et al. (2015), *Sliced and Radon Wasserstein
     barycenters of measures*; exact along a direction: quantile functions are compared over their common steps.
     """
-    if n_projections < 1:
-        raise ValueError(f"n_projections={n_projections} must be at least 1.")
+    check_int("n_projections", n_projections, 1)
     x, y = _as_populations(x, y)
     n, m = len(x), len(y)
     if min(n, m) < 1:

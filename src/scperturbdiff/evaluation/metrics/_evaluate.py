@@ -10,14 +10,17 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from scperturbdiff.arguments import check_choice, check_flag, check_int, check_number
+from scperturbdiff.data import check_cells
 from scperturbdiff.evaluation.metrics import _inputs as inputs
 from scperturbdiff.evaluation.metrics._baseline_cells import Cells, Controls, baseline_cells
 from scperturbdiff.evaluation.metrics._distances import subsample
+from scperturbdiff.evaluation.metrics._expression import DE_METHODS
 from scperturbdiff.evaluation.metrics._inputs import Comparison, Observed, Projection
 from scperturbdiff.evaluation.metrics._registry import choose_metrics
 from scperturbdiff.evaluation.metrics._shifts import mean_shift, perturbation_discrimination
 from scperturbdiff.evaluation.metrics._summary import finite_mean
-from scperturbdiff.seeds import derive_seed
+from scperturbdiff.seeds import check_seed, derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -115,10 +118,10 @@ def evaluate(
     `condition_keys` and `perturbation_key`, `metric`, `value`, `n_pred`, `n_real` and `n_control`.
     """
     chosen = choose_metrics(metrics)
+    _check_settings(n_pcs, n_top, max_cells, n_splits, target_sum, de_method, ceiling, seed)
     keys = inputs.make_keys(perturbation_key, context_keys, control, separator, condition_keys, dose_key)
+    check_cells(real, "real")
     keys = inputs.find_dose(keys, real.obs) if perturbation_key in real.obs else keys
-    if n_splits < 1:
-        raise ValueError(f"n_splits={n_splits} must be at least 1.")
     models = dict(pred) if isinstance(pred, Mapping) else {PREDICTION: pred}
     treated, control_cells, control_rows = inputs.split_control(real, control, keys)
     conditions = _conditions_of(models, keys)
@@ -163,6 +166,22 @@ def evaluate(
     if left_out:
         table.attrs["left_out"] = left_out
     return table
+
+
+def _check_settings(
+    n_pcs: int, n_top: int, max_cells: int, n_splits: int, target_sum: float, de_method: str, ceiling: bool, seed: int
+) -> None:
+    for name, value, least in (
+        ("n_pcs", n_pcs, 1),
+        ("n_top", n_top, 1),
+        ("max_cells", max_cells, 2),
+        ("n_splits", n_splits, 1),
+    ):
+        check_int(name, value, least)
+    check_number("target_sum", target_sum, "(0, inf)")
+    check_choice("de_method", de_method, DE_METHODS)
+    check_flag("ceiling", ceiling)
+    check_seed(seed)
 
 
 def _conditions_of(models: Mapping[str, AnnData], keys: Keys) -> list[Condition]:

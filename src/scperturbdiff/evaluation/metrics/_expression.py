@@ -10,12 +10,17 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from scperturbdiff.arguments import check_choice, check_int, check_number
 from scperturbdiff.evaluation.metrics._distances import subsample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+
+
+DE_METHODS = ("t-test", "wilcoxon")
+"""Tests of differential expression."""
 
 
 def rank_genes(
@@ -48,14 +53,12 @@ def rank_genes(
     One row per gene in the order given, with columns `score` (the test statistic), `log_fold_change` (log2), `p_value`
     and `fdr` (Benjamini-Hochberg). All NaN when either population has fewer than two cells.
     """
-    if method not in ("t-test", "wilcoxon"):
-        raise ValueError(f"method={method!r} is unknown. Allowed: 't-test', 'wilcoxon'.")
+    check_choice("method", method, DE_METHODS)
     if cells.shape[1] != control.shape[1]:
         raise ValueError(f"cells have {cells.shape[1]} genes and controls {control.shape[1]}; they must agree.")
     names = pd.RangeIndex(cells.shape[1]) if genes is None else pd.Index(genes)
     if n_cells is not None:
-        if not 0 < n_cells <= cells.shape[0]:
-            raise ValueError(f"n_cells={n_cells} must be between 1 and the number of cells, {cells.shape[0]}.")
+        check_int("n_cells", n_cells, 1, cells.shape[0])
         cells = subsample(cells, n_cells, seed)
     columns = ["score", "log_fold_change", "p_value", "fdr"]
     enough = min(cells.shape[0], control.shape[0]) >= 2
@@ -111,6 +114,7 @@ def de_overlap(pred: pd.DataFrame, real: pd.DataFrame, *, k: int = 100) -> float
     0 to 1, higher is better; `k / n_genes` by chance. NaN when a test could not be made or when `k` is not less than
     the number of genes (every list would agree).
     """
+    check_int("k", k, 1)
     if not _both_tested(pred, real) or k >= len(real):
         return float("nan")
     return len(np.intersect1d(top_genes(pred, k), top_genes(real, k))) / k
@@ -121,6 +125,7 @@ def de_precision(pred: pd.DataFrame, real: pd.DataFrame, *, fdr: float = 0.05) -
 
     0 to 1, higher is better. NaN when no gene is significant in the predicted cells, or a test could not be made.
     """
+    check_number("fdr", fdr, "[0, 1]")
     if not _both_tested(pred, real):
         return float("nan")
     called = pred["fdr"] < fdr

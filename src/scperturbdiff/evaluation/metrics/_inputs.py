@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
+from scperturbdiff.arguments import check_int, check_type
 from scperturbdiff.data import (
     DOSE,
     PERTURBATION,
     Labels,
+    check_cells,
     check_counts,
     check_obs_keys,
     closest,
@@ -28,7 +31,6 @@ from scperturbdiff.evaluation.metrics._expression import rank_genes, top_genes
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from anndata import AnnData
     from numpy.typing import NDArray
     from scipy import sparse
 
@@ -71,6 +73,7 @@ def make_keys(
     dose: str | None = None,
 ) -> Keys:
     """The keys of an evaluation; the dose is the last of the conditions where it is not among them."""
+    check_type("control", control, (str, AnnData), "the label of control cells, a text, or an AnnData of them")
     named, shared = (((keys,) if isinstance(keys, str) else tuple(keys)) for keys in (conditions, contexts))
     label = control if isinstance(control, str) else None
     extra = () if dose is None or dose in named else (dose,)
@@ -141,6 +144,7 @@ def split_control(
 
     `control` is the label of the control cells in `real`, or an AnnData of control cells.
     """
+    check_cells(real, "real")
     check_obs_keys(real, perturbation_key=keys.labels.key)
     if not isinstance(control, str):
         return group_cells(real, keys, "real"), control, group_contexts(control, keys, "control")
@@ -179,8 +183,7 @@ class Projection:
     def __init__(self, cells: Any, *, n_pcs: int = 50, max_cells: int = FITTED_CELLS, seed: int = 0) -> None:
         from sklearn.decomposition import PCA
 
-        if n_pcs < 1:
-            raise ValueError(f"n_pcs={n_pcs} must be at least 1.")
+        check_int("n_pcs", n_pcs, 1)
         if min(cells.shape) < 2:
             raise ValueError(f"Principal components need 2 real cells and 2 genes at least, not {cells.shape}.")
         cells = subsample(cells, max_cells, seed)

@@ -11,6 +11,8 @@ import numpy as np
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
+from scperturbdiff.arguments import check_int
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -165,6 +167,7 @@ def correlation_distance(
     gene constant in the predicted cells only has correlation 0 with all others there. NaN with fewer than two varying
     genes or three cells (six with `unbiased=True`), or when no gene varies in the predicted cells.
     """
+    check_int("n_splits", n_splits, 1)
     blocks = []
     for cells in (pred, real):
         block = cells if genes is None else cells[:, np.asarray(genes, dtype=np.intp)]

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scperturbdiff.arguments import check_int, check_number
 from scperturbdiff.evaluation.metrics._registry import METRICS, Metric
+from scperturbdiff.seeds import check_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,8 +53,9 @@ def summarize_evaluation(
     models = table[["model", "role"]].drop_duplicates().set_index("model")["role"]
     if floor != BEST_BASELINE and floor not in models.index:
         raise ValueError(f"floor={floor!r} is not a model of the table: {list(models.index)}, or {BEST_BASELINE!r}.")
-    if not 0 < level < 1 or n_bootstrap < 1:
-        raise ValueError(f"level={level} must be between 0 and 1, n_bootstrap={n_bootstrap} at least 1.")
+    check_number("level", level, "(0, 1)")
+    check_int("n_bootstrap", n_bootstrap, 1)
+    check_seed(seed)
     condition = [column for column in table.columns if column not in _FIXED]
     quantiles = (0.5 - level / 2, 0.5 + level / 2)
     rows = []

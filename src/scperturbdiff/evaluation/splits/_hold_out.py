@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from scperturbdiff.arguments import check_int, check_number
 from scperturbdiff.data import context_name, preview
 from scperturbdiff.evaluation.splits._split import Screen, Split, known_label, pair_name
+from scperturbdiff.seeds import check_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -178,12 +180,11 @@ def hold_out_combinations(
     singles = {parts[0] for parts in screen.parts.values() if len(parts) == 1}
     if not pairs:
         raise ValueError(f"adata.obs[{perturbation_key!r}] has no combination (separator={separator!r}).")
-    if not 0 <= seen <= max(map(len, pairs.values())):
-        raise ValueError(f"seen={seen} must be between 0 and {max(map(len, pairs.values()))}.")
+    check_int("seen", seen, 0, max(map(len, pairs.values())))
     eligible = [label for label, parts in pairs.items() if len(singles.intersection(parts)) >= seen]
     if not eligible:
         raise ValueError(f"No combination has {seen} components that also occur alone.")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
     if combinations is not None:
         what = f"Combination (with {seen} components that occur alone)"
         order = [known_label(screen.labels.canonical(name), eligible, what) for name in combinations]
@@ -243,9 +244,8 @@ def hold_out_batches(
 
 
 def _share(fraction: float, n: int) -> int:
-    """`fraction` of `n`, rounded, but at least one; a `ValueError` unless it lies strictly between 0 and 1."""
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction={fraction} must lie between 0 and 1, both excluded.")
+    """`fraction` of `n`, rounded, but at least one."""
+    check_number("fraction", fraction, "(0, 1)")
     return max(1, round(fraction * n))
 
 
@@ -258,13 +258,13 @@ def _choose(
     size = _share(fraction, len(known))
     if len(known) < 2:
         raise ValueError(f"Nothing would be left to train on: there is only {preview(known)} to draw from.")
-    chosen = np.random.default_rng(seed).permutation(len(known))[: min(size, len(known) - 1)]
+    chosen = np.random.default_rng(check_seed(seed)).permutation(len(known))[: min(size, len(known) - 1)]
     return {known[i] for i in chosen}
 
 
 def _draw_pairs(conditions: Collection[tuple[str, Context]], fraction: float, seed: int) -> list[tuple[str, Context]]:
     """Draw (perturbation, context) pairs evenly, leaving every perturbation and every context one pair at least."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
     perturbations = sorted({perturbation for perturbation, _ in conditions})
     contexts = sorted({context for _, context in conditions})
     present = np.array([[(label, context) in conditions for context in contexts] for label in perturbations])

@@ -12,6 +12,7 @@ import pandas as pd
 from scperturbdiff.data import (
     PERTURBATION,
     Labels,
+    check_cells,
     check_obs_keys,
     context_name,
     did_you_mean,
@@ -88,6 +89,7 @@ class Screen:
         batch_key: str | None = None,
         separator: str | None = "+",
     ) -> None:
+        check_cells(adata)
         self.context_keys = (context_keys,) if isinstance(context_keys, str) else tuple(context_keys)
         self.batch_key, self.labels = batch_key, Labels(perturbation_key, control, separator)
         batch = () if batch_key is None else (batch_key,)
