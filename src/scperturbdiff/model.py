@@ -51,7 +51,18 @@ from scperturbdiff.prediction import (
 from scperturbdiff.saving import believing, check_saved, check_weights, pack, saved_cells
 from scperturbdiff.seeds import resolve_seed, seeded
 from scperturbdiff.storage import SavedModel, check_kept, choose_device, find_model
-from scperturbdiff.training import PopulationTraining, Stage, latent_stage, plan_epochs
+from scperturbdiff.training import (
+    Checkpoints,
+    PopulationTraining,
+    Stage,
+    all_or_nothing,
+    check_finite,
+    fingerprint,
+    finite_vae,
+    latent_stage,
+    plan_epochs,
+    split_populations,
+)
 from scperturbdiff.transfer import transfer_weights
 
 if TYPE_CHECKING:
@@ -351,9 +362,14 @@ class PerturbDiff(BaseModelClass):
         plan_kwargs: Mapping[str, Any] | None = None,
         seed: int | None = None,
         ckpt_path: str | Path | None = None,
+        checkpoint_dir: str | Path | None = None,
+        resume: bool = False,
         **trainer_kwargs: Any,
     ) -> None:
         """Train both stages: the latent VAE, then the generator of populations.
+
+        Whatever ends training early, also Ctrl-C, leaves the model as it was before: a trained one still predicts. With
+        `checkpoint_dir` training can be gone on with, also after the process was killed.
 
         Parameters
         ----------
@@ -390,10 +406,27 @@ class PerturbDiff(BaseModelClass):
             Checkpoint of the second stage, written by a :class:`lightning.pytorch.callbacks.ModelCheckpoint` in
             `callbacks`: training goes on from there, with the VAE and the seed of the checkpoint, and reaches the state
             of an uninterrupted run. The other arguments must be those of that run.
+        checkpoint_dir
+            Folder, of this training alone, for what is needed to go on with it: the module once its VAE is trained, the
+            second stage after every epoch. It stays when training has ended, and can be removed then.
+        resume
+            Go on with the training in `checkpoint_dir`, or begin it, if there is nothing yet. Cells and arguments must
+            be those of the interrupted run; the state reached is that of an uninterrupted one.
         **trainer_kwargs
             Passed to :class:`scvi.train.Trainer` in both stages: `callbacks`, `logger`, `enable_progress_bar`,
             `check_val_every_n_epoch`, `precision`, ...
+
+        Raises
+        ------
+        ValueError
+            If there is nothing to train on, an argument is out of range, or `checkpoint_dir` holds another training.
+        FileExistsError
+            If `checkpoint_dir` holds checkpoints, and `resume` was not asked for.
+        RuntimeError
+            If training diverged: numbers that are not finite are never kept.
         """
+        if checkpoint_dir is not None and ckpt_path is not None:
+            raise ValueError("Give checkpoint_dir or ckpt_path, not both: either says what to go on from.")
         if self.adata is None:
             raise ValueError(
                 "The model was loaded without an AnnData, so there is nothing to train on. Load it with adata=..."
@@ -412,32 +445,44 @@ class PerturbDiff(BaseModelClass):
         if not (vae_epochs or generator_epochs or self.is_trained_):
             raise ValueError("Training of 0 epochs makes no trained model: max_epochs must be 1 or more.")
         trainer = {"accelerator": accelerator, "devices": devices, **trainer_kwargs}
-        seed = resolve_seed(seed)
-        if ckpt_path is not None:
-            vae_epochs, seed = 0, restore_module(self.module, ckpt_path)
-        # before the first stage, so that populations without controls are known of at once
+        # before the first stage, so that populations without controls, or too few of them, are known of at once
         table = build_populations(self.conditions, self._annotated().obs) if generator_epochs else None
-        history: dict[str, pd.DataFrame] = {}
-        with seeded(seed):
-            if vae_epochs:
-                plan = dict(vae_plan_kwargs or {})
-                cells = self.module, self.adata_manager
-                history |= self._run(latent_stage(*cells, vae_epochs, batch_size, train_size, trainer, **plan))
-            if table is not None:
-                features = self.conditions.feature_matrix()
-                training = PopulationTraining.prepare(
-                    self.module, self.adata_manager, table, features, validation_size, seed
-                )
-                plan = dict(plan_kwargs or {})
-                plan |= {"asked": max_epochs_generator is not None, "ckpt_path": ckpt_path}
-                stage = training.stage(generator_epochs, early_stopping, trainer, **plan)
-                history |= self._run(stage) if stage.max_epochs else {}
-                self.report_, self.populations_ = training.finish(stage), training.populations()
-                contexts = list(self.conditions.context_labels(table.labels))
-                self.states_ = training.states(list(self.adata.var_names), contexts)
-                logger.info(str(self.report_))
-        self.history_, self.is_trained_ = history, True
-        self.module.eval()
+        features = self.conditions.feature_matrix()
+        if table is not None and validation_size is not None:
+            split_populations(table, validation_size, 0 if seed is None else seed, has_features=features is not None)
+        plan = {"asked": max_epochs_generator is not None, **(plan_kwargs or {})}
+        decides = {
+            "max_epochs_vae": vae_epochs, "max_epochs_generator": generator_epochs, "train_size": train_size,
+            "validation_size": validation_size, "batch_size": batch_size, "early_stopping": early_stopping,
+            "vae_plan_kwargs": vae_plan_kwargs, "plan_kwargs": plan, **trainer_kwargs,
+        }  # fmt: skip
+        of = self._annotated(), table, self.registry_, self.init_params_["non_kwargs"], decides
+        kept = Checkpoints.open(checkpoint_dir, resume, seed, lambda: fingerprint(*of))
+        with all_or_nothing(self, " Go on with resume=True." if checkpoint_dir else ""):
+            seed = kept.seed
+            kept.restore(self.module)
+            if (ckpt_path := ckpt_path or kept.network) is not None:
+                vae_epochs, seed = 0, restore_module(self.module, ckpt_path)
+            history = kept.history
+            with seeded(seed):
+                if vae_epochs and not kept.vae_trained:
+                    with finite_vae(self.module.vae, (vae_plan_kwargs or {}).get("lr")):
+                        cells = self.module, self.adata_manager, vae_epochs, batch_size, train_size, trainer
+                        history |= self._run(latent_stage(*cells, **(vae_plan_kwargs or {})))
+                    kept.keep_vae(self.module, history)
+                if table is not None:
+                    training = PopulationTraining.prepare(
+                        self.module, self.adata_manager, table, features, validation_size, seed
+                    )
+                    stage = training.stage(generator_epochs, early_stopping, trainer, ckpt_path=ckpt_path, **plan)
+                    history |= self._run(kept.keep_epochs(stage)) if stage.max_epochs else {}
+                    self.report_, self.populations_ = training.finish(stage), training.populations()
+                    contexts = list(self.conditions.context_labels(table.labels))
+                    self.states_ = training.states(list(self.adata.var_names), contexts)
+                    logger.info(str(self.report_))
+            check_finite(self.module)
+            self.history_, self.is_trained_ = history, True
+            self.module.eval()
 
     @staticmethod
     def paper_settings() -> dict[str, dict[str, Any]]:
@@ -528,6 +573,8 @@ class PerturbDiff(BaseModelClass):
         )
         runner.trainer.callbacks.extend(stage.checkpoints)
         runner()
+        if stage.selection is not None and not stage.selection.decided:  # a checkpoint of the last epoch
+            stage.selection.on_train_end(runner.trainer, stage.plan.to(self.device))
         return self.history_ or {}
 
     # ---- files -------------------------------------------------------------------------------------------------------

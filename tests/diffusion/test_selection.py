@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ class Run:
         self.plan: Any = SimpleNamespace(
             validation=object(),
             last_scores=None,
-            module=SimpleNamespace(generator_ema=self.generator),
+            module=SimpleNamespace(generator=copy.deepcopy(self.generator), generator_ema=self.generator),
             validation_scores=self._scores,
         )
 
@@ -210,7 +211,7 @@ def test_scores_that_are_not_finite_are_never_chosen(bad: float, which: str, rep
     run = Run(replicated)
     found = run([broken()])
     assert found.weight == run.generator.network_weight == 0 and run.kept == 0  # finite: those training started from
-    assert found.reason == "Training brought no finite weights." and math.isnan(found.change)
+    assert found.reason == "Training brought no finite weights (lower lr)." and math.isnan(found.change)
 
 
 def test_weights_of_an_earlier_training_count() -> None:
@@ -267,3 +268,25 @@ def test_distances_of_about_zero_are_no_evidence(draws_differ: float) -> None:
     selection.without = torch.ones(N), draws
     better = draws - 0.02 * draws_differ
     assert selection.change((torch.ones(N), better)).mean().item() == pytest.approx(-0.02 / (4 / 3) ** 0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_weights_that_are_not_finite_stay_nowhere(held_out: bool) -> None:
+    """Those of the trained network become those that are used, which are those of before where none else are finite."""
+    run = Run()
+    module = run.plan.module
+    if held_out:
+        torch.nn.init.constant_(module.generator.transformer.out.weight, math.nan)
+        found = run([scores(-0.5), scores(math.nan)])
+        assert found.weight == 1 and run.kept == 1 and "Later its training diverged" in found.reason
+    else:
+        run.plan.validation = None
+        run.fill(5.0)
+        run.selection.on_train_start(run.trainer, run.plan)
+        run.fill(math.nan)
+        run.selection.on_train_end(run.trainer, run.plan)
+        assert run.selection.result.weight == run.generator.network_weight == 0 and run.kept == 5
+        assert "diverged (lower lr)" in run.selection.result.reason
+    assert run.selection.decided
+    for ours, theirs in zip(module.generator.parameters(), run.generator.parameters(), strict=True):
+        assert ours.isfinite().all() and (not held_out or torch.equal(ours, theirs))

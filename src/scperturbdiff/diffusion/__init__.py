@@ -10,7 +10,7 @@ from scperturbdiff.diffusion._resume import RepeatableEpochs, restore_module, sp
 from scperturbdiff.diffusion._samplers import Sampler, guide, sample
 from scperturbdiff.diffusion._schedule import NoiseSchedule
 from scperturbdiff.diffusion._scores import functional_energy_score, mean_squared_error, squared_mmd
-from scperturbdiff.diffusion._selection import NetworkSelection, SelectionResult
+from scperturbdiff.diffusion._selection import NetworkSelection, SelectionResult, is_finite
 from scperturbdiff.diffusion._training import (
     SELECTION_METRIC,
     VALIDATION_METRIC,
@@ -41,6 +41,7 @@ __all__ = [
     "energy_distance",
     "functional_energy_score",
     "guide",
+    "is_finite",
     "mean_squared_error",
     "pairwise_distances",
     "restore_module",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    import pandas as pd
     from torch import nn
 
     from scperturbdiff.diffusion._populations import GroupIndex
@@ -26,17 +27,21 @@ KEY = "scperturbdiff"
 
 
 class RepeatableEpochs(pl.Callback):
-    """Seeds every epoch by its number, and keeps the order of the cells in checkpoints.
+    """Seeds every epoch by its number, and keeps the order of the cells and what was logged in checkpoints.
 
     The state of torch's generators when a checkpoint is written is not enough: how often Lightning draws from them
     between two epochs depends on whether it has just been restarted.
     """
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
+        self.seed, self.ended = seed, False
 
     def _seed(self, trainer: pl.Trainer, part: str) -> None:
         torch.manual_seed(derive_seed(self.seed, part, trainer.current_epoch))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do not go on where training had been stopped early."""
+        trainer.should_stop = trainer.should_stop or self.ended
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seed the order of the cells."""
@@ -52,14 +57,18 @@ class RepeatableEpochs(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the seed and the order of the cells."""
+        """Add the seed, the order of the cells, what was logged, and whether this was the last epoch."""
         rows = [index.rows.cpu() for index in _groups(pl_module)]
-        checkpoint[KEY] = {"seed": self.seed, "rows": rows}
+        checkpoint[KEY] = {"seed": self.seed, "rows": rows, "logged": _logged(trainer), "ended": trainer.should_stop}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Restore the order of the cells."""
+        """Restore the order of the cells and what was logged."""
+        self.ended = checkpoint[KEY].get("ended", False)
+        if trainer.logger is not None and _history(trainer) is not None:
+            for name, time, at, value in checkpoint[KEY].get("logged", ()):
+                trainer.logger.log_metrics({name: value, time: at}, None)
         for index, rows in zip(_groups(pl_module), checkpoint[KEY]["rows"], strict=True):
             if index.rows.shape != rows.shape:
                 raise ValueError(
@@ -67,6 +76,28 @@ class RepeatableEpochs(pl.Callback):
                     "resume with the cells and the validation_size of the interrupted run."
                 )
             index.rows = rows.to(index.rows.device)
+
+
+def _history(trainer: pl.Trainer) -> dict[str, pd.DataFrame] | None:
+    """What scvi-tools' logger was told; `None` of any other."""
+    found: dict[str, pd.DataFrame] | None = getattr(trainer.logger, "history", None)
+    return found
+
+
+def _logged(trainer: pl.Trainer) -> list[tuple[str, str, int, float]]:
+    """Name, name of the time, time and value of all that was logged."""
+    history = _history(trainer)
+    if history is None:
+        return []
+    out = [
+        (name, str(table.index.name), int(time), float(value))
+        for name, table in history.items()
+        for time, value in zip(table.index, table[name], strict=True)
+    ]
+    # loggers are told what was measured in training after checkpoints are written
+    now, by_step = trainer.current_epoch, {name for name, time, _, _ in out if time == "step"}
+    told = by_step | {name for name, _, time, _ in out if time == now}
+    return out + [(name, "epoch", now, float(x)) for name, x in trainer.logged_metrics.items() if name not in told]
 
 
 def _groups(plan: pl.LightningModule) -> tuple[GroupIndex, ...]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from scipy.stats import t as student_t
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from scperturbdiff.diffusion._generator import Generator
 
@@ -49,6 +49,7 @@ class SelectionResult:
 
 WEIGHTS = (0.75, 0.5, 0.25)
 """Weights that are tried beside 1 once the network is trained."""
+DIVERGED = "its training diverged (lower lr)"
 
 
 class NetworkSelection(pl.Callback):
@@ -89,6 +90,7 @@ class NetworkSelection(pl.Callback):
         self.without: Scores | None = None
         self.best: tuple[Tensor, Scores, dict[str, Tensor]] | None = None
         self.start: dict[str, Tensor] = {}
+        self.decided = False
         self.result = SelectionResult(1.0, "No population was held out: the network is used untested.")
         if not untested:
             self.result = SelectionResult(0.0, self._too_few("Less"))
@@ -105,10 +107,10 @@ class NetworkSelection(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score populations without the network, and the weights training starts from."""
         plan: Any = pl_module
+        generator: Generator = plan.module.generator_ema
+        self.start = self.start or _copy(generator)
         if plan.validation is None or self.without is not None:
             return
-        generator: Generator = plan.module.generator_ema
-        self.start = _copy(generator)
         generator.network_weight.fill_(0)
         self.without = plan.validation_scores()
         generator.network_weight.fill_(1)
@@ -122,11 +124,27 @@ class NetworkSelection(pl.Callback):
             self.consider(plan.last_scores, plan.module.generator_ema)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the best weights back; without evidence for them, those training started from, at weight 0."""
-        if self.without is None:
-            return
+        """Put the best weights back; without evidence for them, those training started from, at weight 0.
+
+        Weights that are not finite stay nowhere: times zero they are not zero.
+        """
         plan: Any = pl_module
-        generator: Generator = plan.module.generator_ema
+        generator, trained = plan.module.generator_ema, plan.module.generator
+        if self.without is not None:
+            self._put_back_best(plan, generator)
+        elif not is_finite(generator):
+            generator.load_state_dict(self.start)
+            generator.network_weight.fill_(0)
+            self.result = SelectionResult(0.0, f"The network is not used: {DIVERGED}.")
+        if not is_finite(trained):
+            trained.load_state_dict(generator.state_dict())
+            if self.result.weight:
+                self.result = replace(self.result, reason=f"{self.result.reason} Later {DIVERGED}.")
+        self.decided = True
+
+    def _put_back_best(self, plan: Any, generator: Generator) -> None:
+        """Choose weights and how far they are used by the scores of held-out populations."""
+        assert self.without is not None
         weight = 1.0
         if self.best is not None:
             generator.load_state_dict(self.best[2])
@@ -182,7 +200,7 @@ class NetworkSelection(pl.Callback):
 
     def _decide(self, n: int, most: float = 1.0) -> SelectionResult:
         if self.without is None or self.best is None:
-            return SelectionResult(0.0, "Training brought no finite weights.", n)
+            return SelectionResult(0.0, "Training brought no finite weights (lower lr).", n)
         change, found, _ = self.best
         criterion, mean = self._compare(found)[0], float(change.mean())
         text = f"{criterion} of {n} held-out populations {mean:+.1%}"
@@ -199,6 +217,11 @@ class NetworkSelection(pl.Callback):
             weight, reason = 0.0, f"The network is not used: {text}, not better by {self.margin:.0%} beyond chance."
         without, distance = float(self.without[1].mean()), float(found[1].mean())
         return SelectionResult(weight, reason, n, criterion, mean, without, distance)
+
+
+def is_finite(module: nn.Module) -> bool:
+    """Whether all weights are finite."""
+    return all(bool(parameter.isfinite().all()) for parameter in module.parameters())
 
 
 def _copy(generator: Generator) -> dict[str, Tensor]:

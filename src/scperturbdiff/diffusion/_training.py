@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning.pytorch as pl
@@ -263,15 +264,17 @@ class GeneratorTrainingPlan(pl.LightningModule):
         # one call instead of ten for each tensor; Lightning does not clip the gradients of one in mixed precision
         fused = all(p.device.type in ("cpu", "cuda") for p in parameters) and self.trainer.precision == "32-true"
         optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=fused)
-
-        def scale(step: int) -> float:
-            if step < self.warmup_steps:
-                return (step + 1) / self.warmup_steps
-            share = min((step - self.warmup_steps) / max(self.n_steps - self.warmup_steps, 1), 1.0)
-            return 0.1 + 0.45 * (1 + math.cos(math.pi * share))
-
+        scale = partial(relative_rate, warmup_steps=self.warmup_steps, n_steps=self.n_steps)  # a closure is not pickled
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def relative_rate(step: int, warmup_steps: int, n_steps: int) -> float:
+    """Learning rate of a step relative to the highest: it rises in a line, then falls along a cosine to a tenth."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    share = min((step - warmup_steps) / max(n_steps - warmup_steps, 1), 1.0)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * share))
 
 
 class StepsDataModule(pl.LightningDataModule):

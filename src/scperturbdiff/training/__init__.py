@@ -1,17 +1,25 @@
 """Training: two stages, each built from the module and the cells; the model runs them."""
 
+from scperturbdiff.training._checkpoints import Checkpoints
+from scperturbdiff.training._fingerprint import fingerprint
 from scperturbdiff.training._latent import Stage, default_vae_epochs, latent_stage, plan_epochs
 from scperturbdiff.training._populations import count_replicates, rehearsed_priors, split_populations
+from scperturbdiff.training._safe import all_or_nothing, check_finite, finite_vae
 from scperturbdiff.training._settings import SETTINGS, TrainingSettings
 from scperturbdiff.training._stages import PopulationTraining
 
 __all__ = [
     "SETTINGS",
+    "Checkpoints",
     "PopulationTraining",
     "Stage",
     "TrainingSettings",
+    "all_or_nothing",
+    "check_finite",
     "count_replicates",
     "default_vae_epochs",
+    "fingerprint",
+    "finite_vae",
     "latent_stage",
     "plan_epochs",
     "rehearsed_priors",

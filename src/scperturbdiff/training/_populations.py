@@ -31,6 +31,11 @@ def split_populations(
 
     A perturbation that training would then not know at all says nothing about when to stop: that share of its
     populations is held out if there are several, else none.
+
+    Raises
+    ------
+    ValueError
+        If `validation_size` is not a share, or nothing would be left to train on.
     """
     n = len(table)
     if validation_size is None:
@@ -52,6 +57,8 @@ def split_populations(
         if held.sum() + len(members) > wanted:
             continue
         held[members] = True
+    if n and held.all():
+        raise ValueError(f"All {n} populations would be held out and none trained on: lower validation_size.")
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 

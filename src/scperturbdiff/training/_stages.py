@@ -175,8 +175,6 @@ class PopulationTraining:
             folds = fold_evidence(self.measured, module, module.retrieval, self.matrix, self.seed)
             module.retrieval = replace(module.retrieval, folds=folds)
         table, retrieval, result = self.measured.table, module.retrieval, selection.result
-        if not all(bool(p.isfinite().all()) for p in module.generator_ema.parameters()):
-            result = replace(result, weight=0.0, reason="The network is not used: its training diverged (lower lr).")
         module.generator_ema.network_weight.fill_(result.weight)
         factors = module.generator_ema.replicate_factors
         return TrainingReport(
@@ -249,10 +247,7 @@ class PopulationTraining:
 
     def _validation_set(self) -> tuple[tuple[PopulationSampler, PopulationTensors], list[Novelty]]:
         held_out = self.measured.take(self.held_out)
-        if self.module.retrieval is None:
-            raise ValueError(
-                f"All {len(self.held_out)} populations would be held out and none trained on: lower validation_size."
-            )
+        assert self.module.retrieval is not None  # see split_populations
         conditions, by_state = held_out.responses.conditions, self.module.by_state
         retrieved = self.module.retrieval.predict(conditions)
         of_states = None
