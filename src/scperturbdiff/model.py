@@ -419,11 +419,10 @@ class PerturbDiff(BaseModelClass):
         Raises
         ------
         ValueError
-            If there is nothing to train on, an argument is out of range, or `checkpoint_dir` holds another training.
+            If there is nothing to train on, an argument is out of range, `checkpoint_dir` holds another training, or
+            training diverged: numbers that are not finite are never kept.
         FileExistsError
             If `checkpoint_dir` holds checkpoints, and `resume` was not asked for.
-        RuntimeError
-            If training diverged: numbers that are not finite are never kept.
         """
         if checkpoint_dir is not None and ckpt_path is not None:
             raise ValueError("Give checkpoint_dir or ckpt_path, not both: either says what to go on from.")

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -17,12 +22,11 @@ from tests.helpers import FEW_STEPS, TINY, assert_same_cells
 from tests.screens import screen, tiny
 
 import scperturbdiff as spd
+from scperturbdiff.cli import main
 from scperturbdiff.diffusion import GeneratorTrainingPlan, NetworkSelection
 from scperturbdiff.latent import LatentTrainingPlan
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from anndata import AnnData
 
 TRAIN: dict[str, Any] = FEW_STEPS | {
@@ -31,6 +35,7 @@ TRAIN: dict[str, Any] = FEW_STEPS | {
     "validation_size": 0.4,
     "logger": None,
 }
+DEFAULTS = dict(spd.PerturbDiff.__init__.__kwdefaults__ or {})
 PREDICT: dict[str, Any] = {"perturbations": ["P0", "P3"], "n_cells": 6, "seed": 1, "progress": False}
 
 
@@ -124,6 +129,39 @@ def test_a_network_that_is_used_goes_on(cells: AnnData, tmp_path: Path) -> None:
     interrupted(cells, tmp_path, GeneratorTrainingPlan, 2, validation_size=0.0)
     again.train(**untested, checkpoint_dir=tmp_path, resume=True)
     assert_same_models(model, again)
+
+
+CHILD = """
+import sys, time
+import lightning.pytorch as pl
+from tests.screens import screen, tiny
+from tests.training.test_checkpoints import TRAIN
+
+class Wait(pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == 2:  # of the second stage: the first has two epochs
+            print("in its third epoch", flush=True)
+            time.sleep(60)
+
+tiny(screen(donors=1)).train(**TRAIN, seed=3, checkpoint_dir=sys.argv[1], callbacks=[Wait()])
+"""
+
+
+def test_a_process_that_was_killed_loses_no_more_than_an_epoch(
+    cells: AnnData, whole: spd.PerturbDiff, tmp_path: Path
+) -> None:
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), str(root / "src")])
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "c")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}) as child:
+        assert child.stdout is not None
+        reached = any("in its third epoch" in line for line in child.stdout)
+        child.kill()
+    assert reached and child.returncode == -signal.SIGKILL
+    assert epoch_of(tmp_path / "c") == 2
+    again = tiny(cells, seed=9)
+    again.train(**TRAIN, checkpoint_dir=tmp_path / "c", resume=True)
+    assert_same_models(whole, again)
 
 
 def test_interrupted_twice_in_one_session(cells: AnnData, whole: spd.PerturbDiff, tmp_path: Path) -> None:
@@ -302,3 +340,43 @@ def test_a_damaged_run_is_named(cells: AnnData, tmp_path: Path, text: str) -> No
 
 def test_what_was_chosen_is_in_checkpoints() -> None:
     assert set(NetworkSelection().state_dict()) == {"without", "best", "start"}
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def command(cells: AnnData, folder: Path, *options: str) -> list[str]:
+    if not (folder / "cells.h5ad").exists():
+        cells.write_h5ad(folder / "cells.h5ad")
+    keys = ["--perturbation-key", "perturbation", "--control", "control", "--context-key", "cell_type"]
+    return ["train", str(folder / "cells.h5ad"), "--out", str(folder / "model"), *keys, *options]
+
+
+def test_the_command_goes_on(
+    cells: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With 8 populations no network is trained: what is gone on from is the first stage."""
+    monkeypatch.setattr(spd.PerturbDiff.__init__, "__kwdefaults__", {**DEFAULTS, **TINY})
+    options = ["--max-epochs", "2", "--accelerator", "cpu", "--checkpoint", str(tmp_path / "c")]
+    save = spd.PerturbDiff.save
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(spd.PerturbDiff, "save", fails)
+    assert main(command(cells, tmp_path, *options)) == 1 and "no space" in capsys.readouterr().err
+    monkeypatch.setattr(spd.PerturbDiff, "save", save)
+    assert main(command(cells, tmp_path, *options)) == 1
+    assert "resume=True" in capsys.readouterr().err and not (tmp_path / "model").exists()
+    assert main(command(cells, tmp_path, *options, "--resume", "--seed", "1")) == 1
+    assert "seed was 0, is 1" in capsys.readouterr().err
+    assert main(command(cells, tmp_path, *options, "--resume")) == 0
+    assert "Epoch" not in capsys.readouterr().err  # of the VAE
+    assert (tmp_path / "model").is_dir()
+
+
+def test_the_command_needs_a_folder_to_go_on_from(
+    cells: AnnData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(cells, tmp_path, "--resume")) == 1
+    assert "--resume needs --checkpoint DIR" in capsys.readouterr().err

@@ -31,6 +31,8 @@ KEYS = ("perturbation_key", "control", "context_keys", "dose_key", "separator")
 
 def run_train(options: argparse.Namespace) -> None:
     """`scperturbdiff train`."""
+    if options.resume and options.checkpoint is None:
+        raise ValueError("--resume needs --checkpoint DIR, the folder to go on from.")
     check_free([options.out], options.overwrite)
     check_folder(options.out)
     embeddings = read_table(options.embeddings, index_col=0)
@@ -45,7 +47,8 @@ def run_train(options: argparse.Namespace) -> None:
     PerturbDiff.setup_anndata(adata, perturbation_embeddings=embeddings, **keys)
     model = PerturbDiff(adata)
     started = time.perf_counter()
-    model.train(max_epochs=options.max_epochs, accelerator=options.accelerator)
+    how = _given(options, "max_epochs", "accelerator", "resume")
+    model.train(**how, checkpoint_dir=options.checkpoint)
     populations = model.populations
     n_populations = 0 if populations is None else len(populations)
     print(f"Trained on {n_populations} populations in {time.perf_counter() - started:.0f} s.\n{model.report_}")

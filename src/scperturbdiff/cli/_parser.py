@@ -43,6 +43,8 @@ def _train(command: argparse.ArgumentParser) -> None:
     _add_embeddings(command)
     command.add_argument("--max-epochs", type=_positive, help="upper bound on the epochs of both stages")
     command.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, mps (default: auto)")
+    command.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder for what is needed to go on later")
+    command.add_argument("--resume", action="store_true", help="go on with the training in the folder of --checkpoint")
     _add_seed(command)
 
 

@@ -57,7 +57,7 @@ def finite_vae(vae: nn.Module, lr: object) -> Iterator[None]:
 
     Raises
     ------
-    RuntimeError
+    ValueError
         If the block leaves weights that are not finite, or dispersions that are next to infinite.
     """
     given = "" if lr is None else f", now {lr}"
@@ -67,9 +67,9 @@ def finite_vae(vae: nn.Module, lr: object) -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         if _is_usable(vae):
             raise
-        raise RuntimeError(text) from error
+        raise ValueError(text) from error
     if not _is_usable(vae):
-        raise RuntimeError(text)
+        raise ValueError(text)
 
 
 def _is_usable(vae: nn.Module) -> bool:
@@ -79,8 +79,8 @@ def _is_usable(vae: nn.Module) -> bool:
 
 
 def check_finite(module: nn.Module) -> None:
-    """Raise a `RuntimeError` that names weights that are not finite."""
+    """Raise a `ValueError` that names weights that are not finite."""
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     wrong = [name for name, value in state.items() if not bool(value.isfinite().all())]
     if wrong:
-        raise RuntimeError(f"Training diverged: {', '.join(wrong[:3])} not finite. Lower lr, or look at the counts.")
+        raise ValueError(f"Training diverged: {', '.join(wrong[:3])} not finite. Lower lr, or look at the counts.")
