@@ -182,7 +182,8 @@ class NetworkSelection(pl.Callback):
         """Which criterion counts, and its relative change `(n,)`."""
         if self.without is None:
             raise RuntimeError("Populations were not scored without the network yet.")
-        (scores, distances), (scores_without, distances_without) = found, self.without
+        scores, distances = found
+        scores_without, distances_without = (part.to(scores.device) for part in self.without)  # checkpoints: on the CPU
         noise = self._noise()
         of_distance = relative_difference(distances.mean(1), distances_without.mean(1), noise)
         if not self.replicated or of_distance.mean() > 0:

@@ -25,6 +25,8 @@ NO_MATTER = (
     "enable_model_summary", "log_every_n_steps", "log_save_dir", "default_root_dir", "accelerator", "devices",
 )  # fmt: skip
 """Arguments of the trainer that do not decide what is trained, or only by rounding."""
+LONG = 1000
+"""Letters of a value that is kept as its digest."""
 
 
 def fingerprint(
@@ -61,20 +63,29 @@ def fingerprint(
         "conditions": _digest(_plain(registry[CONDITIONS])),
     }
     given = {"setup": registry["setup_args"], "PerturbDiff": model, "train": training}
-    out |= {f"{of}({name})": _plain(value) for of, values in given.items() for name, value in values.items()}
+    out |= {f"{of}({name})": _brief(value) for of, values in given.items() for name, value in values.items()}
     return {name: value for name, value in out.items() if name not in {f"train({x})" for x in NO_MATTER}}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What differs between two fingerprints, in words; empty if nothing does."""
-    here = json.loads(json.dumps(here))  # pairs become lists, as they did there
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    return [f"{name} was {_short(there.get(name))}, is {_short(here.get(name))}" for name in names]
+    pairs = {name: (there.get(name), here.get(name)) for name in {**there, **here}}
+    # as texts: what is not a number differs from itself, and pairs are lists once they are read again
+    return [
+        f"{name} was {_short(before)}, is {_short(now)}"
+        for name, (before, now) in pairs.items()
+        if json.dumps(before) != json.dumps(now)
+    ]
 
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) < 60 else f"{text[:60]}..."
+
+
+def _brief(value: Any) -> Any:
+    plain = _plain(value)
+    return plain if len(json.dumps(plain)) < LONG else _digest(plain)
 
 
 def _plain(value: Any) -> Any:
