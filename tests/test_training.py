@@ -112,7 +112,7 @@ def test_mixed_precision_trains_and_predicts() -> None:
 
 @pytest.mark.parametrize("size", [-0.1, 1.0])
 def test_shares_held_out_are_between_none_and_all(size: float) -> None:
-    with pytest.raises(ValueError, match=rf"validation_size={size} must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=rf"validation_size={size} must be a number in \[0, 1\)"):
         trained(screen(), validation_size=size)
 
 

@@ -54,3 +54,14 @@ def test_counts_change_only_as_far_as_their_means() -> None:
     assert torch.equal(some[:1000], counts[:1000])
     assert (some[1000:] == counts[1000:]).float().mean() < 0.5  # copies differ from what they copy
     assert torch.corrcoef(torch.stack([some[1000:].ravel(), counts[1000:].ravel()]))[0, 1] > 0.4  # but are like it
+
+
+@pytest.mark.parametrize("shape", [1e-6, 1.0, 1e6, 1e12, 1e16, 1e30])
+def test_counts_of_any_dispersion_are_drawn(shape: float) -> None:
+    """Poisson counts in the limit; rounding must not ask for counts that have no probability."""
+    mean = torch.full((20_000,), 2.0)
+    drawn = sample_negative_binomial(mean, torch.full_like(mean, shape))
+    if shape > 1:
+        assert abs(float(drawn.mean()) - 2) < 0.05
+        assert abs(float(drawn.var()) - 2) < 0.15
+    assert bool((drawn >= 0).all())

@@ -10,6 +10,8 @@ EPS = 1e-8
 """As in scvi-tools' own negative binomial."""
 LARGE_MEAN = 4.0
 """Counts of a larger mean are drawn as a gamma-Poisson mixture."""
+TINY = 1e-18
+"""Probabilities of counts that rounding alone could ask for."""
 
 
 def sample_negative_binomial(mean: Tensor, shape: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -64,15 +66,16 @@ def _draw(uniform: Tensor, mean: Tensor, shape: Tensor, rng: torch.Generator | N
 def _invert(uniform: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
     """Largest counts that a share of at least `uniform` of all counts reach, for small means and counts above 0."""
     odds = mean / (shape + mean)
-    mass = (1 - odds) ** shape
-    left = (1 - mass) - uniform.clamp(min=2.0**-25)  # probability of smaller counts that are not 0
+    none = -shape * torch.log1p(mean / shape)  # log of the probability of 0; (1 - odds) ** shape loses it at large shapes
+    mass = none.exp()
+    left = -torch.expm1(none) - uniform.clamp(min=2.0**-25)  # probability of smaller counts that are not 0
     out, active = torch.ones_like(mean), torch.arange(len(mean), device=mean.device)
     count = 0
     while True:
         mass = mass * odds * (shape + count) / (count + 1)
         left = left - mass
         count += 1
-        more = positions(left > 0)
+        more = positions((left > 0) & (mass > TINY))
         if not len(more):
             return out
         active, mass, odds, shape, left = (x.take(more) for x in (active, mass, odds, shape, left))
