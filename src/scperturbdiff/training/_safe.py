@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 SIGTERM = 128 + 15
 """Exit code of a process that was told to end."""
-MAX_DISPERSION = 1e12
-"""No counts are that close to Poisson counts, and beyond it none can be drawn."""
+MAX_DISPERSION = 1e30
+"""Dispersions of Poisson counts grow without bound; products with larger ones are beyond single precision."""
 
 
 @contextmanager
