@@ -201,7 +201,8 @@ def _read_tensors(folder: Path, prefix: str, where: Mapping[str, str]) -> dict[s
         raise ValueError(f"{str(path)!r} is damaged: it is not the file that was saved.")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            # in memory of their own, aligned as those of training: products round by it
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} is no file of tensors: {str(error)[:200]}") from None
     for name, tensor in tensors.items():
