@@ -758,7 +758,7 @@ class PerturbDiff(BaseModelClass):
         perturbations
             Names (combinations joined by the separator), or a DataFrame with one row a wanted population: a column
             named like `perturbation_key`, and as wanted the dose, covariates, contexts and `n_cells`. `None`: all
-            training perturbations.
+            training perturbations. What is asked for again is drawn again, and ``obs["population"]`` numbers on.
         n_cells
             Cells per context and perturbation; batches share them in proportion to their controls. Default: as many as
             there are controls. Fewer start from a random subset of them.
@@ -854,7 +854,8 @@ class PerturbDiff(BaseModelClass):
 
         Returns
         -------
-        One row per condition (perturbation, dose, contexts, covariates; batches are pooled) and gene, with
+        One row per condition (perturbation, dose, contexts, covariates; batches are pooled) and `gene`
+        (`measured_gene`, where a column of yours is called `gene`), with
         `control_mean` (of the control cells the generated cells started from), `predicted_mean`, `log2_fold_change`,
         `observed_mean`, `observed_log2_fold_change` (against the observed cells' own matched controls) and
         `n_observed`; NaN where a condition was not observed.

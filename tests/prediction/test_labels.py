@@ -35,5 +35,7 @@ def test_odd_names_and_doses_from_setup_to_cells(separator: str | None, doses: t
     )
     cells = model.predict(controls, wanted, n_cells=3, progress=False, seed=0)
     assert cells.obs["perturbation"].unique().tolist() == ['["(+)-JQ1", "IL-2"]']
-    np.testing.assert_array_equal(cells.X[:3].toarray(), cells.X[3:].toarray())  # one request, written in two ways
+    assert cells.obs["population"].tolist() == ["0"] * 3 + ["1"] * 3  # one request, written in two ways
+    second = model.predict(controls, wanted[1:], n_cells=3, progress=False, seed=0)
+    np.testing.assert_array_equal(cells.X[:3].toarray(), second.X.toarray())
     assert cells.uns["scperturbdiff"]["doses_outside_training"] == []

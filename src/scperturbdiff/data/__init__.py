@@ -1,5 +1,6 @@
 """From AnnData to populations: counts, labels, conditions, control cells."""
 
+from scperturbdiff.data._annotation import check_plain, look_alikes
 from scperturbdiff.data._conditions import ConditionSpace, read_numbers
 from scperturbdiff.data._controls import N_CELLS, cells_wanted, choose_controls, resample_controls
 from scperturbdiff.data._counts import (
@@ -34,7 +35,7 @@ from scperturbdiff.data._labels import (
 )
 from scperturbdiff.data._messages import check_obs_key, check_obs_keys, closest, did_you_mean, preview
 from scperturbdiff.data._mudata import as_anndata, check_cells, rna_view
-from scperturbdiff.data._output import CONTROL_CELL, COUNTS, POPULATION, STATE, UNS, assemble_cells
+from scperturbdiff.data._output import CONTROL_CELL, COUNTS, POPULATION, STATE, UNS, assemble_cells, gene_column
 from scperturbdiff.data._populations import PopulationTable, build_populations, match_controls
 from scperturbdiff.data._setup import (
     CONDITIONS,
@@ -47,13 +48,14 @@ from scperturbdiff.data._setup import (
 )
 
 __all__ = [
-    "CHUNK_ROWS", "CONDITIONS", "CONTROL_CELL", "COUNTS", "ConditionSpace", "DOSE", "FeatureTable", "Groups", "Labels",
-    "N_CELLS", "PERTURBATION", "POPULATION", "PopulationTable", "STATE", "UNS", "as_anndata", "assemble_cells",
-    "build_populations", "cells_wanted", "check_cells", "check_counts", "check_genes", "check_layer", "check_not_empty",
-    "check_not_missing", "check_obs_key", "check_obs_keys", "check_unique_names", "choose_controls", "closest",
-    "context_name", "did_you_mean", "dose_text", "explain_unknown", "gene_positions", "get_matrix", "group_rows",
-    "grouped_sums", "iter_rows", "log_normalize", "match_controls", "match_doses", "matrix_name", "member_weights",
-    "parse_doses", "preview", "read_contexts", "read_doses", "read_genes", "read_indices", "read_numbers", "read_space",
+    "CHUNK_ROWS", "CONDITIONS", "CONTROL_CELL", "COUNTS", "ConditionSpace", "DOSE", "FeatureTable", "Groups",
+    "Labels", "N_CELLS", "PERTURBATION", "POPULATION", "PopulationTable", "STATE", "UNS", "as_anndata",
+    "assemble_cells", "build_populations", "cells_wanted", "check_cells", "check_counts", "check_genes",
+    "check_layer", "check_not_empty", "check_not_missing", "check_obs_key", "check_obs_keys", "check_plain",
+    "check_unique_names", "choose_controls", "closest", "context_name", "did_you_mean", "dose_text",
+    "explain_unknown", "gene_column", "gene_positions", "get_matrix", "group_rows", "grouped_sums", "iter_rows",
+    "log_normalize", "look_alikes", "match_controls", "match_doses", "matrix_name", "member_weights", "parse_doses",
+    "preview", "read_contexts", "read_doses", "read_genes", "read_indices", "read_numbers", "read_space",
     "read_text", "resample_controls", "rna_view", "stored_batches", "stored_genes", "stored_layer", "stored_space",
     "value_text",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scperturbdiff.data._messages import preview
+from scperturbdiff.data._messages import check_text, preview
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -190,7 +190,7 @@ def read_indices(indices: Any, n: int) -> NDArray[np.int64]:
 
 
 def check_unique_names(adata: AnnData) -> None:
-    """Raise a `ValueError` that lists duplicated `obs_names` or `var_names`."""
+    """Raise a `ValueError` that lists `obs_names` or `var_names` that repeat or that no file can hold."""
     for names, what, remedy in (
         (adata.var_names, "var_names", "adata.var_names_make_unique()"),
         (adata.obs_names, "obs_names", "adata.obs_names_make_unique()"),
@@ -198,6 +198,7 @@ def check_unique_names(adata: AnnData) -> None:
         if not names.is_unique:
             repeated = names[names.duplicated()].unique()
             raise ValueError(f"adata.{what} has {len(repeated)} duplicated names: {preview(repeated)}. Call {remedy}.")
+        check_text(names, f"adata.{what}")
 
 
 def gene_positions(var_names: pd.Index, genes: Sequence[str] | pd.Index) -> NDArray[np.intp]:

@@ -1,4 +1,4 @@
-"""What messages and errors share: names that look alike, lists cut short, missing columns."""
+"""What messages and errors share: names that look alike, lists cut short, missing columns, what is no text."""
 
 from __future__ import annotations
 
@@ -43,3 +43,21 @@ def check_obs_key(adata: AnnData, key: str, argument: str) -> None:
             f"{argument}={key!r} is not a column of adata.obs.{did_you_mean(key, adata.obs.columns)} "
             f"Columns: {preview(adata.obs.columns, 30)}."
         )
+
+
+def check_text(names: Iterable[str], what: str) -> None:
+    """Raise a `ValueError` for names that no file can hold."""
+    names = list(map(str, names))
+    if _is_text("".join(names)):
+        return
+    bad = [name for name in names if not _is_text(name)]
+    raise ValueError(
+        f"{what} has {len(bad)} names with NUL or half characters, which no file can hold: {preview(bad)}."
+    )
+
+
+def _is_text(text: str) -> bool:
+    try:
+        return b"\x00" not in text.encode()
+    except UnicodeEncodeError:
+        return False

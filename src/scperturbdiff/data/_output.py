@@ -11,7 +11,7 @@ from scipy import sparse
 from scperturbdiff.data._counts import log_normalize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -29,6 +29,11 @@ LATENT = "X_perturbdiff"
 """Key of `obsm` with the latent vectors."""
 UNS = "scperturbdiff"
 """Key of `uns` with how the cells were made."""
+
+
+def gene_column(keys: Iterable[str]) -> str:
+    """Column of tables with the name of the gene that was measured: another one where a key of the user's is `gene`."""
+    return "gene" if "gene" not in keys else "measured_gene"
 
 
 def assemble_cells(

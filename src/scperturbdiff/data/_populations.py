@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MOST_PAIRS = 2**26
+"""Groups of treated cells times groups of controls that are compared, at most: 1 GB."""
+
 
 @dataclass(frozen=True)
 class ControlMatch:
@@ -69,13 +72,9 @@ def match_controls(
     keys = tuple(keys)
     groups, codes = group_rows(controls, keys)
     members = Groups.from_codes(codes, control_rows, len(groups))
-    ours, theirs = (table[list(keys)].astype(str).to_numpy() for table in (populations, groups))
-    agree = ours[:, None] == theirs
-    n_agreeing = agree.sum(-1)
-    weight = n_agreeing + (agree * 0.5 ** np.arange(2, len(keys) + 2)).sum(-1)
-    for key in required:
-        weight = np.where(agree[:, :, keys.index(key)], weight, -1.0)
-    lost = (weight.max(axis=1, initial=-1) < 0) if len(groups) else np.ones(len(populations), bool)
+    kinds, kind = group_rows(populations, keys)  # populations that agree on all keys have the same controls
+    n_agreeing, weight = _agreement(kinds, groups, keys, required)
+    lost = (weight.max(axis=1, initial=-1) < 0)[kind] if len(groups) else np.ones(len(populations), bool)
     if lost.any():
         named = populations.loc[lost, list(required)].drop_duplicates().astype(str).agg(" / ".join, axis=1)
         raise ValueError(
@@ -86,8 +85,29 @@ def match_controls(
     chosen = weight == weight.max(axis=1, keepdims=True)
     patterns, group = np.unique(chosen, axis=0, return_inverse=True)
     matched = Groups.from_lists([np.concatenate([members[int(g)] for g in np.flatnonzero(p)]) for p in patterns])
-    best = weight.argmax(axis=1)
-    return ControlMatch(matched, group.reshape(-1), n_agreeing[np.arange(len(populations)), best], keys)
+    n_agreeing = n_agreeing[np.arange(len(kinds)), weight.argmax(axis=1)]
+    return ControlMatch(matched, group.reshape(-1)[kind], n_agreeing[kind], keys)
+
+
+def _agreement(
+    ours: pd.DataFrame, theirs: pd.DataFrame, keys: Sequence[str], required: Sequence[str]
+) -> tuple[Ints, NDArray[np.float64]]:
+    """On how many keys rows of two tables agree, and how well, negative where a required one differs, `(n, m)` each."""
+    shape = len(ours), len(theirs)
+    if shape[0] * shape[1] > MOST_PAIRS:
+        raise ValueError(
+            f"{shape[0]} groups of treated and {shape[1]} of control cells differ in {preview(keys)}: too many. "
+            "Are cells told apart by a column that is different in nearly every one?"
+        )
+    n_agreeing, weight = np.zeros(shape, np.int64), np.zeros(shape)
+    for i, key in enumerate(keys):
+        agree = ours[key].astype(str).to_numpy()[:, None] == theirs[key].astype(str).to_numpy()
+        n_agreeing += agree
+        weight += agree * (1 + 0.5 ** (i + 2))
+    for key in required:
+        differ = ours[key].astype(str).to_numpy()[:, None] != theirs[key].astype(str).to_numpy()
+        weight[differ] = -1.0
+    return n_agreeing, weight
 
 
 @dataclass(frozen=True)
@@ -152,15 +172,18 @@ def build_populations(space: ConditionSpace, obs: pd.DataFrame) -> PopulationTab
     table, codes = group_rows(treated, keys)
     cells = Groups.from_codes(codes, rows[~control], len(table))
     required = [k for k in space.context_keys if k in space.control_match_keys]
+    _warn_of_populations(table, cells)
     match = match_controls(table, labels[control], rows[control], space.control_match_keys, required)
+    if inexact := int((~match.exact).sum()):
+        text = "%d of %d populations have no controls that agree on all of %s; the nearest were taken. "
+        logger.warning(text + "See model.populations.", inexact, len(table), list(match.keys))
     groups, control_codes = group_rows(labels[control], list(space.obs_keys))
-    _warn_of_populations(table, cells, match)
     controls = Groups.from_codes(control_codes, rows[control], max(len(groups), 1))
     encoded = (*space.encode_perturbations(table), *space.encode_covariates(table), space.context_codes(table))
     return PopulationTable(table, cells, match, *encoded, controls)
 
 
-def _warn_of_populations(table: pd.DataFrame, cells: Groups, match: ControlMatch) -> None:
+def _warn_of_populations(table: pd.DataFrame, cells: Groups) -> None:
     n = len(table)
     if n > 100 and n > (n_cells := cells.count.sum()) / 2:
         text = "There are %d populations for %d treated cells: is a continuous covariate different in every cell?"
@@ -168,6 +191,3 @@ def _warn_of_populations(table: pd.DataFrame, cells: Groups, match: ControlMatch
     if single := int((cells.count == 1).sum()):
         text = "%d of %d populations have a single cell; they say little about the shape of a population."
         logger.warning(text, single, n)
-    if inexact := int((~match.exact).sum()):
-        text = "%d of %d populations have no controls that agree on all of %s; the nearest were taken. "
-        logger.warning(text + "See model.populations.", inexact, n, list(match.keys))

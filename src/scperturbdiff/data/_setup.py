@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import replace
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
+from scperturbdiff.arguments import check_texts, check_type
+from scperturbdiff.data._annotation import check_few_values, check_plain, check_roles, look_alikes
 from scperturbdiff.data._conditions import ConditionSpace, read_numbers
 from scperturbdiff.data._counts import check_layer, check_unique_names, get_matrix, matrix_name
 from scperturbdiff.data._features import FeatureTable
 from scperturbdiff.data._labels import DOSE, PERTURBATION, Labels, check_not_missing, parse_doses
-from scperturbdiff.data._messages import check_obs_keys, preview
+from scperturbdiff.data._messages import check_obs_keys, check_text, preview
 from scperturbdiff.data._mudata import check_cells
 
 if TYPE_CHECKING:
@@ -42,8 +45,17 @@ def learn_conditions(
     separator: str | None,
 ) -> ConditionSpace:
     """Check the annotation of `adata` and read the space of conditions from it; messages name what is wrong."""
-    contexts = (context_keys,) if isinstance(context_keys, str) else tuple(context_keys or ())
-    categorical, continuous = tuple(categorical_covariate_keys or ()), tuple(continuous_covariate_keys or ())
+    for name, value in (
+        ("perturbation_key", perturbation_key),
+        ("batch_key", batch_key),
+        ("dose_key", dose_key),
+        ("separator", separator),
+    ):
+        check_type(name, value, (str, NoneType), "a text or None")
+    check_type("control", control, (str, int, float, np.generic, NoneType), "the label of control cells")
+    contexts = check_texts("context_keys", context_keys)
+    categorical = check_texts("categorical_covariate_keys", categorical_covariate_keys)
+    continuous = check_texts("continuous_covariate_keys", continuous_covariate_keys)
     check_obs_keys(
         adata,
         perturbation_key=perturbation_key,
@@ -52,12 +64,13 @@ def learn_conditions(
         dose_key=dose_key,
         categorical_covariate_keys=categorical,
         continuous_covariate_keys=continuous,
-        control_match_keys=control_match_keys,
+        control_match_keys=check_texts("control_match_keys", control_match_keys),
     )
     if perturbation_key is None and dose_key is not None:
         raise ValueError(f"dose_key={dose_key!r} needs a perturbation_key.")
     if perturbation_key is not None and control is None:
         raise ValueError("control=... is needed: the value of the perturbation column that marks control cells.")
+    check_roles(perturbation_key, dose_key, contexts, categorical, continuous, batch_key)
     space = ConditionSpace(
         perturbation_key,
         None if control is None else str(control),
@@ -72,7 +85,7 @@ def learn_conditions(
         categories={key: tuple(sorted(adata.obs[key].astype(str).unique())) for key in categorical},
         scales={key: _scale(adata.obs[key], key) for key in continuous},
     )
-    match = space.obs_keys if control_match_keys is None else tuple(control_match_keys)
+    match = space.obs_keys if control_match_keys is None else check_texts("control_match_keys", control_match_keys)
     space = replace(space, control_match_keys=match)
     if stray := [key for key in space.control_match_keys if key not in space.obs_keys]:
         raise ValueError(
@@ -81,10 +94,25 @@ def learn_conditions(
         )
     for key in space.obs_keys:
         check_not_missing(adata.obs[key], key)
+    check_plain(adata.obs, [key for key in space.obs_keys if key not in continuous])
     if perturbation_key is not None:
         space.labels.check_control(adata.obs)
         _tell_of_combinations(space.labels, adata.obs)
-    return _learn_perturbations(space, space.read_labels(adata.obs))
+    labels = space.read_labels(adata.obs)
+    check_few_values(labels.loc[~space.is_control(labels)], space.obs_keys)
+    space = _learn_perturbations(space, labels)
+    _warn_of_look_alikes(space)
+    return space
+
+
+def _warn_of_look_alikes(space: ConditionSpace) -> None:
+    """Names that are probably meant to be the same."""
+    perturbations = look_alikes(space.components, [str(space.control)])
+    contexts = {name: other for name in space.contexts for other in look_alikes(space.contexts, [name]) if name < other}
+    for found, what in ((perturbations, "perturbations differ from the control"), (contexts, "contexts differ")):
+        if found:
+            named = "; ".join(preview(pair) for pair in found.items())
+            logger.warning("%d %s by case, spaces or the form of a number: %s.", len(found), what, named)
 
 
 def _scale(column: pd.Series, key: str) -> tuple[float, float]:
@@ -95,6 +123,7 @@ def _scale(column: pd.Series, key: str) -> tuple[float, float]:
 def _tell_of_combinations(labels: Labels, obs: pd.DataFrame) -> None:
     """Log how many labels are combinations, and what looks as if a name had been taken for one."""
     found = {label: labels.components(label) for label in labels.parse(obs[labels.key])[1]}
+    check_text((part for parts in found.values() for part in parts), f"obs[{labels.key!r}]")
     combined = {label: parts for label, parts in found.items() if len(parts) > 1}
     if not combined:
         return

@@ -24,7 +24,7 @@ from scperturbdiff.data import (
     matrix_name,
 )
 from scperturbdiff.prediction._generate import PopulationGenerator
-from scperturbdiff.prediction._request import plan_request, read_controls, read_wanted
+from scperturbdiff.prediction._request import plan_request, read_controls, read_wanted, tell_of_request
 from scperturbdiff.prediction._stream import CellWriter
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class PreparedRequest:
         Generates it.
     report
         Summary of what training found.
+    few_controls
+        Names of groups of few control cells.
     """
 
     space: ConditionSpace
@@ -65,6 +67,7 @@ class PreparedRequest:
     request: PopulationRequest
     generator: PopulationGenerator
     report: dict[str, Any]
+    few_controls: list[str]
 
     def annotate(self, pieces: Iterable[Piece]) -> pd.DataFrame:
         """The `obs` of the cells of `pieces`."""
@@ -127,6 +130,7 @@ class PreparedRequest:
             "guidance": settings.guidance,
             "keys": keys,
             "doses_outside_training": sorted(outside),
+            "few_controls": self.few_controls,
             "conditions": self.conditions(),
             "training": self.report,
         }
@@ -162,10 +166,11 @@ def prepare(
     # of the controls only: they may be few among the cells of a large file
     check_layer(adata, layer, np.sort(groups.cells.rows))
     request = plan_request(space, wanted, groups, n_cells)
+    few = tell_of_request(space, request, groups)
     generator = PopulationGenerator(
         module, space, adata, pd.Index(genes), layer, list(batches), groups, settings, transform_batch=transform_batch
     )
-    return PreparedRequest(space, adata, list(genes), request, generator, report or {})
+    return PreparedRequest(space, adata, list(genes), request, generator, report or {}, few)
 
 
 def predict_cells(

@@ -109,7 +109,9 @@ class PopulationGenerator:
             condition = self._condition(asked, found, group.latent, codes[i : i + 1], numbers[i : i + 1])
             factors = self._gene_factors(group, asked, condition, found)
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
-            for draw in range(self.settings.n_populations or 1):
+            n_draws = self.settings.n_populations or 1
+            first = request.repeat[i] * n_draws  # what is asked for again are further draws
+            for draw in range(first, first + n_draws):
                 seed = derive_seed(self.settings.seed, *names, draw)
                 yield self._draw(request, i, group, condition, found, factors, batch[i], draw, seed)
 

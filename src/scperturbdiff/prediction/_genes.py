@@ -13,6 +13,7 @@ from scperturbdiff.data import (
     DOSE,
     PERTURBATION,
     check_layer,
+    gene_column,
     gene_positions,
     get_matrix,
     group_rows,
@@ -98,7 +99,9 @@ def response_table(
 def _tidy(shown: pd.DataFrame, genes: Sequence[str], values: dict[str, Floats], n_observed: NDArray) -> pd.DataFrame:
     row = np.repeat(np.arange(len(shown)), len(genes))
     out = shown.iloc[row].reset_index(drop=True)
-    out["gene"] = pd.Categorical(np.tile(np.asarray(genes, dtype=object), len(shown)), categories=list(genes))
+    out[gene_column(map(str, shown))] = pd.Categorical(
+        np.tile(np.asarray(genes, dtype=object), len(shown)), categories=list(genes)
+    )
     for name, table in values.items():
         out[name] = table.ravel()
     out["n_observed"] = n_observed[row]

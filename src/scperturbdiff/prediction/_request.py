@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,9 @@ from scperturbdiff.data import (
     Groups,
     cells_wanted,
     check_obs_key,
+    check_plain,
     group_rows,
+    look_alikes,
     preview,
     read_numbers,
 )
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+logger = logging.getLogger(__name__)
+
+FEW_CONTROLS = 20
+"""Control cells of a group of which predictions warn."""
 _LABEL, _DOSE_TEXT = "__label", "__dose_given"
 
 
@@ -60,6 +67,8 @@ class PopulationRequest:
         Number of the control group of each.
     n_cells
         Cells wanted of each.
+    repeat
+        How often the same was asked for before.
     """
 
     table: pd.DataFrame
@@ -67,6 +76,7 @@ class PopulationRequest:
     dose: list[Any]
     group: list[int]
     n_cells: list[int]
+    repeat: list[int]
 
     def __len__(self) -> int:
         return len(self.group)
@@ -107,6 +117,7 @@ def read_controls(space: ConditionSpace, adata: AnnData, overridden: Sequence[st
         raise ValueError("adata has no cells.")
     rows = rows[np.argsort(adata.obs_names[rows].to_numpy().astype(str), kind="stable")]
     obs = adata.obs.iloc[rows]
+    check_plain(obs, [key for key in keys if key not in space.continuous_keys])
     for key in keys:
         if obs[key].isna().any():
             raise ValueError(f"obs[{key!r}] is missing (NaN) for {int(obs[key].isna().sum())} control cells.")
@@ -205,7 +216,25 @@ def plan_request(
                     dose.append(row[_DOSE_TEXT])
                     group.append(int(member))
                     number.append(int(n))
-    return PopulationRequest(pd.DataFrame(rows), label, dose, group, number)
+    table = pd.DataFrame(rows)
+    keys = [PERTURBATION, DOSE, *space.obs_keys]
+    repeat = table[keys].astype(str).groupby(keys, sort=False).cumcount().tolist()
+    return PopulationRequest(table, label, dose, group, number, repeat)
+
+
+def tell_of_request(space: ConditionSpace, request: PopulationRequest, groups: ControlGroups) -> list[str]:
+    """Warn of contexts that look like known ones, and of groups of few control cells, whose names are returned."""
+    contexts = space.context_labels(request.table).unique()
+    if found := look_alikes(contexts, space.contexts):
+        named = preview(f"{new} (known: {known})" for new, known in found.items())
+        text = "%d contexts are new to the model but for case, spaces or the form of a number: %s."
+        logger.warning(text, len(found), named.replace("\\x1f", ", "))
+    few = [group for group in sorted(set(request.group)) if groups.cells.count[group] < FEW_CONTROLS]
+    names = [" / ".join(map(str, groups.labels.iloc[group])) or "all" for group in few]
+    if names:
+        text = "%d groups have fewer than %d control cells, from which little can be told: %s."
+        logger.warning(text, len(names), FEW_CONTROLS, preview(names))
+    return names
 
 
 def _share(total: int, sizes: np.ndarray) -> np.ndarray:

@@ -10,9 +10,11 @@ import pandas as pd
 from scperturbdiff.arguments import check_number
 from scperturbdiff.data import (
     CONTROL_CELL,
+    N_CELLS,
     POPULATION,
     UNS,
     check_layer,
+    gene_column,
     gene_positions,
     get_matrix,
     grouped_sums,
@@ -104,6 +106,12 @@ def summarize_populations(
     mean, variance, size = _moments(pred, code * len(draws) + draw, len(shown) * len(draws))
     mean, variance = (x.reshape(len(shown), len(draws), -1) for x in (mean, variance))
     size = size.reshape(len(shown), len(draws))
+    if not size.all():
+        lacking = shown[(size == 0).any(1)].agg(" / ".join, axis=1)
+        raise ValueError(
+            f"{len(lacking)} conditions do not have all of the {len(draws)} draws of pred.obs[{POPULATION!r}]: "
+            f"{preview(lacking)}. Ask for as many draws of each, or summarise them apart."
+        )
     baseline = _control_means(pred, control, layer, code, len(shown), made_by["target_sum"])
     shifts = mean - baseline[:, None, :]
     tail = (1 - level) / 2
@@ -114,7 +122,7 @@ def summarize_populations(
     }
     row = np.repeat(np.arange(len(shown)), pred.n_vars)
     genes = shown.iloc[row].reset_index(drop=True)
-    genes["gene"] = pd.Categorical.from_codes(np.tile(np.arange(pred.n_vars), len(shown)), pred.var_names)
+    genes[gene_column(keys)] = pd.Categorical.from_codes(np.tile(np.arange(pred.n_vars), len(shown)), pred.var_names)
     for name, table in values.items():
         genes[name] = table.ravel()
     between = mean.var(axis=1, ddof=1)
@@ -144,7 +152,8 @@ def _number(table: pd.DataFrame, keys: Sequence[str]) -> tuple[pd.DataFrame, NDA
 
 
 def _requested(shown: pd.DataFrame, requested: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Rows of the request for the conditions `shown`; `_code` is the number of the condition."""
+    """Rows of the request for the conditions `shown`, once each; `_code` is the number of the condition."""
+    requested = requested.drop_duplicates([column for column in requested if column != N_CELLS])
     text = requested[list(keys)].astype(str)
     code = pd.MultiIndex.from_frame(shown[list(keys)]).get_indexer(pd.MultiIndex.from_frame(text))
     return requested.assign(_code=code)[code >= 0]

@@ -145,7 +145,7 @@ class Baseline(ABC):
         perturbations
             Labels, or a DataFrame with one row per wanted perturbation: a column named like `perturbation_key`, with
             `dose_key` also one of doses, and as wanted `n_cells`. Its other columns are copied to the predicted cells
-            and change nothing.
+            and change nothing. What is asked for again is drawn again, and numbered in ``obs["population"]``.
         n_cells
             Cells per context and perturbation. Default: each control cell of the context once; fewer are a random part.
         seed
@@ -167,6 +167,7 @@ class Baseline(ABC):
         rows = self._control_rows(controls)
         seed = resolve_seed(seed)
         code, contexts = read_contexts(controls.obs.iloc[rows], self.context_keys)
+        repeats = wanted.groupby([PERTURBATION, DOSE], sort=False).cumcount()
         counts, tables = [], []
         for number, context in enumerate(contexts):
             of_context = rows[code == number]
@@ -174,12 +175,13 @@ class Baseline(ABC):
             check_counts(cells, f"the counts of the controls of context {context_name(context)!r}")
             obs = controls.obs.iloc[of_context]
             profile = means.mean_rows(log_normalize(cells, means.TARGET_SUM))
-            for _, row in wanted.iterrows():
+            for repeat, (_, row) in zip(repeats, wanted.iterrows(), strict=True):
                 request = self._request(context, row[PERTURBATION], row[DOSE], profile)
-                rng = np.random.default_rng(derive_seed(seed, *context, request.label, row[DOSE]))
+                again = [repeat] if repeat else []  # other cells than before
+                rng = np.random.default_rng(derive_seed(seed, *context, request.label, row[DOSE], *again))
                 drawn = np.sort(choose_controls(cells.shape[0], row[N_CELLS] or cells.shape[0], rng))
                 counts.append(self._sample(cells, drawn, request, rng))
-                tables.append(self._annotate(obs.iloc[drawn], row["columns"]))
+                tables.append(self._annotate(obs.iloc[drawn], row["columns"], repeat))
         matrix, obs = sparse.vstack(counts, format="csr"), pd.concat(tables, ignore_index=True)
         made_by = {"baseline": type(self).__name__, "seed": seed}
         return assemble_cells(matrix, obs, pd.DataFrame(index=self.genes_), made_by=made_by)
@@ -266,9 +268,9 @@ class Baseline(ABC):
             )
         return rows
 
-    def _annotate(self, obs: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
+    def _annotate(self, obs: pd.DataFrame, columns: dict[str, Any], repeat: int) -> pd.DataFrame:
         kept = [key for key in (*self.context_keys, self.batch_key) if key is not None]
         made = {**columns, **{key: obs[key].astype(object).to_numpy() for key in kept}}
-        made |= {CONTROL_CELL: obs.index.to_numpy(dtype=object), POPULATION: "0"}
+        made |= {CONTROL_CELL: obs.index.to_numpy(dtype=object), POPULATION: str(repeat)}
         order = dict.fromkeys([self.labels_.key, *kept, *made])
         return pd.DataFrame({name: made[name] for name in order}, index=obs.index)
