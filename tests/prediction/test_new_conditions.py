@@ -118,6 +118,29 @@ def test_doubt_comes_instead_of_the_offset_of_replicates(
         generator.set_replicates(kept)
 
 
+def test_populations_predicted_as_their_controls_are_named(
+    cells: AnnData, model: spd.PerturbDiff, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nothing is known beyond the noise of sampling, copies of controls come out, and not without a word."""
+    retrieval, states = model.module.retrieval, model.module.by_state
+    assert retrieval is not None
+    known = retrieval.responses
+    silent = replace(
+        known, shift=known.shift * 0, spread=known.spread * 0, residual=known.residual * 0, fold=known.fold * 0
+    )
+    model.module.retrieval, model.module.by_state = replace(retrieval, responses=silent), None
+    try:
+        with caplog.at_level("WARNING", logger="scperturbdiff"):
+            pred = model.predict(controls_of(cells, "C0"), ["P0", "control"], **ASKED)
+    finally:
+        model.module.retrieval, model.module.by_state = retrieval, states
+    assert "1 of 2 populations are predicted as their controls" in caplog.text
+    assert pred.uns["scperturbdiff"]["predicted_as_controls"] == ["P0, C0, D0"]
+    caplog.clear()
+    pred = model.predict(controls_of(cells, "C0"), ["P0"], **ASKED)
+    assert not caplog.text and not pred.uns["scperturbdiff"]["predicted_as_controls"]
+
+
 # ---- states ----------------------------------------------------------------------------------------------------------
 
 

@@ -148,7 +148,8 @@ class ConditionSpace:
             raise ValueError("The generator was not trained, so there are no training perturbations to predict.")
         shown = populations[["perturbation", "dose"]].drop_duplicates().reset_index(drop=True)
         if len(shown) == 0:
-            raise ValueError("The model was trained on controls only; there is no training perturbation to predict.")
+            only = f"obs[{self.perturbation_key!r}] == {self.control!r}"
+            raise ValueError(f"The model was trained on controls only ({only}): there is no perturbation to predict.")
         out = pd.DataFrame({str(self.perturbation_key): shown["perturbation"].astype(object)})
         if self.dose_key is not None:
             out[self.dose_key] = shown["dose"].astype(object)

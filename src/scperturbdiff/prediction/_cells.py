@@ -131,6 +131,7 @@ class PreparedRequest:
             "keys": keys,
             "doses_outside_training": sorted(outside),
             "few_controls": self.few_controls,
+            "predicted_as_controls": self.generator.unchanged,
             "conditions": self.conditions(),
             "training": self.report,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from scipy import sparse
 from scvi.utils import track
 
 from scperturbdiff.counts import positions
-from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, iter_rows, read_genes, resample_controls
+from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, iter_rows, preview, read_genes, resample_controls
 from scperturbdiff.diffusion import Components, Condition
 from scperturbdiff.prediction._pieces import ControlGroup, Piece
 from scperturbdiff.priors import make_prior
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from scperturbdiff.prediction._pieces import Settings
     from scperturbdiff.prediction._request import ControlGroups, PopulationRequest
 
+
+logger = logging.getLogger(__name__)
 
 ENCODE_CHUNK = 2048
 LARGEST = 2**31 - 2**7
@@ -85,6 +88,8 @@ class PopulationGenerator:
         self.evidence: dict[int, tuple[str, float]] = {}
         """How each population is new, and the share of the variance of its mean shift that training leaves open: near 0
         where it says what happens, near 1 where it says nothing; NaN without retrieval."""
+        self.unchanged: list[str] = []
+        """Populations that are predicted as their controls: what training measured is within the noise of sampling."""
         self.adata, self.genes, self.layer, self.batches = adata, genes, layer, batches
         self.groups = groups
         self._encoded: dict[int, ControlGroup] = {}
@@ -109,11 +114,16 @@ class PopulationGenerator:
             condition = self._condition(asked, found, group.latent, codes[i : i + 1], numbers[i : i + 1])
             factors = self._gene_factors(group, asked, condition, found)
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
+            if (component[i] >= 0).any() and self._stays(group, condition, factors):
+                self.unchanged.append(", ".join(str(name) for name in names if name != ""))
             n_draws = self.settings.n_populations or 1
             first = request.repeat[i] * n_draws  # what is asked for again are further draws
             for draw in range(first, first + n_draws):
                 seed = derive_seed(self.settings.seed, *names, draw)
                 yield self._draw(request, i, group, condition, found, factors, batch[i], draw, seed)
+        if self.unchanged:
+            text = "%d of %d populations are predicted as their controls, no effect beyond the noise of sampling: %s."
+            logger.warning(text, len(self.unchanged), len(request), preview(self.unchanged))
 
     def _batch_codes(self, request: PopulationRequest) -> NDArray[np.int64]:
         if self.space.batch_key is None:
@@ -205,6 +215,14 @@ class PopulationGenerator:
         start, counts = group.latent[torch.as_tensor(at, device=group.latent.device)], group.counts[at].toarray()
         means = self.module.moved_means(self._put(counts), start, condition.prior.move(start[None])[0], residual)
         return residual + means.towards_fold(self._put(found.fold[0]), weight)
+
+    def _stays(self, group: ControlGroup, condition: Condition, factors: Tensor | None) -> bool:
+        """Whether the best guess of a population is its controls, cell for cell."""
+        if self.settings.n_populations is not None or self.module.generator_ema.network_weight:
+            return False
+        some = group.latent[None, :8]
+        moves = bool((condition.prior.move(some) - some).abs().max() > 1e-6)
+        return not moves and (factors is None or not bool(factors.any()))
 
     def _miss(self, found: Retrieved, seed: int) -> Tensor | None:
         """By how much a draw of something new misses what is retrieved, `(1, n_latent)`; `None` where replicates vary.
