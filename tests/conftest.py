@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 import scvi
 import torch
+from tests.fuzz import profiles
 from tests.helpers import BRIEF, N_LATENT, SETUP
 
 from scperturbdiff import PerturbDiff, datasets
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 DATA_VARIABLE = "SCPERTURBDIFF_DATA"
 SEED = 0
+profiles.register()  # --hypothesis-profile takes their names
 
 
 def pytest_configure(config: pytest.Config) -> None:

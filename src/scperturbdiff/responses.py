@@ -237,6 +237,8 @@ def replicate_factors(populations: MeasuredPopulations, max_factors: int) -> Flo
     noise = (weight / table.cells.count).sum() * treated_noise
     noise = noise + (weight * own / np.maximum(pools.count[table.match.group], 1)).sum() * control_noise
     strength, axes = np.linalg.eigh(noise / freedom)
+    if not strength.max() > 0:  # cells that are all alike
+        return none
     root = axes * np.sqrt(np.maximum(strength, 1e-9 * strength.max()))
     whitened = deviation @ np.linalg.inv(root).T
     found, directions = np.linalg.eigh(whitened.T @ whitened / freedom)

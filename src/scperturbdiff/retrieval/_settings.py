@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scperturbdiff.arguments import check_int, check_number, check_type, refusal
+
 
 @dataclass(frozen=True)
 class RetrievalSettings:
@@ -82,3 +84,48 @@ class RetrievalSettings:
     prior_context_share: float = 0.3
     max_dose_levels: int = 16
     dose_prior_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("n_states", "length_bounds"):
+            check_type(name, getattr(self, name), tuple | list, "several numbers")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for number in self.n_states:
+            check_int("n_states", number, 2)
+        if len(self.length_bounds) != 2:
+            raise refusal("length_bounds", self.length_bounds, "two numbers")
+        for number in self.length_bounds:
+            check_number("length_bounds", number, "[0, inf)")
+        for name, least in LEAST.items():
+            check_int(name, getattr(self, name), least)
+        for name, allowed in ALLOWED.items():
+            check_number(name, getattr(self, name), allowed)
+
+
+LEAST = {
+    "min_contexts_for_length": 0,
+    "state_steps": 0,
+    "doubt_factors": 0,
+    "doubt_min": 2,
+    "n_neighbors": 1,
+    "n_left_out": 1,
+    "n_folds": 2,
+    "n_factors": 0,
+    "em_steps": 0,
+    "em_components": 1,
+    "max_contexts": 0,
+    "max_dose_levels": 1,
+}
+"""Whole numbers among the settings, and the least of each."""
+ALLOWED = {
+    "mean_variance": "(0, inf)",
+    "state_softness": "(0, inf)",
+    "state_balance": "[0, 1]",
+    "state_prior_cells": "[0, inf)",
+    "fold_prior": "[0, inf)",
+    "fold_width": "(0, inf)",
+    "doubt_prior": "[0, inf)",
+    "context_prior_weight": "[0, inf)",
+    "prior_context_share": "[0, inf)",
+    "dose_prior_weight": "[0, inf)",
+}
+"""Other numbers, and the interval of each."""

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 ABSENT = 1e9
 """Noise variance that stands for "not measured"."""
+EXACT = 1e-6
+"""Noise variance, relative to the signal, that stands for "known exactly": of cells that are all alike."""
+MAX_SCALE = 1e6
+"""Variance of a component's responses relative to the mean over those measured, at most: that of others drifts."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ def learn_similarity(
     """
     table, noise = _response_table(conditions, shifts / np.sqrt(signal), n_components, signal)
     measured = np.flatnonzero((noise < ABSENT).any(1))
+    if not measured.size:  # combinations alone: components are unrelated
+        return ResponseSimilarity(np.unique(conditions.site), prior, np.zeros((n_components, 0)), np.ones(n_components))
     chosen = np.random.default_rng(seed).permutation(measured)[: settings.em_components]
     covariance, scale = prior, np.ones(n_components)
     for step in range(settings.em_steps + 1):
@@ -136,7 +142,7 @@ def learn_similarity(
         inverse = np.linalg.inv(covariance + 1e-6 * np.eye(len(covariance)))
         scale[rows] = np.maximum(np.einsum("ce,pce->p", inverse, moment) / len(covariance), 1e-3)
         if step < settings.em_steps:
-            scale /= scale[chosen].mean()
+            scale = np.minimum(scale / scale[chosen].mean(), MAX_SCALE)
             weighted = (moment / scale[chosen, None, None]).sum(0)
             covariance = (weighted + settings.context_prior_weight * prior) / (
                 len(chosen) + settings.context_prior_weight
@@ -159,7 +165,7 @@ def _response_table(conditions: Conditions, shifts: Floats, n_components: int, s
     single = np.flatnonzero((conditions.component >= 0).sum(1) == 1)
     component = conditions.component[single].max(1)
     contexts, context = np.unique(conditions.site, return_inverse=True)
-    weight = signal / conditions.noise[single]
+    weight = signal / np.maximum(conditions.noise[single], EXACT * signal)
     shape = (n_components, len(contexts))
     total, values = np.zeros(shape), np.zeros((*shape, shifts.shape[1]))
     at = (component, context.reshape(-1)[single])
