@@ -89,12 +89,12 @@ class RetrievalSettings:
         for name in ("n_states", "length_bounds"):
             check_type(name, getattr(self, name), tuple | list, "several numbers")
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for number in self.n_states:
-            check_int("n_states", number, 2)
+        for n_states in self.n_states:
+            check_int("n_states", n_states, 2)
         if len(self.length_bounds) != 2:
             raise refusal("length_bounds", self.length_bounds, "two numbers")
-        for number in self.length_bounds:
-            check_number("length_bounds", number, "[0, inf)")
+        for bound in self.length_bounds:
+            check_number("length_bounds", bound, "[0, inf)")
         for name, least in LEAST.items():
             check_int(name, getattr(self, name), least)
         for name, allowed in ALLOWED.items():
