@@ -468,12 +468,26 @@ def test_rates_of_the_first_stage_are_checked(adata: AnnData, argument: str, val
     [
         ({"plan_kwargs": {"objective": "l2"}}, "objective='l2'.*energy_score"),
         ({"plan_kwargs": {"n_draws": 1}}, "n_draws=1"),
+        ({"plan_kwargs": {"n_cells": 0}}, "n_cells.*=0 must be a whole number, 1 or more"),
+        ({"plan_kwargs": {"steps_per_epoch": 1.5}}, "steps_per_epoch.*=1.5 must be a whole number"),
+        ({"plan_kwargs": {"p_terminal": 2}}, "p_terminal.*=2 must be a number in"),
+        ({"ckpt_path": "no/such/file"}, "ckpt_path='no/such/file' is not a file"),
+        ({"ckpt_path": __file__}, "is no checkpoint"),
     ],
 )
 def test_settings_of_train_are_checked(adata: AnnData, arguments: dict[str, Any], match: str) -> None:
     setup(adata)
     with pytest.raises(ValueError, match=match):
         PerturbDiff(adata).train(max_epochs=1, enable_progress_bar=False, **arguments)
+
+
+def test_a_width_that_cannot_be_shared_by_heads_is_refused(adata: AnnData) -> None:
+    setup(adata)
+    for width, n_heads in ((7, 1), (12, 8)):
+        with pytest.raises(ValueError, match=f"width={width} must be even and a multiple of n_heads={n_heads}"):
+            PerturbDiff(adata, width=width, n_heads=n_heads)
+    with pytest.raises(TypeError, match=r"plan_kwargs has no 'n_cell'\. Allowed: .*n_cells"):
+        PerturbDiff(adata, **TINY).train(plan_kwargs={"n_cell": 8})
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------

@@ -66,7 +66,8 @@ def _draw(uniform: Tensor, mean: Tensor, shape: Tensor, rng: torch.Generator | N
 def _invert(uniform: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
     """Largest counts that a share of at least `uniform` of all counts reach, for small means and counts above 0."""
     odds = mean / (shape + mean)
-    none = -shape * torch.log1p(mean / shape)  # log of the probability of 0; (1 - odds) ** shape loses it at large shapes
+    # the logarithm of the probability of 0: (1 - odds) ** shape loses it at large shapes
+    none = -shape * torch.log1p(mean / shape)
     mass = none.exp()
     left = -torch.expm1(none) - uniform.clamp(min=2.0**-25)  # probability of smaller counts that are not 0
     out, active = torch.ones_like(mean), torch.arange(len(mean), device=mean.device)

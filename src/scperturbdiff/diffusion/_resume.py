@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -13,7 +15,6 @@ from scperturbdiff.seeds import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     import pandas as pd
     from torch import nn
@@ -114,7 +115,13 @@ def restore_module(module: nn.Module, ckpt_path: str | Path) -> int:
     ValueError
         If the file is not a checkpoint of the second stage.
     """
-    checkpoint = torch.load(ckpt_path, map_location=next(module.parameters()).device, weights_only=True)
+    if not Path(ckpt_path).is_file():
+        raise FileNotFoundError(f"ckpt_path={str(ckpt_path)!r} is not a file.")
+    try:
+        checkpoint = torch.load(ckpt_path, map_location=next(module.parameters()).device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        text = f"ckpt_path={str(ckpt_path)!r} is no checkpoint, or holds more than numbers and plain values."
+        raise ValueError(text) from error
     if KEY not in checkpoint:
         raise ValueError(
             f"ckpt_path={str(ckpt_path)!r} is not a checkpoint of the second stage of PerturbDiff. Write one with "
