@@ -15,6 +15,7 @@ from scvi.utils import track
 from scperturbdiff.counts import positions
 from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, iter_rows, preview, read_genes, resample_controls
 from scperturbdiff.diffusion import Components, Condition
+from scperturbdiff.prediction._finite import check_finite, check_weights
 from scperturbdiff.prediction._pieces import ControlGroup, Piece
 from scperturbdiff.priors import make_prior
 from scperturbdiff.retrieval import Conditions, Retrieved
@@ -44,7 +45,7 @@ def encode_rows(module: PerturbDiffModule, counts: sparse.csr_matrix) -> Tensor:
     """Latent vectors (posterior means, not standardised) of counts `(n_cells, n_genes)`, on the module's device."""
     if not counts.shape[0]:
         return torch.empty(0, len(module.latent_mean), device=module.device)
-    return module.encode(iter_rows(counts, chunk=ENCODE_CHUNK))
+    return check_finite(module.encode(iter_rows(counts, chunk=ENCODE_CHUNK)), "Latent vectors")
 
 
 class PopulationGenerator:
@@ -84,6 +85,7 @@ class PopulationGenerator:
         transform_batch: str | None = None,
     ) -> None:
         self.transform_batch = transform_batch
+        check_weights(module)
         self.module, self.space, self.settings = module.eval(), space, settings
         self.evidence: dict[int, tuple[str, float]] = {}
         """How each population is new, and the share of the variance of its mean shift that training leaves open: near 0
@@ -177,6 +179,8 @@ class PopulationGenerator:
             nothing = Retrieved.nothing(*asked.control_mean.shape)
             return nothing, ("unknown", float("nan")) if treated else ("control", 0.0)
         found = self._retrieval.predict(asked)
+        values = found.shift, found.spread, found.library, found.residual, found.fold, found.variance
+        check_finite(self._put(np.concatenate([np.ravel(part) for part in values])), "Retrieved responses")
         return found, (found.novelty[0], float(found.variance[0] / found.prior_variance[0]))
 
     def _put(self, values: NDArray, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -279,7 +283,7 @@ class PopulationGenerator:
                 mixture=guess,
                 rng=rng,
             )[0]
-            latent = self.module.unstandardize(z)
+            latent = check_finite(self.module.unstandardize(z), "Predicted latent vectors")
             codes = torch.full((len(piece),), batch, device=device)
             sampled = self.module.moved_counts(
                 latent,
@@ -304,7 +308,8 @@ def as_csr(dense: Tensor) -> sparse.csr_matrix:
     Larger ones than files and layers hold, which are 32-bit integers, become the largest of these.
     """
     there = positions(dense != 0)
-    values, position = dense.take(there).clamp(max=LARGEST).cpu().numpy(), there.cpu().numpy()
+    found = check_finite(dense.take(there), "Predicted counts")
+    values, position = found.clamp(max=LARGEST).cpu().numpy(), there.cpu().numpy()
     n, m = dense.shape
     start = np.searchsorted(position, np.arange(n + 1) * m)
     return sparse.csr_matrix((values, (position % m).astype(np.int32), start.astype(np.int32)), shape=(n, m))
