@@ -401,6 +401,16 @@ def test_bad_feature_tables_are_named(given: Any, error: type[Exception], messag
         FeatureTable.parse(given, adata)
 
 
+def test_names_of_features_are_read_as_labels_are() -> None:
+    """Without spaces around them, that of other alphabets included."""
+    assert FeatureTable.parse({"A\xa0": [1.0], " B": [2.0]}).names == ("A", "B")
+    with pytest.raises(ValueError, match="duplicated names: 'A'"):
+        FeatureTable.parse({"A": [1.0], "A ": [2.0]})
+    for table in ({"A": "text"}, {"A": ["x", "y"]}, pd.DataFrame({"f": ["x"]}, index=["A"])):
+        with pytest.raises(TypeError, match="perturbation_embeddings must hold numbers"):
+            FeatureTable.parse(table)
+
+
 def test_features_make_unseen_components_known() -> None:
     adata = cells(["control", "A", "B"])
     space = learn(adata, perturbation_embeddings={"Z": [9.0], "A": [1.0]})

@@ -8,9 +8,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from tests.helpers import FEW_STEPS, TINY, assert_same_cells
+from tests.helpers import FEW_STEPS, SETUP, TINY, assert_same_cells
 
-from scperturbdiff import PerturbDiff, baselines, summarize_populations
+from scperturbdiff import PerturbDiff, baselines, datasets, summarize_populations
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -129,3 +129,15 @@ def test_names_of_control_cells_that_no_file_can_hold(trained_model: PerturbDiff
     bad = ad.AnnData(controls.X, obs=controls.obs.set_axis(["a\x00", *controls.obs_names[1:]]), var=controls.var)
     with pytest.raises(ValueError, match="adata.obs_names has 1 names with NUL"):
         predict(trained_model, bad, ["P01"])
+
+
+def test_batches_of_whole_numbers_beside_contexts_of_fractions() -> None:
+    """A row of numbers would be of one type, and the batch 3 become 3.0, which was never seen."""
+    cells = datasets.simulate(2, 2, 20, 10, n_batches=2, seed=0)
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).map({"C1": 0.5, "C2": 1.5}).astype(float)
+    cells.obs["donor"] = cells.obs["donor"].astype(str).map({"D1": 3, "D2": 4}).astype(int)
+    PerturbDiff.setup_anndata(cells, **SETUP)
+    model = PerturbDiff(cells, **TINY)
+    model.train(**FEW_STEPS)
+    pred = model.predict(perturbations=["P01"], n_cells=4, progress=False)
+    assert set(pred.obs["donor"].astype(str)) == {"3", "4"}

@@ -44,16 +44,19 @@ class FeatureTable:
             lengths = {str(k): np.size(v) for k, v in table.items()}
             if len(set(lengths.values())) > 1:
                 raise ValueError(f"perturbation_embeddings has vectors of different lengths: {lengths}.")
-            table = pd.DataFrame.from_dict({str(k): np.ravel(v) for k, v in table.items()}, orient="index")
+            table = pd.DataFrame([np.ravel(v) for v in table.values()], index=list(table))
         if not isinstance(table, pd.DataFrame):
             raise TypeError(
                 f"perturbation_embeddings must be a DataFrame (rows are components), a dict of vectors or a key of "
                 f"adata.uns, not {type(table).__name__}."
             )
-        names = table.index.astype(str)
+        names = table.index.astype(str).str.strip()  # as labels are read
         if len(repeated := names[names.duplicated()].unique()):
             raise ValueError(f"perturbation_embeddings has duplicated names: {preview(repeated)}.")
-        values = table.to_numpy(dtype=np.float32)
+        try:
+            values = table.to_numpy(dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"perturbation_embeddings must hold numbers: {error}.") from None
         if values.shape[0] == 0 or values.shape[1] == 0:
             raise ValueError(f"perturbation_embeddings is empty: shape {values.shape}.")
         bad = ~np.isfinite(values).all(axis=1)

@@ -8,6 +8,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from scperturbdiff.arguments import check_texts
 from scperturbdiff.data._messages import preview
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ def rna_view(mdata: MuData, setup_args: Mapping[str, Any]) -> AnnData:
         )
     obs = rna.obs.copy()
     for argument in OBS_ARGUMENTS:
-        given = setup_args.get(argument)
-        keys = [given] if isinstance(given, str) else list(given or ())
+        keys = check_texts(argument, setup_args.get(argument))
         source = mdata.mod[modalities[argument]].obs if modalities.get(argument) else mdata.obs
         for key in keys:
             if key in source:

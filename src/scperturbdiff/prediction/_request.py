@@ -210,7 +210,8 @@ def plan_request(
             total = cells_wanted(row.get(N_CELLS, n_cells), int(sizes.sum()))
             for member, n in zip(members, _share(total, sizes), strict=True):
                 if n:
-                    own = {key: row[key] for key in given} | groups.labels.iloc[member].to_dict()
+                    # column by column: a row of numbers would be of one type
+                    own = {key: row[key] for key in given} | {k: groups.labels[k].iloc[member] for k in groups.labels}
                     rows.append({PERTURBATION: row[PERTURBATION], DOSE: row[DOSE], **own})
                     label.append(row[_LABEL])
                     dose.append(row[_DOSE_TEXT])
