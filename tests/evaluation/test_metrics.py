@@ -12,6 +12,7 @@ from scperturbdiff.evaluation.metrics import _distances as distances
 from scperturbdiff.evaluation.metrics import _expression as expression
 from scperturbdiff.evaluation.metrics import _registry as registry
 from scperturbdiff.evaluation.metrics import _shifts as shifts
+from scperturbdiff.evaluation.metrics._inputs import Projection
 
 
 def _normal(n: int, d: int, seed: int, mean: float = 0.0) -> np.ndarray:
@@ -307,3 +308,9 @@ def test_metric_table() -> None:
     assert [m.name for m in registry.choose_metrics(["mse_mean", "mmd"])] == ["mmd", "mse_mean"]
     with pytest.raises(ValueError, match=r"Unknown metrics: \['mae'\]. Allowed: energy_distance"):
         registry.choose_metrics(["mae"])
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
+def test_components_of_cells_that_are_all_alike_are_refused(form: type) -> None:
+    with pytest.raises(ValueError, match="all cells are alike"):
+        Projection(form(np.full((20, 5), 2.0)))

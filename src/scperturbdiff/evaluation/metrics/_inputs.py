@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from scperturbdiff.arguments import check_int, check_type
 from scperturbdiff.data import (
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-    from scipy import sparse
 
     Condition = tuple[str, ...]
 
@@ -187,6 +187,8 @@ class Projection:
         if min(cells.shape) < 2:
             raise ValueError(f"Principal components need 2 real cells and 2 genes at least, not {cells.shape}.")
         cells = subsample(cells, max_cells, seed)
+        if not _differ(cells):
+            raise ValueError("Principal components need 2 real cells and 2 genes that differ, and all cells are alike.")
         self.pca = PCA(min(n_pcs, min(cells.shape) - 1), svd_solver="arpack", random_state=seed).fit(cells)
         self.bandwidth = median_bandwidth(self(cells), seed=seed)
 
@@ -194,6 +196,12 @@ class Projection:
         """Coordinates of `cells`, shape `(n_cells, n_pcs)`."""
         blocks = [self.pca.transform(cells[i : i + chunk]) for i in range(0, cells.shape[0], chunk)]
         return np.concatenate(blocks).astype(np.float64) if blocks else np.empty((0, self.pca.n_components_))
+
+
+def _differ(cells: Any) -> bool:
+    """Whether any gene has two values."""
+    low, high = cells.min(axis=0), cells.max(axis=0)
+    return bool((low != high).nnz if sparse.issparse(low) else (low != high).any())
 
 
 @dataclass
