@@ -290,9 +290,9 @@ WHOLE, NUMBER = "a whole number", "a number in "
 @pytest.mark.parametrize(
     ("argument", "values", "allowed"),
     [
-        ("n_cells", (0, -1, 1.5, np.inf, "5", True, [1]), WHOLE),
-        ("n_populations", (0, 2.5, "2", True), WHOLE),
-        ("n_steps", (0, 2.5, "2", True), WHOLE),
+        ("n_cells", (0, -1, 1.5, np.inf, "5", True, [1], 10**12), WHOLE),
+        ("n_populations", (0, 2.5, "2", True, 10**12), WHOLE),
+        ("n_steps", (0, 2.5, "2", True, 10**9), WHOLE),
         ("sampler", ("euler", None, 3), "one of 'renoise', 'ddim', 'dpm\\+\\+'"),
         ("guidance", (np.nan, np.inf, "a", None), NUMBER),
         ("target_sum", (0, -5.0, np.nan, np.inf, None, "a"), NUMBER),
@@ -459,7 +459,7 @@ def test_arguments_of_train_are_checked(adata: AnnData, argument: str, values: t
 @pytest.mark.parametrize("value", [0, -1.0, np.nan, "a"])
 def test_rates_of_the_first_stage_are_checked(adata: AnnData, argument: str, value: Any) -> None:
     setup(adata)
-    with pytest.raises((TypeError, ValueError), match=rf"{argument}={value!r} must be a number in \(0, inf\)"):
+    with pytest.raises((TypeError, ValueError), match=rf"{argument}={value!r} must be a number in \(0, "):
         PerturbDiff(adata, **TINY).train(vae_plan_kwargs={argument: value})
 
 

@@ -26,7 +26,6 @@ from scperturbdiff.data import (
     check_genes,
     check_layer,
     preview,
-    read_genes,
     read_indices,
     read_space,
     rna_view,
@@ -41,7 +40,7 @@ from scperturbdiff.module import PerturbDiffModule
 from scperturbdiff.prediction import (
     PreparedRequest,
     Settings,
-    encode_rows,
+    encode_cells,
     perturbation_novelty,
     perturbation_representation,
     predict_cells,
@@ -761,7 +760,8 @@ class PerturbDiff(BaseModelClass):
             training perturbations. What is asked for again is drawn again, and ``obs["population"]`` numbers on.
         n_cells
             Cells per context and perturbation; batches share them in proportion to their controls. Default: as many as
-            there are controls. Fewer start from a random subset of them.
+            there are controls. Fewer start from a random subset of them. More cells than fit into the machine's memory
+            are refused before any is made; `output` makes room for many more.
         n_populations
             Independent draws of each population, numbered in ``obs["population"]``: each is one population as it might
             be. They vary as replicates do and, where the condition is new, as far as training populations that were
@@ -806,7 +806,8 @@ class PerturbDiff(BaseModelClass):
         KeyError
             If a perturbation was never seen and has no features, or a column is missing.
         ValueError
-            If genes are missing, there are no controls, or counts are not counts.
+            If genes are missing, there are no controls, counts are not counts, cells do not fit into memory, or the
+            model is damaged: numbers that are not finite are never returned.
         OSError
             If `output` exists, cannot be written, or the disk would become full.
         """
@@ -906,9 +907,7 @@ class PerturbDiff(BaseModelClass):
         at = self._layer(cells, layer)
         check_layer(cells, at, rows)
         self.module.eval()
-        counts = read_genes(cells, stored_genes(self.registry_), at, rows)
-        latent: NDArray[np.float32] = encode_rows(self.module, counts).cpu().numpy()
-        return latent
+        return encode_cells(self.module, cells, stored_genes(self.registry_), at, rows)
 
     def get_perturbation_representation(
         self, perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | None = None

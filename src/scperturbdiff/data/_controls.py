@@ -17,11 +17,15 @@ N_CELLS = "n_cells"
 """Column of a table of wanted perturbations: cells per context and perturbation."""
 
 
+MOST_CELLS = 10**9
+"""Cells of one population in one context, at most."""
+
+
 def cells_wanted(n: Any, default: int) -> int:
     """A number of cells as given in an argument or in a table, where it may be a whole float; missing: `default`."""
     if n is None or n is pd.NA or (isinstance(n, float) and np.isnan(n)):
         return default
-    return check_int("n_cells", int(n) if isinstance(n, float) and n.is_integer() else n, 1)
+    return check_int("n_cells", int(n) if isinstance(n, float) and n.is_integer() else n, 1, MOST_CELLS)
 
 
 def choose_controls(n_controls: int, n_cells: int, rng: np.random.Generator) -> NDArray[np.intp]:

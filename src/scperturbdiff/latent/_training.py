@@ -42,7 +42,7 @@ class LatentTrainingPlan(TrainingPlan):
         dispersion_lr_factor: float = 10.0,
         **kwargs: Any,
     ) -> None:
-        check_number("lr", lr, "(0, inf)")
+        check_number("lr", lr, "(0, 10000]")
         check_number("eps", eps, "(0, inf)")
         check_number("weight_decay", weight_decay, "[0, inf)")
         check_number("dispersion_lr_factor", dispersion_lr_factor, "(0, inf)")

@@ -17,11 +17,13 @@ from scperturbdiff.data import (
     assemble_cells,
     cells_wanted,
     check_layer,
+    check_memory,
     check_not_empty,
     check_unique_names,
     gene_positions,
     get_matrix,
     matrix_name,
+    read_genes,
 )
 from scperturbdiff.prediction._generate import PopulationGenerator
 from scperturbdiff.prediction._request import plan_request, read_controls, read_wanted, tell_of_request
@@ -37,6 +39,12 @@ if TYPE_CHECKING:
     from scperturbdiff.module import PerturbDiffModule
     from scperturbdiff.prediction._pieces import Piece, Settings
     from scperturbdiff.prediction._request import PopulationRequest
+
+
+BYTES_PER_CELL, BYTES_PER_ENTRY = 300, 28
+"""Memory of a predicted cell, with its names and labels, and of each of its counts, with their copies."""
+SOME_CONTROLS = 1000
+"""Control cells that are looked at to tell how many counts predicted cells will have."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,26 @@ class PreparedRequest:
         for key in space.obs_keys:
             table[key] = request.table[key].to_numpy()
         return table
+
+    def check_room(self, kept: int, counts: bool) -> None:
+        """Raise a `ValueError` where cells would need more memory than there is.
+
+        Parameters
+        ----------
+        kept
+            Bytes that are kept of each cell, at least.
+        counts
+            Whether its counts and expression are kept, too.
+        """
+        controls, n_draws = self.generator.groups.cells.rows, self.generator.settings.n_populations or 1
+        n_cells = n_draws * sum(self.request.n_cells)
+        remedy = "Lower n_cells or n_populations, or ask for fewer at a time."
+        if counts:
+            some = np.sort(controls[:: -(-len(controls) // SOME_CONTROLS)])
+            entries = read_genes(self.controls, self.genes, self.generator.layer, some).nnz / len(some)
+            kept += round(BYTES_PER_ENTRY * entries)
+            remedy += " Or write them to a file: output=..."
+        check_memory(n_cells * kept, f"{n_cells:,} cells", remedy)
 
     def conditions(self) -> pd.DataFrame:
         """One row per population asked for: what it is, and what training knows of it."""
@@ -185,6 +213,7 @@ def predict_cells(
     """
     check_number("target_sum", target_sum, "(0, inf)")
     check_flag("progress", progress)
+    prepared.check_room(BYTES_PER_CELL + 4 * len(prepared.generator.module.latent_mean), output is None)
     pieces = prepared.generator.generate(prepared.request, progress)
     var = prepared.controls.var.loc[prepared.genes]
     if output is not None:

@@ -13,8 +13,9 @@ from scipy import sparse
 from scvi.utils import track
 
 from scperturbdiff.counts import positions
-from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, iter_rows, preview, read_genes, resample_controls
+from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, preview, read_genes, resample_controls
 from scperturbdiff.diffusion import Components, Condition
+from scperturbdiff.prediction._encode import encode_rows
 from scperturbdiff.prediction._finite import check_finite, check_weights
 from scperturbdiff.prediction._pieces import ControlGroup, Piece
 from scperturbdiff.priors import make_prior
@@ -36,16 +37,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ENCODE_CHUNK = 2048
+PIECES = 64
+"""Pieces of a population that are handed on together."""
+KEPT_ENTRIES = 2**28
+"""Counts of control cells that are kept to be used again, at most: 2 GB."""
 LARGEST = 2**31 - 2**7
 """The largest 32-bit integer that is a number of single precision, too."""
-
-
-def encode_rows(module: PerturbDiffModule, counts: sparse.csr_matrix) -> Tensor:
-    """Latent vectors (posterior means, not standardised) of counts `(n_cells, n_genes)`, on the module's device."""
-    if not counts.shape[0]:
-        return torch.empty(0, len(module.latent_mean), device=module.device)
-    return check_finite(module.encode(iter_rows(counts, chunk=ENCODE_CHUNK)), "Latent vectors")
 
 
 class PopulationGenerator:
@@ -122,7 +119,7 @@ class PopulationGenerator:
             first = request.repeat[i] * n_draws  # what is asked for again are further draws
             for draw in range(first, first + n_draws):
                 seed = derive_seed(self.settings.seed, *names, draw)
-                yield self._draw(request, i, group, condition, found, factors, batch[i], draw, seed)
+                yield from self._draw(request, i, group, condition, found, factors, batch[i], draw, seed)
         if self.unchanged:
             text = "%d of %d populations are predicted as their controls, no effect beyond the noise of sampling: %s."
             logger.warning(text, len(self.unchanged), len(request), preview(self.unchanged))
@@ -152,8 +149,10 @@ class PopulationGenerator:
         return codes
 
     def _group(self, group: int) -> ControlGroup:
-        """Encode a control group, once."""
+        """Encode a control group, once while there is room for what is encoded."""
         if group not in self._encoded:
+            while sum(other.counts.nnz for other in self._encoded.values()) > KEPT_ENTRIES:
+                del self._encoded[next(iter(self._encoded))]
             rows = self.groups.cells[group]
             counts = read_genes(self.adata, self.genes, self.layer, rows)
             latent = self.module.standardize(encode_rows(self.module, counts))
@@ -250,7 +249,7 @@ class PopulationGenerator:
         batch: int,
         draw: int,
         seed: int,
-    ) -> Piece:
+    ) -> Iterator[Piece]:
         generator, settings = self.module.generator_ema, self.settings
         device = group.latent.device
         chance, rng = np.random.default_rng(seed), stream(seed, device)
@@ -262,13 +261,14 @@ class PopulationGenerator:
         at = torch.as_tensor(chosen, device=device)
         repeated = torch.ones_like(at, dtype=torch.bool)
         repeated[np.unique(chosen, return_index=True)[1]] = False
-        latents, counts = [], []
         shared = torch.randn(1, generator.n_population_noise, generator=rng, device=device)
         if miss is not None:
             shared = torch.zeros_like(shared)
         # pieces of equal size: a last piece of a few cells would be a population of its own to the network
-        for piece_of in np.array_split(np.arange(len(chosen)), -(-len(chosen) // settings.piece)):
-            part = slice(int(piece_of[0]), int(piece_of[-1]) + 1)
+        n_pieces = -(-len(chosen) // settings.piece)
+        ends = np.cumsum([0, *map(len, np.array_split(np.arange(len(chosen)), n_pieces))])
+        latents, counts, first = [], [], 0
+        for number, part in enumerate(map(slice, ends[:-1], ends[1:]), 1):
             piece = at[part]
             z = generator.sample(
                 group.latent[piece][None],
@@ -298,8 +298,12 @@ class PopulationGenerator:
             )
             latents.append(latent.cpu().numpy())
             counts.append(as_csr(sampled))
-        matrix, states = sparse.vstack(counts, format="csr"), None if group.states is None else group.states[chosen]
-        return Piece(i, draw, group.rows[chosen], matrix, np.concatenate(latents), states)
+            if number % PIECES == 0 or number == n_pieces:
+                taken = chosen[first : part.stop]
+                states = None if group.states is None else group.states[taken]
+                matrix = sparse.vstack(counts, format="csr")
+                yield Piece(i, draw, group.rows[taken], matrix, np.concatenate(latents), states)
+                latents, counts, first = [], [], part.stop
 
 
 def as_csr(dense: Tensor) -> sparse.csr_matrix:

@@ -68,6 +68,7 @@ def response_table(
     check_number("pseudocount", pseudocount, "(0, inf)")
     check_number("target_sum", target_sum, "(0, inf)")
     check_flag("progress", progress)
+    prepared.check_room(48, counts=False)  # which control cells they start from
     space, request = prepared.space, prepared.request
     # batches are pooled
     shared = dict.fromkeys((*space.context_keys, *space.categorical_keys, *space.continuous_keys))

@@ -71,18 +71,17 @@ class Settings:
     shown_controls: int = 256
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
-        for name in ("n_populations", "n_steps", "piece", "shown_controls"):
-            value = getattr(self, name)
-            if value is not None or name != "n_populations":
-                check_int(name, value, 1)
+        if self.n_populations is not None:
+            object.__setattr__(self, "n_populations", check_int("n_populations", self.n_populations, 1, 10**6))
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        object.__setattr__(self, "n_steps", check_int("n_steps", self.n_steps, 1, 10**4))
+        object.__setattr__(self, "guidance", check_number("guidance", self.guidance))
         check_choice("sampler", self.sampler, get_args(Sampler))
-        check_number("guidance", self.guidance)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Generated cells of one draw of one population.
+    """Generated cells of one draw of one population, or of a part of it.
 
     Attributes
     ----------
