@@ -132,9 +132,13 @@ def test_populations_predicted_as_their_controls_are_named(
     try:
         with caplog.at_level("WARNING", logger="scperturbdiff"):
             pred = model.predict(controls_of(cells, "C0"), ["P0", "control"], **ASKED)
+            model.predict(
+                controls_of(cells, "C0"), ["P0"], **ASKED, n_populations=2
+            )  # of one replicate each: no draws vary
     finally:
         model.module.retrieval, model.module.by_state = retrieval, states
     assert "1 of 2 populations are predicted as their controls" in caplog.text
+    assert "1 of 1 populations are predicted as their controls" in caplog.text
     assert pred.uns["scperturbdiff"]["predicted_as_controls"] == ["P0, C0, D0"]
     caplog.clear()
     pred = model.predict(controls_of(cells, "C0"), ["P0"], **ASKED)

@@ -113,7 +113,7 @@ class PopulationGenerator:
             condition = self._condition(asked, found, group.latent, codes[i : i + 1], numbers[i : i + 1])
             factors = self._gene_factors(group, asked, condition, found)
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
-            if (component[i] >= 0).any() and self._stays(group, condition, factors):
+            if (component[i] >= 0).any() and self._stays(group, condition, found, factors):
                 self.unchanged.append(", ".join(str(name) for name in names if name != ""))
             n_draws = self.settings.n_populations or 1
             first = request.repeat[i] * n_draws  # what is asked for again are further draws
@@ -219,9 +219,14 @@ class PopulationGenerator:
         means = self.module.moved_means(self._put(counts), start, condition.prior.move(start[None])[0], residual)
         return residual + means.towards_fold(self._put(found.fold[0]), weight)
 
-    def _stays(self, group: ControlGroup, condition: Condition, factors: Tensor | None) -> bool:
-        """Whether the best guess of a population is its controls, cell for cell."""
-        if self.settings.n_populations is not None or self.module.generator_ema.network_weight:
+    def _stays(self, group: ControlGroup, condition: Condition, found: Retrieved, factors: Tensor | None) -> bool:
+        """Whether a population is predicted to be its controls, cell for cell, in all draws."""
+        generator, draws = self.module.generator_ema, self.settings.n_populations is not None
+        if (
+            generator.network_weight
+            or (draws and generator.replicate_factors.any())
+            or self._miss(found, 0) is not None
+        ):
             return False
         some = group.latent[None, :8]
         moves = bool((condition.prior.move(some) - some).abs().max() > 1e-6)
