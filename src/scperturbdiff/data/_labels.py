@@ -118,7 +118,11 @@ class Labels:
             names = np.array([self.name(self._without_control(parts)) for parts in joined], dtype=object)[codes]
             return pd.DataFrame({PERTURBATION: names, DOSE: ""}, index=obs.index, dtype=object)
         dose = _hashable(obs[self.dose_key], numbers=True).to_numpy(dtype=object)
-        dose_codes, written = pd.factorize(dose, use_na_sentinel=False)
+        try:
+            dose_codes, written = pd.factorize(dose, use_na_sentinel=False)
+        except TypeError as error:
+            allowed = "a number, text, or a list of numbers"
+            raise TypeError(f"obs[{self.dose_key!r}] holds values that are no doses ({error}): {allowed}.") from None
         pairs, number = np.unique(codes * len(written) + dose_codes, return_inverse=True)
         found = [self._condition(joined[pair // len(written)], written[pair % len(written)]) for pair in pairs]
         table = pd.DataFrame(found, columns=[PERTURBATION, DOSE], dtype=object)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,8 @@ def read_wanted(space: ConditionSpace, perturbations: Any) -> pd.DataFrame:
         raise TypeError(
             f"perturbations={perturbations!r} must be a list of names or a DataFrame; pass [{perturbations!r}]."
         )
+    if not isinstance(perturbations, pd.DataFrame | Iterable):
+        raise TypeError(f"perturbations={perturbations!r} must be a list of names or a DataFrame.")
     if isinstance(perturbations, pd.DataFrame):
         wanted = perturbations.reset_index(drop=True).copy()
     else:
