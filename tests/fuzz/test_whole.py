@@ -65,10 +65,10 @@ def judge(run: Run, refused: Refused | None) -> None:
     message = message_of(refused.error)
     if why := unclear(refused.error):
         raise AssertionError(f"{refused}: {why}") from refused.error
-    if mistake is not None:
-        assert upstream(refused.error) or run.named in message, f"{run.named!r} is not named in {message!r}"
-        return
     fits = any(refused.stage.startswith(stage) and re.search(pattern, message) for stage, pattern in LEGITIMATE)
+    if mistake is not None:  # a case may be refused for another reason before
+        assert fits or upstream(refused.error) or run.named in message, f"{run.named!r} is not named in {message!r}"
+        return
     assert fits, f"nothing is wrong with it, but it is refused: {refused}"
 
 
