@@ -271,6 +271,7 @@ def test_a_batch_never_seen_is_named_with_the_remedy(model: PerturbDiff, control
     [
         ("P01", TypeError, r"must be a list.*pass \['P01'\]"),
         ([], ValueError, "perturbations is empty"),
+        (5, TypeError, "perturbations=5 must be"),
         (pd.DataFrame({"name": ["P01"]}), KeyError, "no column 'perturbation'.*'name'"),
         (pd.DataFrame({"perturbation": ["P01"], "tissue": ["skin"]}), KeyError, "'tissue'.*Allowed.*'cell_type'"),
         (pd.DataFrame({"perturbation": ["P01"], "n_cells": [0]}), ValueError, "n_cells=0"),
@@ -355,6 +356,8 @@ def test_what_is_no_anndata_is_refused(model: PerturbDiff, cells: Any) -> None:
 def test_names_of_components_are_several(model: PerturbDiff) -> None:
     with pytest.raises(TypeError, match=r"names='P01' must be several names; pass \['P01'\]"):
         model.perturbation_novelty("P01")
+    with pytest.raises(TypeError, match="names=5 must be several names"):
+        model.perturbation_novelty(5)
 
 
 # ---- controls and small groups ------------------------------------------------------------------------------------

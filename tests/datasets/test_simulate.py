@@ -230,6 +230,7 @@ def test_blocks_do_not_show():
         ({"combinations": 4}, "combinations=4 must be a whole number from 0 to 3"),
         ({"n_cells_per_population": 2.5}, "n_cells_per_population=2.5 must be a whole number"),
         ({"effect_scale": float("nan")}, r"effect_scale=nan must be a number in \[0, inf\)"),
+        ({"n_genes": 10**6, "n_cells_per_population": 10**6}, "cells need .* GB of memory"),
         ({"seed": -1}, "seed=-1 must be a whole number"),
         ({"doses": [0.0, 1.0]}, "dose 0 is the control"),
         ({"doses": [1.0, 1.0]}, "repeated"),

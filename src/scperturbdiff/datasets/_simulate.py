@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scperturbdiff.arguments import check_choice, check_int, check_number
+from scperturbdiff.data import check_memory
 from scperturbdiff.datasets._cells import draw_cells
 from scperturbdiff.datasets._truth import Contexts, Genes, Perturbations, draw_contexts, draw_genes, draw_perturbations
 from scperturbdiff.seeds import check_seed
@@ -180,6 +181,11 @@ def _check_arguments(given: dict[str, Any]) -> None:
     check_choice("hidden_factor", given["hidden_factor"], get_args(Law))
     check_choice("features", given["features"], get_args(FeatureKind))
     check_seed(given["seed"])
+    n_doses = 1 if given["doses"] is None else np.size(given["doses"])
+    n_cells = (n + given["combinations"]) * n_doses * given["n_cells_per_population"] + given["n_control_cells"]
+    n_cells *= given["n_contexts"] * given["n_batches"]
+    rows = n_cells + given["n_contexts"] * (n + given["combinations"])  # of effects
+    check_memory(8 * given["n_genes"] * rows, f"{n_cells:,} cells", "Ask for fewer cells or genes.")
 
 
 def _check_doses(doses: Sequence[float] | None) -> NDArray[np.float64]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 
+from scperturbdiff.arguments import refusal
 from scperturbdiff.data import explain_unknown
 from scperturbdiff.diffusion import Components
 from scperturbdiff.retrieval import Conditions
@@ -38,6 +40,8 @@ def perturbation_novelty(module: PerturbDiffModule, space: ConditionSpace, names
     everything = space.all_components
     if isinstance(names, str):
         raise TypeError(f"names={names!r} must be several names; pass [{names!r}].")
+    if names is not None and not isinstance(names, Iterable):
+        raise refusal("names", names, "several names, or None for all", TypeError)
     names = everything if names is None else [str(name) for name in names]
     unknown = [name for name in names if name not in set(everything)]
     if unknown:

@@ -13,6 +13,7 @@ from scperturbdiff.data import (
     N_CELLS,
     POPULATION,
     UNS,
+    check_cells,
     check_layer,
     gene_column,
     gene_positions,
@@ -93,6 +94,8 @@ def summarize_populations(
     ValueError
         If there is a single draw, or `level` is not between 0 and 1.
     """
+    check_cells(pred, "pred")
+    check_cells(control, "control")
     check_number("level", level, "(0, 1)")
     check_number("far", far, "[0, 1]")
     made_by = pred.uns.get(UNS, {})
