@@ -61,7 +61,7 @@ def in_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def presumed(page: str, folder: Path) -> dict[str, Any]:
     """What a page takes for granted before its first line of code: files, or names it uses without saying."""
-    if page not in ("README.md", "from_the_paper.md"):
+    if page not in ("README.md", "from_the_paper.md", "security.md"):
         return {}
     adata = spd.datasets.simulate(combinations=2)
     names = {"control": "DMSO", "P01": "drugA", "P02": "drugB"}
@@ -76,6 +76,11 @@ def presumed(page: str, folder: Path) -> dict[str, Any]:
         untreated.write_h5ad(folder / "untreated.h5ad")
         return {}
     spd.PerturbDiff.setup_anndata(adata, "perturbation", "control", context_keys=["cell_type"])
+    if page == "security.md":
+        pytest.importorskip("huggingface_hub", reason="scvi.hub needs huggingface_hub")
+        model = spd.PerturbDiff(adata)
+        model.train()
+        return {"model": model}
     controls = adata[(adata.obs["perturbation"] == "control").to_numpy()].copy()
     return {"adata": adata, "controls": controls, "perturbations": ["P01"]}
 
@@ -112,7 +117,7 @@ def check_evaluation(namespace: dict[str, Any]) -> None:
 def check_readme(namespace: dict[str, Any]) -> None:
     assert set(namespace["pred"].obs["drug"]) == {"drugA", "drugA+drugB"}
     assert set(namespace["table"]["drug"]) == {"drugA", "drugA+drugB"}
-    assert (Path("model") / "model.pt").is_file()
+    assert (Path("model") / "model.json").is_file()
 
 
 def check_populations(namespace: dict[str, Any]) -> None:

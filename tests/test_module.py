@@ -84,7 +84,10 @@ def test_state_holds_everything() -> None:
     conditions = Conditions(
         rng.normal(size=(6, D)), np.arange(6)[:, None] % 3, np.zeros((6, 1)), np.arange(6) // 3, np.full(6, 0.1)
     )
-    module.retrieval = Retrieval.fit(responses(conditions, rng.normal(size=(6, D))), table.astype(float))
+    module.retrieval = Retrieval.fit(
+        responses(conditions, rng.normal(size=(6, D)), residual=np.zeros((6, module.vae.n_input), np.float16)),
+        table.astype(float),
+    )
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
     file.seek(0)
