@@ -72,6 +72,9 @@ UPSTREAM: tuple[Upstream, ...] = (
         "Lightning names the argument and says what is allowed",
     ),
     Upstream(ValueError, r"^Invalid learning rate: \S+$", "PyTorch names the argument and its value"),
+    Upstream(
+        ValueError, r"^indices and data should have the same size", "SciPy, where rows of a damaged matrix are taken"
+    ),
 )
 """The one table of what others raise. Each is raised on purpose and made to happen by one of :data:`MISTAKES`."""
 

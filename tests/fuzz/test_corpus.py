@@ -1,0 +1,58 @@
+"""Crafted files are read or refused in one line; none ends the interpreter, hangs it, or reads another file."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.fuzz.attempts import attempt_all
+from tests.fuzz.corpus import ENTRIES, KEYS, craft, right_cells
+from tests.helpers import FEW_STEPS, TINY
+
+from scperturbdiff import PerturbDiff
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.fuzz.attempts import Attempt
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes cannot be forked")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that files are given to."""
+    folder = tmp_path_factory.mktemp("corpus")
+    cells = right_cells()
+    PerturbDiff.setup_anndata(cells, **KEYS)
+    model = PerturbDiff(cells, **TINY)
+    model.train(**FEW_STEPS)
+    model.save(folder / "model")
+    return folder
+
+
+def faults(found: dict[str, Attempt], suffix: str) -> list[str]:
+    """What is wrong with how attempts ended."""
+    out = []
+    for entry in (entry for entry in ENTRIES if entry.suffix == suffix):
+        ended = found[entry.name]
+        if ended.crashed:
+            out.append(f"{entry.name}: {ended.crashed}")
+        out += [f"{entry.name}: {fault}" for fault in ended.faults]
+        if entry.outcome != "either" and ended.read != (entry.outcome == "read"):
+            out.append(f"{entry.name}: {'read' if ended.read else f'refused: {ended.said}'}")
+    return out
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_a_crafted_file_is_read_correctly_or_refused(suffix: str, folder: Path) -> None:
+    wrong = faults(attempt_all(suffix, folder), suffix)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_entries_have_names_of_their_own_and_can_be_made(tmp_path: Path) -> None:
+    names = [(entry.name, entry.suffix) for entry in ENTRIES]
+    assert len(set(names)) == len(names) > 150
+    for entry in ENTRIES[::10]:
+        assert craft(entry, tmp_path).exists()
