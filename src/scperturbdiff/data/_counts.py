@@ -90,6 +90,8 @@ def _check_structure(matrix: Any, where: str, entries: bool = True) -> None:
         wrong = f"indptr must rise from 0 in {n + 1} steps"
     elif start[-1] > n_entries:
         wrong = f"indptr ends at {start[-1]}, beyond the {n_entries} entries"
+    elif len(matrix.indices) != len(matrix.data):
+        wrong = f"{len(matrix.indices)} indices for {len(matrix.data)} entries"
     elif entries and start[-1] and not 0 <= (used := matrix.indices[: start[-1]]).min() <= used.max() < width:
         wrong = f"indices lie between {used.min()} and {used.max()}, not between 0 and {width - 1}"
     else:
