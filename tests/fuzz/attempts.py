@@ -110,12 +110,12 @@ def _work(numbers: Sequence[int], folder: str, results: Connection) -> None:
     results.close()
 
 
-def attempt_all(suffix: str, folder: Path) -> dict[str, Attempt]:
-    """Try all entries of a format; a process that crashes or hangs is replaced."""
+def attempt_all(entries: Sequence[Entry], folder: Path) -> dict[str, Attempt]:
+    """Try entries; a process that crashes or hangs is replaced."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     found: dict[str, Attempt] = {}
-    left = [number for number, entry in enumerate(ENTRIES) if entry.suffix == suffix]
+    left = [ENTRIES.index(entry) for entry in entries]
     while left:
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_work, args=(left, str(folder), theirs))

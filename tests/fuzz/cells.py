@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 PERTURBATION, BATCH, DOSE, SITE, AGE = "perturbation", "batch", "dose", "site", "age"
 """Columns of `obs`; those of contexts have the names of the screen."""
 CONTROL = "control"
-LAYOUTS = ("dense", "fortran", "csr", "csc", "csr_array", "csc_array", "duplicates", "unsorted", "zeros", "backed")
+LAYOUTS = ("dense", "fortran", "csr", "csc", "duplicates", "unsorted", "zeros", "backed", "csr_array", "csc_array")
+"""The last two are those that scvi-tools does not read."""
 DTYPES = ("float32", "float64", "int64", "int32", "uint8", "uint16", "int8")
 FEATURES = "features"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -32,6 +33,8 @@ class Entry:
     """Changes a right file, which is there already."""
     outcome: str
     """`refused`, `read`, or `either`."""
+    seed: int = 0
+    """Of those made at random; profiles with more cases try more of them."""
 
 
 ENTRIES: list[Entry] = []
@@ -112,23 +115,25 @@ as_bytes("the first 512 bytes")(lambda whole: whole[:512])
 as_bytes("the first half")(lambda whole: whole[: len(whole) // 2])
 as_bytes("without the last bytes")(lambda whole: whole[:-100])
 as_bytes("bytes behind the end", "either")(lambda whole: whole + b"more" * 100)
-for _n in range(24):
-
-    @as_bytes(f"some bytes changed, {_n}", "either")
-    def _(whole: bytes, seed: int = _n) -> bytes:
-        rng, out = np.random.default_rng(seed), bytearray(whole)
-        for at in rng.integers(8, len(out), size=int(rng.choice([1, 3, 30, 300]))):
-            out[at] = int(rng.integers(256))
-        return bytes(out)
 
 
-for _n in range(6):
+def _some_bytes_changed(path: Path, seed: int) -> None:
+    rng, whole = np.random.default_rng(seed), bytearray(path.read_bytes())
+    for at in rng.integers(8, len(whole), size=int(rng.choice([1, 3, 30, 300]))):
+        whole[at] = int(rng.integers(256))
+    path.write_bytes(whole)
 
-    @as_bytes(f"a part is zero, {_n}", "either")
-    def _(whole: bytes, seed: int = _n) -> bytes:
-        rng = np.random.default_rng(seed)
-        start, length = int(rng.integers(96, len(whole))), int(rng.integers(8, 2000))
-        return whole[:start] + bytes(len(whole[start : start + length])) + whole[start + length :]
+
+def _a_part_is_zero(path: Path, seed: int) -> None:
+    rng, whole = np.random.default_rng(seed), path.read_bytes()
+    start, length = int(rng.integers(96, len(whole))), int(rng.integers(8, 2000))
+    path.write_bytes(whole[:start] + bytes(len(whole[start : start + length])) + whole[start + length :])
+
+
+for _seed in range(500):
+    for _change in (_some_bytes_changed, _a_part_is_zero):
+        _name = f"{_change.__name__.strip('_').replace('_', ' ')}, {_seed}"
+        ENTRIES.append(Entry(_name, ".h5ad", partial(_change, seed=_seed), "either", _seed))
 
 
 def _folder(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-PROFILES = {"default": 24, "ci": 60, "long": 2500}
+PROFILES = {"default": 20, "ci": 40, "long": 2500}
 """Name -> whole cases, from set-up to a loaded model. On one core about half a minute, two minutes, half an hour."""
 
 
@@ -23,6 +23,11 @@ def register() -> None:
     settings.load_profile("default")
 
 
+def number(of: float) -> int:
+    """So many for each case of the profile, but one at least."""
+    return max(1, round(of * settings.default.max_examples))
+
+
 def share(of: float) -> settings:
     """Settings for a test that tries so many cases for each of the profile's."""
-    return settings(max_examples=max(1, round(of * settings.default.max_examples)))
+    return settings(max_examples=number(of))

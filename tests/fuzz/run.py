@@ -153,6 +153,9 @@ def ask(run: Run, parts: Parts, data: AnnData | MuData, model: PerturbDiff) -> N
     repeatable = parts.predict["seed"] is not None
     if repeatable:
         assert_same(first, _predict(run, model, parts.predict, "predict again"), "predicting again")
+    if repeatable and _may_be_stored_otherwise(parts):
+        otherwise = {**parts.predict, "adata": _dense(parts.adata)}
+        assert_same(first, _predict(run, model, otherwise, "predict, dense"), "storing the counts otherwise")
     with run.call("save"):
         model.save(run.folder / "model", overwrite=True, save_anndata=False)
     with run.call("load"):
@@ -316,6 +319,22 @@ def _predict(run: Run, model: PerturbDiff, arguments: dict[str, Any], stage: str
     with run.call(stage):
         made = model.predict(**given)
     return in_memory(made)
+
+
+def _may_be_stored_otherwise(parts: Parts) -> bool:
+    """Whether the cells of the request are those of a screen, sparse in any way."""
+    return parts.predict["adata"] is parts.adata and parts.screen.layout not in ("dense", "backed")
+
+
+def _dense(adata: AnnData) -> AnnData:
+    """The same cells, every matrix dense."""
+    out = adata.copy()
+    for name in filter(None, list(out.layers)):
+        if sparse.issparse(out.layers[name]):
+            out.layers[name] = out.layers[name].toarray()
+    if sparse.issparse(out.X):
+        out.X = out.X.toarray()
+    return out
 
 
 def in_memory(adata: AnnData) -> AnnData:

@@ -149,14 +149,14 @@ def check(words: list[str], world: World) -> int:
     return code
 
 
-@share(1.0)
+@share(0.7)
 @given(words=commands())
 def test_a_command_ends_with_its_result_or_one_line(words: tuple[str, ...], world: World) -> None:
     code = check(world.spell(words), world)
     event(f"{words[0]}: {code}")
 
 
-@share(2.0)
+@share(1.0)
 @given(words=any_words())
 def test_words_without_sense_are_explained(words: tuple[str, ...], world: World) -> None:
     event(str(check(world.spell(words), world)))

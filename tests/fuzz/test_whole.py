@@ -27,8 +27,6 @@ LEGITIMATE = (
     ("predict", r"trained on controls only"),
     ("evaluate", r"real cells lack conditions of pred"),
     ("evaluate", r"Principal components need 2 real cells and 2 genes"),
-    ("query", r"."),
-    ("train again", r"."),
 )
 """Where cases without a mistake may be refused, and with what; clearly, all the same."""
 FULL = Screen(
