@@ -23,6 +23,17 @@ GENES, COMPONENTS = 30, ("A", "B", "C")
 # with validation, anchors are fitted twice, which takes most of the time here
 FEW_STEPS = helpers.FEW_STEPS | {"validation_size": 0.0}
 CASES = list(itertools.product((False, True), (False, True), (False, True), (0, 1, 2)))
+PAIRWISE = {
+    (0, 0, 0, 0),
+    (0, 1, 1, 0),
+    (0, 0, 1, 1),
+    (1, 1, 0, 1),
+    (0, 0, 1, 2),
+    (1, 1, 1, 2),
+    (0, 1, 0, 2),
+    (1, 0, 0, 0),
+}
+"""Cases that have every pair of options; others are slow."""
 
 
 def make_cells(combination: bool = False, dose: bool = False, features: bool = False, covariates: int = 0) -> AnnData:
@@ -83,7 +94,11 @@ def trained(adata: AnnData) -> spd.PerturbDiff:
     return model
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, map(int, c))))
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if case in PAIRWISE else [pytest.mark.slow]) for case in CASES],
+    ids=lambda c: "-".join(map(str, map(int, c))),
+)
 def test_every_mixture_in_memory_and_from_disk(case: tuple, tmp_path: Path) -> None:
     combination, dose, features, covariates = case
     request = wanted(combination, dose, features)

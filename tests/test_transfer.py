@@ -171,3 +171,10 @@ def test_query_with_other_genes(reference: spd.PerturbDiff) -> None:
         spd.PerturbDiff.load_query_data(setup(query_cells()[:, ::-1].copy()), reference)
     with pytest.raises(ValueError, match="reference_model is not trained"):
         spd.PerturbDiff.load_query_data(setup(query_cells()), spd.PerturbDiff(setup(make_cells()), **TINY))
+
+
+def test_what_is_no_model_and_no_cells_is_named(reference: spd.PerturbDiff) -> None:
+    with pytest.raises(TypeError, match=r"reference_model=5 must be a PerturbDiff or its folder"):
+        spd.PerturbDiff.load_query_data(query_cells(), 5)
+    with pytest.raises(TypeError, match="adata must be an AnnData, not int"):
+        spd.PerturbDiff.load_query_data(5, reference)

@@ -19,10 +19,12 @@ from scvi.model.base import BaseModelClass
 from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
+from scperturbdiff.arguments import check_type
 from scperturbdiff.data import (
     CONDITIONS,
     as_anndata,
     build_populations,
+    check_cells,
     check_genes,
     check_layer,
     preview,
@@ -535,14 +537,19 @@ class PerturbDiff(BaseModelClass):
 
         Raises
         ------
+        TypeError
+            If `adata` or `reference_model` is something else.
         ValueError
             If genes differ, or the reference is not trained.
         """
+        check_type("reference_model", reference_model, (PerturbDiff, str, os.PathLike), "a PerturbDiff or its folder")
         reference = reference_model
         if not isinstance(reference, PerturbDiff):
             reference = cls.load(reference, adata=False, accelerator=accelerator, allow_pickle=allow_pickle)
         if not reference.is_trained_:
             raise ValueError("reference_model is not trained.")
+        if not isinstance(adata, MuData):
+            check_cells(adata)
         if cls._get_most_recent_anndata_manager(adata) is None:
             arguments = dict(reference.registry_["setup_args"])
             cls._setup_methods()[reference.registry_["setup_method_name"]](adata, **arguments)

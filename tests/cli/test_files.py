@@ -328,6 +328,9 @@ def test_a_command_that_is_stopped_says_so(
     monkeypatch.setattr(PerturbDiff, "train", stop)
     words = ["train", screen, "--out", tmp_path / "model", *KEYS]
     assert failure(capsys, *words, code=code) == said
+    if code == 130:
+        words += ["--checkpoint", tmp_path / "steps"]
+        assert failure(capsys, *words, code=code) == "interrupted; go on with --resume"
     assert names(tmp_path) == ["in"]
 
 

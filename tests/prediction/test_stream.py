@@ -183,3 +183,8 @@ def has_cells(folder: Path) -> bool:
             return (partial / "layers" / "counts" / "data" / "c").is_dir()
         return partial.stat().st_size > 10_000
     return False
+
+
+def test_an_output_that_is_no_path_is_named() -> None:
+    with pytest.raises(TypeError, match="output=5 must be a path"):
+        CellWriter(5, 1e4)

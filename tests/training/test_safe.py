@@ -147,6 +147,20 @@ def test_a_loss_that_is_not_a_number_is_an_error(cells: AnnData, monkeypatch: py
     assert not model.is_trained_ and all_finite(model)
 
 
+def test_weights_that_are_finite_and_too_large_are_divergence(cells: AnnData) -> None:
+    vae = tiny(cells).module.vae
+    with pytest.raises(ValueError, match="VAE diverged"), finite_vae(vae, 1e4):
+        torch.distributions.Normal(torch.tensor([float("nan")]), torch.ones(1))
+
+
+def test_an_untrained_vae_that_is_kept_is_warned_about(cells: AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny(cells)
+    for times in (1, 1):  # told once: the model is trained then
+        with caplog.at_level("WARNING", logger="scvi.scperturbdiff"):
+            model.train(**(FEW_STEPS | {"max_epochs_vae": 0}))
+        assert caplog.text.count("The VAE is not trained (max_epochs_vae=0)") == times
+
+
 def test_other_errors_of_the_first_stage_stay_what_they_are(cells: AnnData) -> None:
     with pytest.raises(ValueError, match="something else"), finite_vae(tiny(cells).module.vae, 1e-3):
         raise ValueError("something else")

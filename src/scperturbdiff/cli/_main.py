@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Lightning makes the second of the first
         if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        print(f"scperturbdiff {options.command}: interrupted", file=sys.stderr)
+        go_on = "; go on with --resume" if getattr(options, "checkpoint", None) else ""
+        print(f"scperturbdiff {options.command}: interrupted{go_on}", file=sys.stderr)
         return 130
     except _expected_errors() as error:
         if options.traceback:

@@ -14,6 +14,7 @@ from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset, write_elem
 from scipy import sparse
 
+from scperturbdiff.arguments import check_type
 from scperturbdiff.data import COUNTS, assemble_cells, log_normalize
 from scperturbdiff.storage import atomic_file, atomic_folder, check_space, check_writable
 
@@ -51,6 +52,8 @@ class CellWriter:
 
     Raises
     ------
+    TypeError
+        If `path` is no path.
     ValueError
         If `path` has another suffix.
     OSError
@@ -58,6 +61,7 @@ class CellWriter:
     """
 
     def __init__(self, path: str | Path, target_sum: float) -> None:
+        check_type("output", path, (str, os.PathLike), "a path")
         self.path, self.target_sum = Path(path), target_sum
         if self.path.suffix not in FORMATS:
             raise ValueError(f"output={str(path)!r} must end in one of {FORMATS}.")

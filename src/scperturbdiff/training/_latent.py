@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from scperturbdiff.module import PerturbDiffModule
     from scperturbdiff.retrieval import Novelty
+
+logger = logging.getLogger("scvi.scperturbdiff")  # follows scvi.settings.verbosity
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,19 @@ def plan_epochs(
 ) -> tuple[int, int]:
     """Epochs of both stages from what the user gave.
 
-    Unless asked for, a trained model's VAE is kept, and one adapted from a reference is trained shortly.
+    Unless asked for, a trained model's VAE is kept, and one adapted from a reference is trained shortly. An untrained
+    one that is kept is warned about.
     """
-    for name, value in (("max_epochs", max_epochs), ("max_epochs_vae", vae), ("max_epochs_generator", generator)):
-        if value is not None and (int(value) != value or value < 0):
-            raise ValueError(f"{name}={value!r} must be a whole number, 0 or more.")
     if vae is None:
         vae = 0 if trained else default_vae_epochs(n_cells, batch_size)
         vae = math.ceil(vae / 5) if adapted else vae
     if generator is None:
         generator = SETTINGS.network_epochs
     bound = math.inf if max_epochs is None else max_epochs
-    return int(min(vae, bound)), int(min(generator, bound))
+    vae, generator = int(min(vae, bound)), int(min(generator, bound))
+    if generator and not (vae or trained or adapted):
+        logger.warning("The VAE is not trained (max_epochs_vae=0): its weights are random, and predictions as well.")
+    return vae, generator
 
 
 def latent_stage(

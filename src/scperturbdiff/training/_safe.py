@@ -20,6 +20,9 @@ SIGTERM = 128 + 15
 MAX_DISPERSION = 1e30
 """Dispersions of Poisson counts grow without bound; products with larger ones are beyond single precision."""
 
+TORCH_REFUSES = "Expected parameter"
+"""How torch begins to say that a distribution has parameters that are NaN: weights may be finite, and huge."""
+
 
 @contextmanager
 def all_or_nothing(model: Any, advice: str = "") -> Iterator[None]:
@@ -65,7 +68,7 @@ def finite_vae(vae: nn.Module, lr: object) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        if _is_usable(vae):
+        if _is_usable(vae) and not str(error).startswith(TORCH_REFUSES):
             raise
         raise ValueError(text) from error
     if not _is_usable(vae):
