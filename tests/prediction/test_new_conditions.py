@@ -118,15 +118,20 @@ def test_doubt_comes_instead_of_the_offset_of_replicates(
         generator.set_replicates(kept)
 
 
+@pytest.mark.parametrize("rounding", [0.0, 2e-4])
 def test_populations_predicted_as_their_controls_are_named(
-    cells: AnnData, model: spd.PerturbDiff, caplog: pytest.LogCaptureFixture
+    rounding: float, cells: AnnData, model: spd.PerturbDiff, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where nothing is known beyond the noise of sampling, copies of controls come out, and not without a word."""
     retrieval, states = model.module.retrieval, model.module.by_state
     assert retrieval is not None
     known = retrieval.responses
     silent = replace(
-        known, shift=known.shift * 0, spread=known.spread * 0, residual=known.residual * 0, fold=known.fold * 0
+        known,
+        shift=known.shift * 0,
+        spread=known.spread * 0,
+        residual=known.residual * 0 + np.float16(rounding),
+        fold=known.fold * 0,
     )
     model.module.retrieval, model.module.by_state = replace(retrieval, responses=silent), None
     try:

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 PIECES = 64
 """Pieces of a population that are handed on together."""
+NO_CHANGE = 1e-3
+"""Moves of latent vectors, in their standard deviations, and log fold changes that are no effect."""
 KEPT_ENTRIES = 2**28
 """Counts of control cells that are kept to be used again, at most: 2 GB."""
 LARGEST = 2**31 - 2**7
@@ -220,7 +222,7 @@ class PopulationGenerator:
         return residual + means.towards_fold(self._put(found.fold[0]), weight)
 
     def _stays(self, group: ControlGroup, condition: Condition, found: Retrieved, factors: Tensor | None) -> bool:
-        """Whether a population is predicted to be its controls, cell for cell, in all draws."""
+        """Whether a population is predicted to be its controls, cell for cell but for rounding, in all draws."""
         generator, draws = self.module.generator_ema, self.settings.n_populations is not None
         if (
             generator.network_weight
@@ -229,8 +231,8 @@ class PopulationGenerator:
         ):
             return False
         some = group.latent[None, :8]
-        moves = bool((condition.prior.move(some) - some).abs().max() > 1e-6)
-        return not moves and (factors is None or not bool(factors.any()))
+        moves = bool((condition.prior.move(some) - some).abs().max() > NO_CHANGE)
+        return not moves and (factors is None or bool(factors.abs().max() <= NO_CHANGE))
 
     def _miss(self, found: Retrieved, seed: int) -> Tensor | None:
         """By how much a draw of something new misses what is retrieved, `(1, n_latent)`; `None` where replicates vary.
