@@ -25,6 +25,7 @@ LEGITIMATE = (
     ("train", r"lower validation_size"),
     ("predict", r"Only the VAE was trained"),
     ("predict", r"trained on controls only"),
+    ("predict", r"values never seen in training"),  # of a covariate that controls alone have
     ("evaluate", r"real cells lack conditions of pred"),
     ("evaluate", r"Principal components need 2 real cells and 2 genes"),
 )

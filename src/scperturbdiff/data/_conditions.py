@@ -123,7 +123,8 @@ class ConditionSpace:
             if (codes[:, i] < 0).any():
                 new = table.loc[codes[:, i] < 0, key].astype(str).unique()
                 raise ValueError(
-                    f"Covariate {key!r} has values never seen in training: {preview(new)}. Known: {preview(values)}."
+                    f"Covariate {key!r} has values never seen in training: {preview(new)}. "
+                    f"Known: {preview(values)} (of perturbed cells)."
                 )
         numbers = np.zeros((len(table), len(self.continuous_keys)))
         for i, key in enumerate(self.continuous_keys):
