@@ -53,11 +53,12 @@ USES: dict[str, set[str]] = {
     "prediction": {"module", "priors", "data", "retrieval", "diffusion", "counts", "seeds", "storage"},
     "evaluation": {"data", "seeds"},
     "datasets": {"data", "seeds"},
+    "features": {"data"},
     "model": MODEL,
     "cli": {PACKAGE, "evaluation", "datasets", "model", *MODEL},
     "__main__": {"cli"},
     # the door of the house, which says where its names are found
-    PACKAGE: {"evaluation", "datasets", "model", "prediction"},
+    PACKAGE: {"evaluation", "datasets", "features", "model", "prediction"},
 }
 """Room or single file at the top of the package -> what it may import."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scperturbdiff import datasets
+    from scperturbdiff import datasets, features
     from scperturbdiff.evaluation import baselines, evaluate, metrics, pl, splits, summarize_evaluation
     from scperturbdiff.model import PerturbDiff
     from scperturbdiff.prediction import summarize_populations
@@ -21,6 +21,7 @@ else:
         "baselines": "evaluation",
         "datasets": "datasets",
         "evaluate": "evaluation",
+        "features": "features",
         "metrics": "evaluation",
         "pl": "evaluation",
         "splits": "evaluation",
@@ -50,6 +51,7 @@ __all__ = [
     "baselines",
     "datasets",
     "evaluate",
+    "features",
     "metrics",
     "pl",
     "splits",
