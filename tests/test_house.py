@@ -42,7 +42,7 @@ USES: dict[str, set[str]] = {
     "diffusion": {"seeds"},
     "counts": {"seeds"},
     "latent": {"seeds"},
-    "limits": set(),
+    "limits": {"seeds"},
     "report": set(),
     "responses": {"counts", "data", "latent", "retrieval"},
     "priors": {"retrieval", "diffusion"},

@@ -7,6 +7,7 @@ from types import NoneType
 from typing import Any
 
 from scperturbdiff.arguments import check_choice, check_flag, check_int, check_number, check_type, refusal
+from scperturbdiff.seeds import check_seed
 
 LARGEST = {"n_latent": 4096, "n_hidden": 65536, "n_vae_layers": 64, "width": 16384, "n_layers": 64, "n_heads": 256}
 """Sizes of a model, and the largest that is not a slip of the pen."""
@@ -59,6 +60,8 @@ def check_training(arguments: Mapping[str, Any]) -> None:
     if arguments["validation_size"] is not None:
         check_number("validation_size", arguments["validation_size"], "[0, 1)")
     check_flag("early_stopping", arguments["early_stopping"])
+    if arguments["seed"] is not None:
+        check_seed(arguments["seed"])
     for name in ("vae_plan_kwargs", "plan_kwargs"):
         check_type(name, arguments[name], (Mapping, NoneType), "a mapping of names of arguments, or None")
     _check_plan(arguments["plan_kwargs"] or {})

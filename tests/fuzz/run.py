@@ -39,6 +39,10 @@ UNCHANGED = ("control", "no effect", "unchanged", "not used", "diverged")
 """One of these is in what is said where predictions are copies of their controls."""
 
 
+ENOUGH = 20
+"""Cells that are not copies by chance."""
+
+
 class Refused(Exception):
     """A call of the package that raised."""
 
@@ -142,8 +146,8 @@ def ask(run: Run, parts: Parts, data: AnnData | MuData, model: PerturbDiff) -> N
     parts.adata, parts.predict = _request(case, parts.adata)
     asked = parts.predict["adata"]
     run.blunder("predict", parts)
-    if parts.predict["adata"] is asked and asked is not None and not case.screen.mudata:
-        parts.predict["adata"] = parts.adata  # a mistake may have made new ones of the cells
+    if parts.predict["adata"] is asked and asked is not None:  # a mistake may have made new ones of the cells
+        parts.predict["adata"] = cells.as_mudata(parts.adata) if case.screen.mudata else parts.adata
     before = fingerprint(parts.predict["adata"])
     first = _predict(run, model, parts.predict, "predict")
     assert fingerprint(parts.predict["adata"]) == before, "predict changed the cells"
@@ -427,7 +431,7 @@ def check_number(made: AnnData, parts: Parts, case: Case) -> None:
 def _check_copies(run: Run, model: PerturbDiff, made: AnnData, parts: Parts) -> None:
     """Where all treated cells are copies of the control cells they started from, something says so."""
     controls = parts.adata
-    if isinstance(parts.predict["adata"], MuData) or not len(made):
+    if isinstance(parts.predict["adata"], MuData) or len(made) < ENOUGH:  # a few may be copies by chance
         return
     rows = controls.obs_names.get_indexer(made.obs["control_cell"].astype(str))
     columns = controls.var_names.get_indexer(made.var_names)

@@ -10,6 +10,8 @@ from tests.fuzz.cells import Screen
 from tests.fuzz.quick import quick_constants
 from tests.fuzz.run import run_case
 from tests.fuzz.strategies import Case, Training
+from tests.helpers import FEW_STEPS
+from tests.screens import screen, tiny
 
 from scperturbdiff.retrieval import Conditions, Responses, Retrieval, RetrievalSettings
 
@@ -62,3 +64,10 @@ def test_settings_of_retrieval_are_checked_before_training(name: str, value: obj
 
 def test_settings_of_retrieval_may_be_lists() -> None:
     assert RetrievalSettings(n_states=[2, 3]).n_states == (2, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("validation_size", [None, 0.0, 0.3])
+def test_a_seed_below_zero_is_named_wherever_it_is_first_used(validation_size: float | None) -> None:
+    model = tiny(screen(donors=1))
+    with pytest.raises(ValueError, match="seed=-1 must be"):
+        model.train(**FEW_STEPS | {"seed": -1, "validation_size": validation_size})
