@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 
     from scperturbdiff.data import ConditionSpace
     from scperturbdiff.diffusion import Sampler
-    from scperturbdiff.report import TrainingReport
+    from scperturbdiff.training_report import TrainingReport
 
 logger = logging.getLogger("scvi.scperturbdiff")  # follows scvi.settings.verbosity
 

@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 
 from scperturbdiff.data import CONDITIONS, ConditionSpace, FeatureTable, preview
-from scperturbdiff.report import TrainingReport
 from scperturbdiff.storage import SavedModel, build, check_h5ad, from_state, to_state
+from scperturbdiff.training_report import TrainingReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

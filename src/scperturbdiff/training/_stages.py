@@ -21,7 +21,6 @@ from scperturbdiff.diffusion import (
     split_callbacks,
 )
 from scperturbdiff.priors import make_prior
-from scperturbdiff.report import FEW_CELLS, TrainingReport
 from scperturbdiff.responses import (
     MeasuredPopulations,
     ResponseSettings,
@@ -41,6 +40,7 @@ from scperturbdiff.training._populations import (
 )
 from scperturbdiff.training._settings import SETTINGS
 from scperturbdiff.training._states import StateSearch, describe_states
+from scperturbdiff.training_report import FEW_CELLS, TrainingReport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
