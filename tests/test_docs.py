@@ -70,8 +70,8 @@ def presumed(page: str, folder: Path) -> dict[str, Any]:
         first_pair = next(name for name in pair if "+" in name)
         adata.obs["drug"] = pair.replace({**names, first_pair: "drugA+drugB"}).to_numpy()
         del adata.obs["perturbation"]
-        adata.write_h5ad(folder / "screen.h5ad")
-        adata.write_h5ad(folder / "measured.h5ad")
+        adata[::2].write_h5ad(folder / "screen.h5ad")
+        adata[1::2].write_h5ad(folder / "measured.h5ad")
         untreated = adata[(adata.obs["drug"] == "DMSO").to_numpy()].copy()
         untreated.write_h5ad(folder / "untreated.h5ad")
         return {}
@@ -111,7 +111,8 @@ def check_evaluation(namespace: dict[str, Any]) -> None:
     held_out, table = pairs(namespace["split"].held_out), namespace["table"]
     assert held_out and pairs(namespace["pred"].obs) == held_out == pairs(table)
     assert {"prediction", "no_change", "perturbation_mean_shift"} <= set(table["model"])
-    assert np.isfinite(table.loc[table["metric"] == "energy_distance", "value"]).all()
+    scores = table[(table["metric"] == "energy_distance") & (table["model"] != "additive")]  # held out in its context
+    assert np.isfinite(scores["value"]).all()
 
 
 def check_readme(namespace: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scperturbdiff import datasets, features
-    from scperturbdiff.evaluation import baselines, evaluate, metrics, pl, splits, summarize_evaluation
+    from scperturbdiff.evaluation import adapters, baselines, evaluate, metrics, pl, splits, summarize_evaluation
     from scperturbdiff.model import PerturbDiff
     from scperturbdiff.prediction import summarize_populations
 
@@ -18,6 +18,7 @@ else:
     # name -> the module of this package that it is, or is found in
     _HOMES = {
         "PerturbDiff": "model",
+        "adapters": "evaluation",
         "baselines": "evaluation",
         "datasets": "datasets",
         "evaluate": "evaluation",
@@ -48,6 +49,7 @@ else:
 
 __all__ = [
     "PerturbDiff",
+    "adapters",
     "baselines",
     "datasets",
     "evaluate",

@@ -179,6 +179,18 @@ def test_evaluate_writes_tables_and_figures(folder: Path, tmp_path: Path, capsys
     # without training cells there are no simple rules to compare with
     assert run(*words, "--overwrite") == 0
     assert set(pd.read_csv(tmp_path / "scores" / "table.csv")["model"]) == {"prediction", "ceiling"}
+    # the same cells, log-normalised, and no two sorts of metrics more than was asked for
+    scores = table[table["model"] == "prediction"].set_index(["perturbation", "metric"])["value"]
+    pred = ad.read_h5ad(tmp_path / "pred.h5ad")
+    del pred.layers["counts"]
+    pred.write_h5ad(tmp_path / "logged.h5ad")
+    words = ["evaluate", tmp_path / "logged.h5ad", *words[2:], "--overwrite"]
+    assert "layer='counts' is not in adata.layers" in failure(capsys, *words)
+    assert run(*words, "--normalized", "--train", folder / "train.h5ad") == 0
+    again = pd.read_csv(tmp_path / "scores" / "table.csv")
+    again = again[again["model"] == "prediction"].set_index(["perturbation", "metric"])["value"]
+    pd.testing.assert_series_equal(again, scores, rtol=1e-3)
+    assert "--allow-overlap" not in failure(capsys, *words, "--normalized", "--train", folder / "real.h5ad")
 
 
 def test_evaluate_is_told_of_doses_and_separators(

@@ -65,7 +65,7 @@ def no_change() -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def table(real: ad.AnnData, replicate: ad.AnnData, no_change: ad.AnnData) -> pd.DataFrame:
-    return evaluate(replicate, real, "control", baselines={"no change": no_change}, **KEYS)
+    return evaluate(replicate, real, "control", baselines={"no change": no_change}, metrics="all", **KEYS)
 
 
 def _value(table: pd.DataFrame, metric: str, model: str = "prediction") -> pd.Series:
@@ -73,8 +73,10 @@ def _value(table: pd.DataFrame, metric: str, model: str = "prediction") -> pd.Se
 
 
 def test_table_is_tidy_and_complete(table: pd.DataFrame) -> None:
-    columns = ["model", "role", "cell_type", "perturbation", "metric", "value", "n_pred", "n_real", "n_control"]
-    assert list(table.columns) == columns
+    columns = ["model", "role", "cell_type", "perturbation", "metric", "value", "status", "reason"]
+    assert list(table.columns) == [*columns, "n_pred", "n_real", "n_control"]
+    assert (table["status"] == np.where(table["value"].isna(), "undefined", "ok")).all()
+    assert (table["reason"].ne("") == table["value"].isna()).all()
     assert len(table) == 3 * 6 * len(METRICS)
     assert not table.duplicated(["model", "cell_type", "perturbation", "metric"]).any()
     assert set(table["model"]) == {"prediction", "no change", "ceiling"}
@@ -105,7 +107,7 @@ def test_undefined_values_are_nan_and_counted(real: ad.AnnData, replicate: ad.An
     lone = (replicate.obs["cell_type"] == "type0") & (replicate.obs["perturbation"] == "A")
     keep = ~lone.to_numpy()
     keep[np.flatnonzero(lone)[0]] = True
-    got = evaluate(replicate[keep], real, "control", baselines=None, ceiling=False, **KEYS)
+    got = evaluate(replicate[keep], real, "control", baselines=None, ceiling=False, metrics="all", **KEYS)
     single = got.query("n_pred == 1").set_index("metric")["value"]
     assert single[["energy_distance", "mmd", "sd_ratio", "correlation_distance", "de_overlap"]].isna().all()
     assert single[["pearson_delta", "mse_mean", "sliced_wasserstein"]].notna().all()
@@ -118,7 +120,7 @@ def test_undefined_values_are_nan_and_counted(real: ad.AnnData, replicate: ad.An
 def test_order_of_cells_and_genes_does_not_matter(real: ad.AnnData, replicate: ad.AnnData, table: pd.DataFrame) -> None:
     rng = np.random.default_rng(5)
     shuffled = replicate[:, rng.permutation(N_GENES)].copy()
-    got = evaluate(shuffled, real, "control", baselines=None, ceiling=False, **KEYS)
+    got = evaluate(shuffled, real, "control", baselines=None, ceiling=False, metrics="all", **KEYS)
     expected = table.query("model == 'prediction'").reset_index(drop=True)
     pd.testing.assert_frame_equal(got, expected, rtol=1e-5)
     # Projections are fitted in the order of the cells: equal up to the solver's rounding, not more.
@@ -126,7 +128,7 @@ def test_order_of_cells_and_genes_does_not_matter(real: ad.AnnData, replicate: a
     keys = ["cell_type", "perturbation", "metric"]
     by_name = [
         frame[frame["metric"].isin(FAST)].set_index(keys)["value"].sort_index()
-        for frame in (evaluate(cells, real, "control", baselines=None, ceiling=False, **KEYS), expected)
+        for frame in (evaluate(cells, real, "control", baselines=None, ceiling=False, metrics="all", **KEYS), expected)
     ]
     pd.testing.assert_series_equal(*by_name, rtol=1e-5, atol=1e-6)
 
@@ -167,7 +169,7 @@ def test_the_seed_decides_and_the_input_is_left_alone(real: ad.AnnData, replicat
 
 
 def test_the_ceiling_of_a_condition_does_not_depend_on_the_others(real: ad.AnnData, replicate: ad.AnnData) -> None:
-    keywords = {**KEYS, "baselines": None, "metrics": ["mse_mean"], "train": real}
+    keywords = {**KEYS, "baselines": None, "metrics": ["mse_mean"], "train": real, "allow_overlap": True}
     whole = evaluate(replicate, real, "control", **keywords).query("perturbation == 'B'").reset_index(drop=True)
     part = evaluate(replicate[replicate.obs["perturbation"] == "B"], real, "control", **keywords)
     pd.testing.assert_frame_equal(whole, part)
@@ -203,7 +205,7 @@ def test_default_baselines_predict_as_many_cells_as_were_measured(real: ad.AnnDa
     label = real.obs["cell_type"].astype(str) + real.obs["perturbation"].astype(str)
     place = real.obs.groupby(label, observed=True).cumcount()
     measured = real[(place < label.map(dict.fromkeys(label, 60) | {"type0A": 13, "type1B": 7})).to_numpy()]
-    keywords = {**KEYS, "ceiling": False, "metrics": ["mse_mean"]}
+    keywords = {**KEYS, "ceiling": False, "metrics": ["mse_mean"], "allow_overlap": True}
     table = evaluate(replicate, measured, "control", train=real.copy(), **keywords).query("role == 'baseline'")
     assert (table["n_pred"] == table["n_real"]).all() and set(table["n_real"]) == {7, 13, 60}
 
@@ -215,8 +217,10 @@ def test_default_baselines_are_fitted_on_the_training_cells(real: ad.AnnData, re
     table = evaluate(asked, real, "control", train=real[~held_out.to_numpy()].copy(), **keywords)
     names = set(table.query("role == 'baseline'")["model"])
     assert {"no_change", "perturbation_mean_shift", "context_mean_shift"} <= names
-    assert "additive" not in names  # A and B were never seen in type1
-    assert table["value"].notna().all() and len(table) == (len(names) + 1) * 2 * 3
+    additive = table[table["model"] == "additive"]  # A and B were never seen in type1
+    assert additive["value"].isna().all() and set(additive["status"]) == {"unavailable"}
+    assert additive["reason"].str.contains("cannot predict perturbation 'A'").any()
+    assert table.drop(additive.index)["value"].notna().all() and len(table) == (len(names) + 1) * 2 * 3
     mse = table.query("metric == 'mse_mean'").groupby("model")["value"].mean()
     assert mse["prediction"] < mse["perturbation_mean_shift"] < mse["no_change"]
 
@@ -299,7 +303,7 @@ def test_one_perturbation_in_several_spellings(real: ad.AnnData, replicate: ad.A
         return out
 
     expected = table.query("model == 'prediction'").reset_index(drop=True)
-    keywords = {**KEYS, "baselines": None, "ceiling": False}
+    keywords = {**KEYS, "baselines": None, "ceiling": False, "metrics": "all"}
     got = evaluate(renamed(replicate, A="control+A", B="B+control"), real, "control", **keywords)
     pd.testing.assert_frame_equal(got, expected)
     got = evaluate(replicate, renamed(real, A="A + control"), "control", **keywords)
@@ -327,23 +331,28 @@ def test_rules_that_are_left_out_are_named_with_the_reason(
     assert "B;C" in table.attrs["left_out"]["perturbation_mean_shift"]
 
     table = evaluate(pred, truth, "control", **keywords)  # the pair is a name, of which training knows nothing
-    assert "additive" not in set(table["model"])
+    assert table.loc[table["model"] == "additive", "value"].isna().all()
     why = table.attrs["left_out"]["additive"]
-    assert "0 of 2 conditions" in why and "cannot predict perturbation 'B;C'" in why
-    assert any("'additive' is left out" in record.getMessage() for record in caplog.records)
+    assert "none of 2 conditions" in why and "cannot predict perturbation 'B;C'" in why
+    assert any("'additive' has no values" in record.getMessage() for record in caplog.records)
 
     del train.obs["cell_type"]
     table = evaluate(pred, truth, "control", **keywords)
-    assert set(table["model"]) == {"prediction"}
+    rules = table[table["role"] == "baseline"]
+    assert set(rules["status"]) == {"not fitted"} and rules["value"].isna().all() and (rules["n_pred"] == 0).all()
+    assert rules["reason"].str.contains("context_keys='cell_type' is not a column").all()
+    summary = summarize_evaluation(table).set_index("model")
+    assert summary.loc["additive", "status"] == "not fitted" and summary.loc["prediction", "status"] == "ok"
+    assert "context_keys='cell_type'" in summary.loc["additive", "reason"] and summary["floor"].isna().all()
     assert all("context_keys='cell_type' is not a column" in why for why in table.attrs["left_out"].values())
     assert len(table.attrs["left_out"]) == 7
 
 
 def test_contexts_that_are_numbers(real: ad.AnnData, replicate: ad.AnnData) -> None:
-    cells = [real.copy(), replicate.copy()]
-    for part, kind in zip(cells, (np.float64, np.float32), strict=True):
+    cells = [real.copy(), replicate.copy(), _screen(4)]
+    for part, kind in zip(cells, (np.float64, np.float32, np.float64), strict=True):
         part.obs["cell_type"] = part.obs["cell_type"].map({"type0": 0.1, "type1": 24.0}).astype(kind)
-    table = evaluate(cells[1], cells[0], "control", train=cells[0], metrics=["mse_mean"], ceiling=False, **KEYS)
+    table = evaluate(cells[1], cells[0], "control", train=cells[2], metrics=["mse_mean"], ceiling=False, **KEYS)
     assert set(table["cell_type"]) == {"0.1", "24"} and "perturbation_mean_shift" in set(table["model"])
     assert table["value"].notna().all()
 
@@ -407,7 +416,7 @@ def test_wrong_input_is_named(real: ad.AnnData, replicate: ad.AnnData, no_change
     with pytest.raises(ValueError, match="baselines='all' is unknown"):
         run(baselines="all")
     with pytest.raises(ValueError, match="label of the control cells"):
-        run(control=real[real.obs["perturbation"] == "control"], train=real, baselines="default",
+        run(control=real[real.obs["perturbation"] == "control"], train=no_change, baselines="default",
             pred=replicate[replicate.obs["perturbation"] != "control"])  # fmt: skip
     with pytest.raises(ValueError, match="Unknown metrics"):
         run(metrics=["accuracy"])

@@ -306,6 +306,9 @@ def test_metric_table() -> None:
     assert registry.METRICS["sd_ratio"].cost([0.5, 1.0, 1.5]).tolist() == [0.5, 0.0, 0.5]
     assert registry.METRICS["pearson_delta"].cost([0.5]).tolist() == [-0.5]
     assert [m.name for m in registry.choose_metrics(["mse_mean", "mmd"])] == ["mmd", "mse_mean"]
+    assert [m.name for m in registry.choose_metrics("all")] == list(registry.METRICS)
+    assert [m.name for m in registry.choose_metrics(None)] == table.index[table["default"]].tolist()
+    assert len(registry.choose_metrics(None)) == 5
     with pytest.raises(ValueError, match=r"Unknown metrics: \['mae'\]. Allowed: energy_distance"):
         registry.choose_metrics(["mae"])
 

@@ -467,6 +467,7 @@ def _more(run: Run, model: PerturbDiff, parts: Parts, made: AnnData) -> None:
                 made, real, CONTROL, perturbation_key=PERTURBATION, context_keys=screen.context_keys,
                 dose_key=DOSE if screen.doses else None, separator=screen.separator,
                 layer_real="counts" if screen.in_layer else None, train=real if screen.seed % 2 else None, n_splits=1,
+                metrics="all", allow_overlap=True,
             )  # fmt: skip
         assert np.isfinite(table["value"].dropna()).all(), "scores are infinite"
     elif more == "response":

@@ -97,17 +97,21 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
     keys = _given(options, *KEYS, "condition_keys")
     layers = {"layer_pred": None if options.layer_pred == "X" else options.layer_pred, "layer_real": options.layer}
-    table = evaluate(pred, real, **keys, **layers, train=train, metrics=options.metrics, seed=options.seed)
+    metrics = "all" if options.metrics == ["all"] else options.metrics
+    kind = _given(options, "normalized", "means", "allow_overlap")
+    table = evaluate(pred, real, **keys, **layers, **kind, train=train, metrics=metrics, seed=options.seed)
     summary = summarize_evaluation(table, seed=options.seed)
     write_table(table, options.out / "table.csv", options.overwrite)
     write_table(summary, options.out / "summary.csv", options.overwrite)
     wide = summary.pivot(index="metric", columns="model", values="mean")
     print("Mean over conditions:")
     print(wide.loc[summary["metric"].unique(), summary["model"].unique()].to_string(float_format="{:.3f}".format))
-    # A dose is no condition of the controls, which the figures look up by the same columns.
-    if not options.condition_keys and options.dose_key is None:
+    for rule, why in table.attrs.get("left_out", {}).items():
+        print(f"No values of the rule {rule}: {why}")
+    # A dose is no condition of the controls, which the figures look up by the same columns; means are no cells.
+    if not options.condition_keys and options.dose_key is None and not options.means:
         conditions = table[[*options.context_keys, options.perturbation_key]].drop_duplicates().head(MAX_PANELS)
-        shown = _given(options, "perturbation_key", "separator") | layers
+        shown = _given(options, "perturbation_key", "separator", "normalized") | layers
         for kind in ("populations", "mean_shift"):
             figure = draw_conditions(kind, (pred, real, options.control), conditions, **shown)
             write_figure(figure, options.out / f"{kind}.png", options.overwrite)

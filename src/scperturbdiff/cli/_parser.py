@@ -83,8 +83,14 @@ def _evaluate(command: argparse.ArgumentParser) -> None:
     _add_keys(command)
     _add_columns(command, "condition", "further columns that define a condition")
     command.add_argument("--train", type=Path, metavar="train.h5ad", help="training cells, for the simple rules")
-    command.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to compute (default: all)")
+    command.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to compute, or all (default: five)")
     command.add_argument("--layer-pred", default="counts", help="layer of pred with counts, X for X (default: counts)")
+    kind = command.add_mutually_exclusive_group()
+    kind.add_argument("--normalized", action="store_true", help="pred is log-normalised, in X unless a layer is named")
+    kind.add_argument("--means", action="store_true", help="pred has the mean of each condition, log-normalised, in X")
+    command.add_argument(
+        "--allow-overlap", action="store_true", help="score cells that are among the training cells, too"
+    )
     command.add_argument("--layer", help="layer of real and train with counts (default: X)")
     _add_seed(command)
 

@@ -1,6 +1,6 @@
-"""Evaluation: metrics, simple rules, splits and figures."""
+"""Evaluation: metrics, simple rules, splits, figures, and adapters for what other tools predict."""
 
-from scperturbdiff.evaluation import baselines, metrics, pl, splits
+from scperturbdiff.evaluation import adapters, baselines, metrics, pl, splits
 from scperturbdiff.evaluation.metrics import evaluate, summarize_evaluation
 
-__all__ = ["baselines", "evaluate", "metrics", "pl", "splits", "summarize_evaluation"]
+__all__ = ["adapters", "baselines", "evaluate", "metrics", "pl", "splits", "summarize_evaluation"]

@@ -17,6 +17,7 @@ from scperturbdiff.evaluation.metrics._expression import (
 from scperturbdiff.evaluation.metrics._inputs import Comparison
 from scperturbdiff.evaluation.metrics._inputs import Projection as Projection  # for the figures
 from scperturbdiff.evaluation.metrics._inputs import read_expression as read_expression
+from scperturbdiff.evaluation.metrics._predicted import read_predicted as read_predicted
 from scperturbdiff.evaluation.metrics._registry import METRICS, Metric, metric_table
 from scperturbdiff.evaluation.metrics._shifts import (
     correlation_distance,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anndata as ad
@@ -30,12 +31,27 @@ class Controls(NamedTuple):
     rows: Mapping[Condition, NDArray[np.intp]]
 
 
-class Cells(NamedTuple):
-    """Cells to score, the layer of their counts, and whether they may lack conditions (scored as NaN)."""
+OK, UNDEFINED, UNAVAILABLE, NOT_FITTED = "ok", "undefined", "unavailable", "not fitted"
+"""What a value of the table is; without cells: the metric has none, there is no prediction, there is no rule."""
 
-    adata: AnnData
+
+class Cells(NamedTuple):
+    """Cells to score, and the layer with their expression."""
+
+    adata: AnnData | None
+    """`None` where nothing could be predicted."""
     layer: str | None
-    partial: bool = False
+    absent: Mapping[Condition, str] = MappingProxyType({})
+    """Why there is no prediction of a condition, for those that have none."""
+    status: str = UNAVAILABLE
+    """Of values of conditions that are absent."""
+
+    def why_left_out(self, keys: Keys) -> str:
+        """Why there are no cells at all."""
+        condition, why = next(iter(self.absent.items()))
+        if self.status == NOT_FITTED:
+            return f"it could not be fitted on train: {why}"
+        return f"it can predict none of {len(self.absent)} conditions. For example {keys.describe(condition)}: {why}"
 
 
 def baseline_cells(
@@ -47,21 +63,23 @@ def baseline_cells(
     *,
     layers: tuple[str | None, str | None],
     seed: int,
-) -> tuple[dict[str, Cells], dict[str, str]]:
-    """Cells of every baseline, and why others are left out.
+) -> dict[str, Cells]:
+    """Cells of every baseline, and why those of others or of some conditions are missing.
 
     `sizes` holds the number of real cells per condition; `layers` those of predictions and of real cells. A fitted
-    object with `can_predict` is asked only for the conditions it can predict and left out if there are none.
+    object with `can_predict` is asked only for the conditions it can predict.
     """
-    left_out: dict[str, str] = {}
     if baselines is None or (isinstance(baselines, str) and baselines == "default" and train is None):
-        return {}, left_out
+        return {}
     if isinstance(baselines, str):
         if baselines != "default":
             raise ValueError(f"baselines={baselines!r} is unknown. Allowed: 'default', a mapping of names, None.")
-        baselines, left_out = _fit_default(train, keys, layers[1])
+        baselines = _fit_default(train, keys, layers[1])
     cells: dict[str, Cells] = {}
     for name, baseline in baselines.items():
+        if isinstance(baseline, _NotFitted):
+            cells[name] = Cells(None, None, dict.fromkeys(sizes, baseline.why), NOT_FITTED)
+            continue
         if isinstance(baseline, AnnData):
             cells[name] = Cells(baseline, layers[0])
             continue
@@ -71,23 +89,27 @@ def baseline_cells(
                 f"not {type(baseline)}."
             )
         predicted, reasons = _predict(baseline, controls, sizes, keys, seed)
-        if predicted is not None:
-            cells[name] = Cells(predicted, COUNTS, partial=hasattr(baseline, "can_predict"))
-        if reasons:
+        cells[name] = Cells(predicted, COUNTS, reasons)
+        if predicted is not None and reasons:
             condition, why = next(iter(reasons.items()))
-            found = f"it can predict {len(sizes) - len(reasons)} of {len(sizes)} conditions. For example "
-            found += f"{keys.describe(condition)}: {why}"
-            if predicted is None:
-                left_out[name] = found
-            else:
-                logger.info("Baseline %r has values that are NaN: %s", name, found)
-    for name, why in left_out.items():
-        logger.warning("Baseline %r is left out: %s", name, why)
-    return cells, left_out
+            logger.info(
+                "Baseline %r can predict %d of %d conditions. For example %s: %s",
+                name, len(sizes) - len(reasons), len(sizes), keys.describe(condition), why,
+            )  # fmt: skip
+    for name, found in cells.items():
+        if found.adata is None:
+            logger.warning("Baseline %r has no values: %s", name, found.why_left_out(keys))
+    return cells
 
 
-def _fit_default(train: Any, keys: Keys, layer: str | None) -> tuple[dict[str, Any], dict[str, str]]:
-    """The rules for every kind of split, fitted, and why others could not be."""
+class _NotFitted(NamedTuple):
+    """In place of a rule."""
+
+    why: str
+
+
+def _fit_default(train: Any, keys: Keys, layer: str | None) -> dict[str, Any]:
+    """The rules for every kind of split, fitted, or why they could not be."""
     labels = keys.labels
     if labels.control is None:
         raise ValueError(
@@ -97,7 +119,6 @@ def _fit_default(train: Any, keys: Keys, layer: str | None) -> tuple[dict[str, A
     from scperturbdiff.evaluation.baselines import default_baselines
 
     fitted: dict[str, Any] = {}
-    left_out: dict[str, str] = {}
     for name, baseline in {**default_baselines("pairs"), **default_baselines("combinations")}.items():
         try:
             fitted[name] = baseline.fit(
@@ -110,8 +131,8 @@ def _fit_default(train: Any, keys: Keys, layer: str | None) -> tuple[dict[str, A
                 separator=labels.separator,
             )
         except (KeyError, ValueError) as error:
-            left_out[name] = f"it could not be fitted on train: {error.args[0]}"
-    return fitted, left_out
+            fitted[name] = _NotFitted(str(error.args[0]))
+    return fitted
 
 
 def _predict(

@@ -13,20 +13,20 @@ from scipy import sparse
 from scperturbdiff.arguments import check_choice, check_flag, check_int, check_number
 from scperturbdiff.data import check_cells
 from scperturbdiff.evaluation.metrics import _inputs as inputs
+from scperturbdiff.evaluation.metrics import _predicted as predicted
 from scperturbdiff.evaluation.metrics._baseline_cells import Cells, Controls, baseline_cells
 from scperturbdiff.evaluation.metrics._distances import subsample
 from scperturbdiff.evaluation.metrics._expression import DE_METHODS
 from scperturbdiff.evaluation.metrics._inputs import Comparison, Observed, Projection
+from scperturbdiff.evaluation.metrics._overlap import check_overlap
 from scperturbdiff.evaluation.metrics._registry import choose_metrics
-from scperturbdiff.evaluation.metrics._shifts import mean_shift, perturbation_discrimination
-from scperturbdiff.evaluation.metrics._summary import finite_mean
+from scperturbdiff.evaluation.metrics._table import average_tables, score
 from scperturbdiff.seeds import check_seed, derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from scperturbdiff.evaluation.metrics._inputs import Condition, Keys
-    from scperturbdiff.evaluation.metrics._registry import Metric
 
 
 PREDICTION, BASELINE, CEILING = "prediction", "baseline", "ceiling"
@@ -46,7 +46,10 @@ def evaluate(
     layer_real: str | None = None,
     train: AnnData | None = None,
     baselines: Literal["default"] | Mapping[str, Any] | None = "default",
-    metrics: Iterable[str] | None = None,
+    metrics: Iterable[str] | Literal["all"] | None = None,
+    normalized: bool | Iterable[str] = False,
+    means: bool | Iterable[str] = False,
+    allow_overlap: bool = False,
     n_pcs: int = 50,
     target_sum: float = 1e4,
     n_top: int = 100,
@@ -61,13 +64,14 @@ def evaluate(
     Every condition (context, perturbation) of `pred` is scored. Both sides are normalised in the same way from counts
     (to `target_sum` per cell over the genes of `real`, then log1p); shifts use the real controls of the same context;
     principal components are fitted on real cells only; differential expression is tested at the same number of
-    predicted and real cells. A value that is undefined is NaN, never 0.
+    predicted and real cells. Predictions may also be log-normalised, or means. A value that there is not is NaN, never
+    0, and the table says why.
 
     Parameters
     ----------
     pred
-        Predicted cells with counts in `layer_pred`, or several models' by name. The genes of `real` are looked up by
-        name; control cells among them are left out.
+        Predicted cells with counts in `layer_pred` (or what `normalized` and `means` say), or several models' by name.
+        The genes of `real` are looked up by name; control cells among them are left out.
     real
         Real perturbed cells of these conditions with counts in `layer_real`; dense, sparse or backed.
     control
@@ -92,12 +96,22 @@ def evaluate(
         `layer_real`. `None`: components are fitted on `real` and the controls.
     baselines
         `"default"`: the rules of :func:`scperturbdiff.baselines.default_baselines` that can predict any of the
-        conditions, fitted on `train` (none without `train`); where one cannot, its values are NaN. Rules that are left
-        out are named with the reason in a warning and in ``attrs["left_out"]`` of the table.
-        Or AnnData of cells as in `pred`, or fitted objects with
+        conditions, fitted on `train` (none without `train`). Where one cannot be fitted or cannot predict, its values
+        are NaN and the table says why; rules without any value are also named in a warning and in
+        ``attrs["left_out"]`` of the table. Or AnnData of cells as in `pred`, or fitted objects with
         `predict(controls, perturbations, n_cells=..., seed=...)`, by name.
     metrics
-        Names from :func:`~scperturbdiff.metrics.metric_table`; `None`: all.
+        Names from :func:`~scperturbdiff.metrics.metric_table`, or `"all"`. `None`: one of each kind, which are
+        `energy_distance`, `pearson_delta`, `mse_mean`, `de_auprc` and `discrimination_l2`.
+    normalized
+        `True`: `pred` is log-normalised, `log1p` of counts scaled to `target_sum` over the genes of `real`, in X or in
+        a layer named by `layer_pred`. Values that look like counts, that have no logarithm, are scaled, or are of
+        another size than the controls are refused. Or the names of the models and baselines that are.
+    means
+        `True`: `pred` has one row a condition, the mean of log-normalised expression over its cells, in X. Metrics that
+        need cells are NaN. Or the names of the models and baselines that have.
+    allow_overlap
+        Whether real cells that are scored may be among the treated cells of `train`. Found by counts and names.
     n_pcs, max_cells
         Distances between populations use this number of principal components and at most this number of cells of each
         (subsampled; the U-statistics stay unbiased).
@@ -115,27 +129,45 @@ def evaluate(
     -------
     Tidy table, one row per model, condition and metric, with columns `model` (`"prediction"` or the names given, the
     baselines' names, `"ceiling"`), `role` (`"prediction"`, `"baseline"`, `"ceiling"`), those of `context_keys`,
-    `condition_keys` and `perturbation_key`, `metric`, `value`, `n_pred`, `n_real` and `n_control`.
+    `condition_keys` and `perturbation_key`, `metric`, `value`, `status`, `reason`, `n_pred`, `n_real` and `n_control`.
+
+    `status` is `"ok"`, or says why `value` is NaN, and `reason` says more: `"undefined"`, the metric has no value for
+    these cells; `"unavailable"`, there is no prediction of this condition, or only its mean; `"not fitted"`, the rule
+    could not be fitted on `train`.
+
+    Raises
+    ------
+    KeyError
+        For a column or layer that does not exist.
+    TypeError, ValueError
+        For what is no AnnData; conditions without real cells or controls; missing genes; values that are not what
+        `normalized` and `means` say; cells that are scored and were trained on. Messages name it.
     """
     chosen = choose_metrics(metrics)
     _check_settings(n_pcs, n_top, max_cells, n_splits, target_sum, de_method, ceiling, seed)
+    check_flag("allow_overlap", allow_overlap)
     keys = inputs.make_keys(perturbation_key, context_keys, control, separator, condition_keys, dose_key)
     check_cells(real, "real")
     keys = inputs.find_dose(keys, real.obs) if perturbation_key in real.obs else keys
     models = dict(pred) if isinstance(pred, Mapping) else {PREDICTION: pred}
+    rules = list(baselines) if isinstance(baselines, Mapping) else []
+    kinds = predicted.kinds_of(models, rules, normalized, means)
     treated, control_cells, control_rows = inputs.split_control(real, control, keys)
     conditions = _conditions_of(models, keys)
     contexts = inputs.require_real(conditions, treated, control_rows, keys)
 
-    def read(adata: AnnData, layer: str | None, where: str, rows: Any = None) -> Any:
-        return inputs.read_expression(adata, real.var_names, layer=layer, rows=rows, target_sum=target_sum, where=where)
+    def read(adata: AnnData, where: str, rows: Any = None) -> Any:
+        genes = real.var_names
+        return inputs.read_expression(adata, genes, layer=layer_real, rows=rows, target_sum=target_sum, where=where)
 
-    controls = {c: read(control_cells, layer_real, "control", control_rows[c]) for c in contexts}
-    cells = {c: read(real, layer_real, "real", treated[c]) for c in conditions}
+    controls = {c: read(control_cells, "control", control_rows[c]) for c in contexts}
+    cells = {c: read(real, "real", treated[c]) for c in conditions}
     if train is None:
         fitted_on = sparse.vstack([*cells.values(), *controls.values()], format="csr")
     else:
-        fitted_on = read(train, layer_real, "train", subsample(np.arange(train.n_obs), inputs.FITTED_CELLS, seed))
+        fitted_on = read(train, "train", subsample(np.arange(train.n_obs), inputs.FITTED_CELLS, seed))
+        if not allow_overlap:
+            check_overlap(train, real, {c: treated[c] for c in conditions}, keys, layer_real)
     projection = Projection(fitted_on, n_pcs=n_pcs, seed=seed)
 
     def observe(cells_of: Any, condition: Condition) -> Observed:
@@ -143,26 +175,39 @@ def evaluate(
 
     observed = {c: observe(cells[c], c) for c in conditions}
     sizes = {c: len(treated[c]) for c in conditions}
-    floors, left_out = baseline_cells(
+    floors = baseline_cells(
         baselines, train, Controls(control_cells, control_rows), sizes, keys,
         layers=(layer_pred, layer_real), seed=seed,
     )  # fmt: skip
     if twice := sorted({*models, CEILING} & {*floors} | {*models} & {CEILING}):
         raise ValueError(f"Names of models and baselines must differ, and from 'ceiling': {twice}.")
+
+    def compare(name: str, found: Cells) -> Iterator[tuple[Condition, Comparison]]:
+        matrix, where = sparse.csr_matrix((0, real.n_vars), dtype=np.float32), {}
+        if found.adata is not None:
+            kind = kinds.get(name, "counts")
+            matrix = predicted.read_predicted(
+                found.adata, real.var_names, kind, layer=found.layer, target_sum=target_sum, where=name
+            )
+            where = inputs.group_cells(found.adata, keys, name)
+            inputs.require(
+                [c for c in conditions if c not in found.absent], list(where), f"{name}: lacks conditions,", keys
+            )
+            if kind != "counts":
+                predicted.check_scale(matrix, where, controls, keys, name, target_sum)
+            if kind == "means":
+                predicted.check_one_row(where, keys, name)
+        return ((c, Comparison(matrix[where.get(c, [])], observed[c])) for c in conditions)
+
     tables = []
     for role, group in ((PREDICTION, {n: Cells(a, layer_pred) for n, a in models.items()}), (BASELINE, floors)):
-        for name, (adata, layer, partial) in group.items():
-            matrix = read(adata, layer, name)
-            where = inputs.group_cells(adata, keys, name)
-            if not partial:
-                inputs.require(conditions, list(where), f"{name}: lacks conditions,", keys)
-            pairs = ((c, Comparison(matrix[where.get(c, [])], observed[c])) for c in conditions)
-            tables.append(_score(name, role, pairs, chosen, keys))
+        for name, found in group.items():
+            tables.append(score(name, role, compare(name, found), chosen, keys, found, kinds.get(name) == "means"))
     if ceiling:
-        halves = [_score(CEILING, CEILING, _halves(cells, observe, seed, i), chosen, keys) for i in range(n_splits)]
-        average = finite_mean(np.array([half["value"] for half in halves]), axis=0)
-        tables.append(halves[0].assign(value=average))
+        halves = [score(CEILING, CEILING, _halves(cells, observe, seed, i), chosen, keys) for i in range(n_splits)]
+        tables.append(average_tables(halves))
     table = pd.concat(tables, ignore_index=True)
+    left_out = {name: found.why_left_out(keys) for name, found in floors.items() if found.adata is None}
     if left_out:
         table.attrs["left_out"] = left_out
     return table
@@ -207,28 +252,3 @@ def _halves(cells: Mapping[Condition, Any], observe: Any, seed: int, split: int)
         order = np.random.default_rng(derive_seed(seed, "half", split, *condition)).permutation(matrix.shape[0])
         middle = len(order) // 2
         yield condition, Comparison(matrix[order[:middle]], observe(matrix[order[middle:]], condition))
-
-
-def _score(
-    name: str, role: str, pairs: Iterable[tuple[Condition, Comparison]], chosen: Sequence[Metric], keys: Keys
-) -> pd.DataFrame:
-    """Table of one model: metrics of single conditions, then those that compare the perturbations of a context."""
-    rows: list[dict[str, Any]] = []
-    together = [metric for metric in chosen if metric.compute is None]
-    shifts: dict[Condition, list[tuple[dict[str, Any], Any, Any]]] = {}
-    for condition, pair in pairs:
-        size = {"n_pred": pair.pred.shape[0], "n_real": pair.real.shape[0], "n_control": pair.control.shape[0]}
-        base = {"model": name, "role": role, "condition": condition, **size}
-        rows += [{**base, "metric": m.name, "value": m.compute(pair)} for m in chosen if m.compute is not None]
-        if together:
-            both = mean_shift(pair.pred, pair.control), mean_shift(pair.real, pair.control)
-            shifts.setdefault(keys.context(condition), []).append((base, *both))
-    for members in shifts.values():
-        bases, predicted, observed = zip(*members, strict=True)
-        for metric in together:
-            kind: Any = metric.name.rpartition("_")[2]
-            values = perturbation_discrimination(predicted, observed, metric=kind)
-            rows += [{**base, "metric": metric.name, "value": float(v)} for base, v in zip(bases, values, strict=True)]
-    table = pd.DataFrame(rows)
-    parts = pd.DataFrame(table.pop("condition").tolist(), columns=list(keys.all))
-    return pd.concat([table[["model", "role"]], parts, table[["metric", "value", *size]]], axis=1)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_FIXED = ("model", "role", "metric", "value", "n_pred", "n_real", "n_control")
+_FIXED = ("model", "role", "metric", "value", "status", "reason", "n_pred", "n_real", "n_control")
 BEST_BASELINE = "best baseline"
 
 
@@ -37,7 +37,8 @@ def summarize_evaluation(
     -------
     One row per model and metric with columns `model`, `role`, `metric`, `better`, `mean` over the conditions with a
     value and its interval `low`, `high`; `normalized`, `normalized_low`, `normalized_high`; `separated`; `floor`, the
-    name of the floor; `n_conditions` and `n_nan`, how many of these have no value.
+    name of the floor; `n_conditions` and `n_nan`, how many of these have no value; `status`, `"ok"` where there is any,
+    and `reason`, why there is none at the first condition without.
 
     `normalized` is `(u - floor) / (ceiling - floor)` of the means over those conditions where model, floor and ceiling
     all have a value: 0 is as good as the floor, 1 as good as the ceiling. (Where 1 is the best value, `u` is the
@@ -63,9 +64,22 @@ def summarize_evaluation(
         if name not in METRICS:
             raise ValueError(f"Unknown metric {name!r} in the table. Known: {', '.join(METRICS)}.")
         wide = group.pivot(index=condition, columns="model", values="value").reindex(columns=models.index)
-        rows += _summarize_metric(METRICS[str(name)], wide, models, floor, n_bootstrap, quantiles, seed)
+        found = _summarize_metric(METRICS[str(name)], wide, models, floor, n_bootstrap, quantiles, seed)
+        rows += [row | _why(group[group["model"] == row["model"]]) for row in found]
     out = pd.DataFrame(rows)
     return out.iloc[np.argsort(models.index.get_indexer(pd.Index(out["model"])), kind="stable")].reset_index(drop=True)
+
+
+def _why(group: pd.DataFrame) -> dict[str, str]:
+    """Status and reason of one model and metric."""
+    if "status" not in group:  # a table made by hand
+        group = group.assign(status=np.where(group["value"].isna(), "undefined", "ok"), reason="")
+    missing = group[group["value"].isna()]
+    if missing.empty:
+        return {"status": "ok", "reason": ""}
+    first = missing.iloc[0]
+    status = first["status"] if len(missing) == len(group) else "ok"
+    return {"status": str(status), "reason": str(first["reason"])}
 
 
 def _summarize_metric(

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scperturbdiff.data import PERTURBATION, Labels, check_obs_keys, did_you_mean, preview, read_text, value_text
-from scperturbdiff.evaluation.metrics import rank_genes, read_expression, top_genes
+from scperturbdiff.evaluation.metrics import rank_genes, read_expression, read_predicted, top_genes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,6 +61,7 @@ class Shown(TypedDict, total=False):
     layer_pred: str | None
     layer_real: str | None
     target_sum: float
+    normalized: bool
 
 
 def read_condition(
@@ -75,6 +76,7 @@ def read_condition(
     layer_pred: str | None = "counts",
     layer_real: str | None = None,
     target_sum: float = 1e4,
+    normalized: bool = False,
 ) -> ShownCells:
     """Find and normalise the cells of one condition; messages name what is missing."""
     context = dict(context or {})
@@ -95,7 +97,11 @@ def read_condition(
     cells, obs = {}, {}
     for name, (adata, label, layer) in sources.items():
         rows = _rows(adata, context, name, labels, label)
-        cells[name] = read_expression(adata, real.var_names, layer=layer, rows=rows, target_sum=target_sum, where=name)
+        how: Any = {"layer": layer, "rows": rows, "target_sum": target_sum, "where": name}
+        if name == "pred" and normalized:
+            cells[name] = read_predicted(adata, real.var_names, "normalized", **how)
+        else:
+            cells[name] = read_expression(adata, real.var_names, **how)
         obs[name] = adata.obs.iloc[rows]
     title = ", ".join([perturbation, *map(str, context.values())])
     return ShownCells(cells["pred"], cells["real"], cells["control"], real.var_names, obs, title)

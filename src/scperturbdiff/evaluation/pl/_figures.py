@@ -51,6 +51,8 @@ def mean_shift(
         How many of the genes that change most in the real cells are named, or which genes instead.
     layer_pred, layer_real, target_sum
         Layers with counts, by default `"counts"` and X (`None`), and counts per cell after normalisation (10,000).
+    normalized
+        Whether `pred` is log-normalised already, in X or in `layer_pred`; see :func:`~scperturbdiff.evaluate`.
     ax
         Axes to draw into; `None`: a new figure.
 
@@ -91,6 +93,7 @@ def violins(
     Parameters
     ----------
     pred, real, control, perturbation_key, perturbation, context, separator, layer_pred, layer_real, target_sum, ax
+    normalized
         As in :func:`mean_shift`.
     genes, n_genes
         Genes to show; `None`: as many as `n_genes` says of those that change most in the real cells.
@@ -136,6 +139,7 @@ def populations(
     Parameters
     ----------
     pred, real, control, perturbation_key, perturbation, context, separator, layer_pred, layer_real, target_sum, ax
+    normalized
         As in :func:`mean_shift`.
     basis
         `"pca"`: the first two principal components. `"umap"`: UMAP of `n_pcs` components, fitted on the real cells;
@@ -204,6 +208,7 @@ def draws(
     Parameters
     ----------
     pred, real, control, perturbation_key, perturbation, context, separator, layer_pred, layer_real, target_sum, ax
+    normalized
         As in :func:`mean_shift`.
     replicate_key, population_key
         Columns that name the replicate populations in `real.obs` and number the draws in `pred.obs`; those with fewer

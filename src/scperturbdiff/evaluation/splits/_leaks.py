@@ -85,13 +85,18 @@ def _trained_labels(split: Split, screen: Screen, trained: NDArray[np.bool_]) ->
 
 def _identical_rows(matrix: Any, train: NDArray[np.bool_], test: NDArray[np.bool_]) -> NDArray[np.intp]:
     """Row numbers of test cells with the same entries as some training cell other than themselves."""
-    weights = np.random.default_rng(0).integers(0, 2**63, matrix.shape[1], dtype=np.uint64)
-    codes = np.concatenate([_hash_rows(sparse.csr_matrix(block), weights) for block in iter_rows(matrix)])
+    weights = code_weights(matrix.shape[1])
+    codes = np.concatenate([row_codes(sparse.csr_matrix(block), weights) for block in iter_rows(matrix)])
     tested = np.flatnonzero(test)
     return tested[np.isin(codes[tested], codes[train & ~test])]
 
 
-def _hash_rows(block: sparse.csr_matrix, weights: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def code_weights(n_genes: int) -> NDArray[np.uint64]:
+    """One random number a gene for :func:`row_codes`, always the same ones."""
+    return np.random.default_rng(0).integers(0, 2**63, n_genes, dtype=np.uint64)
+
+
+def row_codes(block: sparse.csr_matrix, weights: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """One 64-bit number per row that does not depend on the order of its entries (sum of mixed entries)."""
     block.sum_duplicates()
     block.eliminate_zeros()
