@@ -471,8 +471,9 @@ class PerturbDiff(BaseModelClass):
                         history |= self._run(latent_stage(*cells, **(vae_plan_kwargs or {})))
                     kept.keep_vae(self.module, history)
                 if table is not None:
+                    genes = self.conditions.target_genes(stored_genes(self.registry_))
                     training = PopulationTraining.prepare(
-                        self.module, self.adata_manager, table, features, validation_size, seed
+                        self.module, self.adata_manager, table, features, validation_size, seed, genes
                     )
                     stage = training.stage(generator_epochs, early_stopping, trainer, ckpt_path=ckpt_path, **plan)
                     history |= self._run(kept.keep_epochs(stage)) if stage.max_epochs else {}

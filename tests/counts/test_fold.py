@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -68,3 +71,17 @@ def test_genes_that_are_not_there_stay_finite() -> None:
     zeros = torch.zeros(5, 3)
     means = MovedMeans.of(zeros, zeros, zeros, torch.ones(5, 3))
     assert means.towards_fold(torch.zeros(3), 1.0).isfinite().all() and means.moved().eq(0).all()
+
+
+@pytest.mark.parametrize("fold", [-1.2, 0.9])
+def test_own_genes_change_as_wanted_or_further(means: MovedMeans, fold: float) -> None:
+    """What moved means say of a gene is kept where it is more of the same; other genes stay."""
+    genes, factor = torch.tensor([1, 2]), torch.tensor([0.3, -0.1, 0.2, 0.0])
+    found = means.at_least(factor, genes, fold)
+    torch.testing.assert_close(found[[0, 3]], factor[[0, 3]])
+    before, after = (replace(means, after=means.after * f.exp()).moved() for f in (factor, found))
+    wanted = means.start * math.exp(fold)
+    assert (wanted[2] < before[2]) == (fold < 0)  # gene 2 hardly moves by itself
+    torch.testing.assert_close(after[2], wanted[2], rtol=2e-3, atol=1e-3)
+    further = torch.minimum if fold < 0 else torch.maximum
+    torch.testing.assert_close(after[1], further(before[1], wanted[1]), rtol=2e-3, atol=1e-3)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +55,23 @@ class MovedMeans:
         falls = self.before * wanted / self.start.clamp(min=LEAST)
         after = torch.where(wanted < self.start, falls, self.before + (wanted - self.start) / self.gain)
         return ((after + LEAST) / (self.after + LEAST)).log()
+
+    def at_least(self, factor: Tensor, genes: Tensor, fold: float) -> Tensor:
+        """Log factors after which the mean counts of `genes` have changed by the log fold change `fold`, or further.
+
+        Parameters
+        ----------
+        factor
+            Log factors on decoded means so far, `(n_genes,)`; those of other genes stay.
+        genes
+            Columns, `(n,)`.
+        fold
+            Log fold change of mean counts, negative or positive.
+        """
+        now = replace(self, after=self.after * factor.exp()).moved()
+        wanted = self.start * math.exp(fold)
+        wanted = torch.minimum(now, wanted) if fold < 0 else torch.maximum(now, wanted)
+        return factor.index_copy(0, genes, self.factor(wanted)[genes])
 
     def towards_fold(self, fold: Tensor, weight: float) -> Tensor:
         """Log factors that take mean counts towards what retrieved fold changes say, as far as `weight`."""

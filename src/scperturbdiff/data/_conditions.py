@@ -13,7 +13,7 @@ from scperturbdiff.data._labels import DOSE, PERTURBATION, Labels, parse_doses, 
 from scperturbdiff.data._messages import preview
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -75,6 +75,14 @@ class ConditionSpace:
     def feature_matrix(self) -> NDArray[np.float64] | None:
         """Features of :attr:`all_components`, NaN rows where unknown."""
         return None if self.features is None else self.features.rows(self.all_components).astype(np.float64)
+
+    def target_genes(self, genes: Sequence[str]) -> NDArray[np.int64]:
+        """Position in `genes` of the gene that each of :attr:`all_components` is named after, -1 where there is none.
+
+        In genetic screens a component is called like the gene that it is aimed at.
+        """
+        at: NDArray[np.int64] = pd.Index(genes).get_indexer(pd.Index(self.all_components))
+        return at.astype(np.int64)
 
     def with_features(self, table: Any) -> ConditionSpace:
         """The space with the components of another feature table added."""

@@ -96,6 +96,7 @@ class PopulationGenerator:
         self._encoded: dict[int, ControlGroup] = {}
         features = space.feature_matrix()
         self._features, self._has_features = module.scale_features(features)
+        self._own_genes = space.target_genes(genes)
         self._retrieval = None if module.retrieval is None else module.retrieval.with_features(features)
         self._by_state = None if module.by_state is None else module.by_state.with_features(features)
 
@@ -213,13 +214,18 @@ class PopulationGenerator:
         if self._retrieval is None or not found.residual.size:
             return None
         residual, weight = self._put(found.residual[0]), self._retrieval.fold_weight(asked, found.novelty[0])
-        if not weight:
+        own = self._own_genes[self._retrieval.unseen_targets(asked)]
+        own = self._put(own[own >= 0], torch.long)
+        if not weight and not len(own):
             return residual
         n = min(len(group.rows), self.settings.shown_controls)
         at = np.linspace(0, len(group.rows) - 1, n).astype(np.int64)
         start, counts = group.latent[torch.as_tensor(at, device=group.latent.device)], group.counts[at].toarray()
         means = self.module.moved_means(self._put(counts), start, condition.prior.move(start[None])[0], residual)
-        return residual + means.towards_fold(self._put(found.fold[0]), weight)
+        factor = means.towards_fold(self._put(found.fold[0]), weight) if weight else torch.zeros_like(residual)
+        if len(own):
+            factor = means.at_least(factor, own, self._retrieval.own_gene.fold)
+        return residual + factor
 
     def _stays(self, group: ControlGroup, condition: Condition, found: Retrieved, factors: Tensor | None) -> bool:
         """Whether a population is predicted to be its controls, cell for cell but for rounding, in all draws."""

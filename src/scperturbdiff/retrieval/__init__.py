@@ -3,6 +3,7 @@
 from scperturbdiff.retrieval._by_state import StateRetrieval, state_responses
 from scperturbdiff.retrieval._conditions import Conditions, Novelty
 from scperturbdiff.retrieval._folds import FoldEvidence
+from scperturbdiff.retrieval._own_gene import OwnGene
 from scperturbdiff.retrieval._responses import Responses, Retrieved
 from scperturbdiff.retrieval._retrieval import Retrieval
 from scperturbdiff.retrieval._settings import RetrievalSettings
@@ -12,6 +13,7 @@ __all__ = [
     "Conditions",
     "FoldEvidence",
     "Novelty",
+    "OwnGene",
     "Responses",
     "Retrieval",
     "RetrievalSettings",

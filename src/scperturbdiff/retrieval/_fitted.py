@@ -13,6 +13,7 @@ from scperturbdiff.retrieval._covariance import squared_distances
 from scperturbdiff.retrieval._doses import DoseStrength
 from scperturbdiff.retrieval._kernel import ResponseKernel
 from scperturbdiff.retrieval._kriging import FEW, error_variance, neighborhoods
+from scperturbdiff.retrieval._own_gene import OwnGene
 from scperturbdiff.retrieval._responses import Retrieved
 from scperturbdiff.retrieval._settings import RetrievalSettings
 
@@ -65,6 +66,8 @@ class FittedRetrieval:
     folds
         What speaks for following fold changes of genes rather than the decoded shift, in each way of being new; not
         found by :meth:`fit`.
+    own_gene
+        By how much the gene changes that a perturbation is named after; not found by :meth:`fit`.
     explained
         Share of the shifts that is predicted for conditions left out in each way of being new, sampling noise taken off
         both; NaN where nothing can be left out.
@@ -82,6 +85,7 @@ class FittedRetrieval:
     lengths: Lengths | None = None
     doubt: Mapping[Novelty, Floats] = field(default_factory=dict)
     folds: Mapping[Novelty, FoldEvidence] = field(default_factory=dict)
+    own_gene: OwnGene = field(default_factory=OwnGene)
     explained: Mapping[Novelty, float] = field(default_factory=dict)
 
     def with_features(self, features: Floats | None) -> Self:
@@ -154,6 +158,11 @@ class FittedRetrieval:
         if evidence is None:
             return 1.0
         return evidence.weight(float(self.nearest(conditions, novelty)[0]), self.settings)
+
+    def unseen_targets(self, conditions: Conditions) -> NDArray[np.int64]:
+        """Components of one condition that training never saw and whose own gene is expected to change, `(n,)`."""
+        asked = conditions.component[conditions.component >= 0]
+        return asked[~np.isin(asked, self.responses.conditions.component)] if self.own_gene.used else asked[:0]
 
     def fold_weights(self) -> dict[Novelty, float]:
         """The same as far from what is known as conditions left out were, in each way of being new."""

@@ -25,6 +25,7 @@ from scperturbdiff.retrieval._folds import FoldEvidence
 from scperturbdiff.retrieval._kernel import GRID, RESPONSE_SHARES, FeatureMoments, Widths
 from scperturbdiff.retrieval._kriging import choose_widths
 from scperturbdiff.retrieval._lengths import Lengths
+from scperturbdiff.retrieval._own_gene import OwnGene
 from scperturbdiff.retrieval._responses import Responses
 from scperturbdiff.retrieval._saved import VERSION, from_saved
 from scperturbdiff.retrieval._settings import RetrievalSettings
@@ -180,6 +181,10 @@ class Retrieval(FittedRetrieval):
     @property
     def notes(self) -> tuple[str, ...]:
         """What was done or left out because of the data, in sentences."""
+        return tuple(filter(None, (*self._of_similarity, str(self.own_gene))))
+
+    @property
+    def _of_similarity(self) -> tuple[str, ...]:
         if self._n_contexts > self.settings.max_contexts:
             return (
                 f"Similarities were not learned from responses: {self._n_contexts} contexts, more than "
@@ -236,6 +241,7 @@ KINDS: dict[str, type] = {
         FoldEvidence,
         LearnedSimilarity,
         Lengths,
+        OwnGene,
         ResponseSimilarity,
         Responses,
         Retrieval,

@@ -58,6 +58,9 @@ class RetrievalSettings:
         More different doses are grouped by quantiles.
     dose_prior_weight
         Weight of "all doses act alike", in perturbations of average strength.
+    own_gene_min, own_gene_share
+        Targets whose own gene must be measured, and the share of them whose gene must clearly change in the same
+        direction, before that is expected of a target never seen.
     """
 
     mean_variance: float = 100.0
@@ -84,6 +87,8 @@ class RetrievalSettings:
     prior_context_share: float = 0.3
     max_dose_levels: int = 16
     dose_prior_weight: float = 0.1
+    own_gene_min: int = 4
+    own_gene_share: float = 0.75
 
     def __post_init__(self) -> None:
         for name in ("n_states", "length_bounds"):
@@ -114,6 +119,7 @@ LEAST = {
     "em_components": 1,
     "max_contexts": 0,
     "max_dose_levels": 1,
+    "own_gene_min": 1,
 }
 """Whole numbers among the settings, and the least of each."""
 ALLOWED = {
@@ -127,5 +133,6 @@ ALLOWED = {
     "context_prior_weight": "[0, inf)",
     "prior_context_share": "[0, inf)",
     "dose_prior_weight": "[0, inf)",
+    "own_gene_share": "[0, 1]",
 }
 """Other numbers, and the interval of each."""

@@ -33,6 +33,8 @@ class TrainingSettings:
         fewer.
     fold_populations, fold_cells
         Populations that are left out to tell whether fold changes help, and cells of each, at most.
+    own_gene_targets
+        Targets from which is learned what happens to the target's own gene, at most.
     """
 
     latent_passes: int = 15
@@ -53,6 +55,7 @@ class TrainingSettings:
     state_step: float = 0.05
     fold_populations: int = 16
     fold_cells: int = 128
+    own_gene_targets: int = 256
 
 
 SETTINGS = TrainingSettings()

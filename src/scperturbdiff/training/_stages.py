@@ -28,9 +28,10 @@ from scperturbdiff.responses import (
     replicate_factors,
     response_of_states,
 )
-from scperturbdiff.retrieval import Retrieval
+from scperturbdiff.retrieval import OwnGene, Retrieval
 from scperturbdiff.training._folds import fold_evidence
 from scperturbdiff.training._latent import Stage, encode_cells
+from scperturbdiff.training._own_genes import own_gene
 from scperturbdiff.training._populations import (
     count_replicates,
     population_sampler,
@@ -77,6 +78,8 @@ class PopulationTraining:
         Of all choices.
     enough
         Whether there are populations enough to tell if a network helps, or the user wants it untested.
+    own_genes
+        Column of the gene that each component is named after, -1 where there is none; `None`: nowhere.
     """
 
     module: PerturbDiffModule
@@ -88,6 +91,7 @@ class PopulationTraining:
     features: NDArray[np.float64] | None
     seed: int
     enough: bool = True
+    own_genes: NDArray[np.int64] | None = None
 
     @classmethod
     def prepare(
@@ -98,6 +102,7 @@ class PopulationTraining:
         features: NDArray[np.float64] | None,
         validation_size: float | None,
         seed: int,
+        own_genes: NDArray[np.int64] | None = None,
     ) -> PopulationTraining:
         """Fix the latent space, measure the populations in it, hold some of them out."""
         matrix, batch = (manager.get_from_registry(name) for name in ("X", "batch"))
@@ -109,7 +114,7 @@ class PopulationTraining:
         if not enough:
             training, held_out = np.arange(len(table)), np.empty(0, np.int64)
         measured = measure_populations(table, latent, matrix, batch.ravel(), module.shares)
-        return cls(module, measured, training, held_out, latent, matrix, features, seed, enough)
+        return cls(module, measured, training, held_out, latent, matrix, features, seed, enough, own_genes)
 
     def stage(
         self,
@@ -173,7 +178,7 @@ class PopulationTraining:
             self._set_replicates(self.measured, self._n_factors(plan.objective))
         if module.retrieval is not None:
             folds = fold_evidence(self.measured, module, module.retrieval, self.matrix, self.seed)
-            module.retrieval = replace(module.retrieval, folds=folds)
+            module.retrieval = replace(module.retrieval, folds=folds, own_gene=self._own_gene())
         table, retrieval, result = self.measured.table, module.retrieval, selection.result
         module.generator_ema.network_weight.fill_(result.weight)
         factors = module.generator_ema.replicate_factors
@@ -211,6 +216,12 @@ class PopulationTraining:
         if by_state is None:
             return None
         return describe_states(by_state, self.measured, self.module.expression, genes, contexts)
+
+    def _own_gene(self) -> OwnGene:
+        """By how much the gene changes that a perturbation is named after."""
+        if self.own_genes is None:
+            return OwnGene()
+        return own_gene(self.measured.table, self.matrix, self.own_genes, self.seed, self.module.retrieval_settings)
 
     @staticmethod
     def _n_factors(objective: str) -> int | None:
