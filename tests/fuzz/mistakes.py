@@ -380,7 +380,7 @@ argument("train", "plan_kwargs.n_cells", 0, -1, 1.5, "a", names="")
 argument("train", "plan_kwargs.n_draws", 0, 1, 1.5, "a", names="")
 argument("train", "plan_kwargs.no_such_thing", 1)
 argument("train", "vae_plan_kwargs.no_such_thing", 1)
-argument("train", "vae_plan_kwargs.lr", -1.0, float("nan"), "a", names="")
+argument("train", "vae_plan_kwargs.lr", -1.0, float("nan"), "a")
 argument("train", "vae_plan_kwargs.lr", 1e3, 1e30, names="", is_error=False)
 argument("train", "no_such_thing", 1)
 

@@ -238,7 +238,9 @@ class PopulationGenerator:
             return False
         some = group.latent[None, :8]
         moves = bool((condition.prior.move(some) - some).abs().max() > NO_CHANGE)
-        return not moves and (factors is None or bool(factors.abs().max() <= NO_CHANGE))
+        # a factor that all genes have in common is none: library sizes are kept
+        genes = factors is not None and bool(factors.max() - factors.min() > NO_CHANGE)
+        return not (moves or genes)
 
     def _miss(self, found: Retrieved, seed: int) -> Tensor | None:
         """By how much a draw of something new misses what is retrieved, `(1, n_latent)`; `None` where replicates vary.
