@@ -52,13 +52,14 @@ USES: dict[str, set[str]] = {
     "saving": {"module", "data", "training_report", "storage"},
     "prediction": {"module", "priors", "data", "retrieval", "diffusion", "counts", "seeds", "storage"},
     "evaluation": {"data", "seeds"},
+    "reporting": {"evaluation", "data", "seeds", "storage"},
     "datasets": {"data", "seeds"},
     "features": {"data"},
     "model": MODEL,
-    "cli": {PACKAGE, "evaluation", "datasets", "model", *MODEL},
+    "cli": {PACKAGE, "evaluation", "reporting", "datasets", "model", *MODEL},
     "__main__": {"cli"},
     # the door of the house, which says where its names are found
-    PACKAGE: {"evaluation", "datasets", "features", "model", "prediction"},
+    PACKAGE: {"evaluation", "reporting", "datasets", "features", "model", "prediction"},
 }
 """Room or single file at the top of the package -> what it may import."""
 

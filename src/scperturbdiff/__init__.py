@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scperturbdiff.evaluation import adapters, baselines, evaluate, metrics, pl, splits, summarize_evaluation
     from scperturbdiff.model import PerturbDiff
     from scperturbdiff.prediction import summarize_populations
+    from scperturbdiff.reporting import report
 
     __version__: str
 else:
@@ -25,6 +26,7 @@ else:
         "features": "features",
         "metrics": "evaluation",
         "pl": "evaluation",
+        "report": "reporting",
         "splits": "evaluation",
         "summarize_evaluation": "evaluation",
         "summarize_populations": "prediction",
@@ -56,6 +58,7 @@ __all__ = [
     "features",
     "metrics",
     "pl",
+    "report",
     "splits",
     "summarize_evaluation",
     "summarize_populations",

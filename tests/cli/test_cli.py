@@ -193,6 +193,30 @@ def test_evaluate_writes_tables_and_figures(folder: Path, tmp_path: Path, capsys
     assert "--allow-overlap" not in failure(capsys, *words, "--normalized", "--train", folder / "real.h5ad")
 
 
+def test_evaluate_writes_a_report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", folder / "model", folder / "controls.h5ad", "--table", folder / "wanted.csv"]
+    assert run(*words, "--out", tmp_path / "pred.h5ad") == 0
+    words = ["evaluate", tmp_path / "pred.h5ad", folder / "real.h5ad", *KEYS, "--out", tmp_path / "scores"]
+    words += ["--metrics", "energy_distance", "--train", folder / "train.h5ad", "--model", folder / "model"]
+    page = tmp_path / "report.html"
+    assert run(*words, "--report", page) == 0
+    said, html = capsys.readouterr().out, page.read_text(encoding="utf-8")
+    first = next(line for line in said.splitlines() if "better than the best simple rule" in line)
+    assert first in html and f"Report in {page}" in said
+    # what was run, and the scores of the table
+    command = " ".join(map(str, ["scperturbdiff", *words, "--report", page]))
+    assert command in html
+    table = pd.read_csv(tmp_path / "scores" / "table.csv")
+    for value in table.loc[table["model"] == "prediction", "value"]:
+        assert f"<td>{value:.3g}</td>" in html
+    assert "report.html already there. Pass --overwrite" in failure(
+        capsys, *words, "--out", tmp_path / "2", "--report", page
+    )
+    assert "must end in .html" in failure(capsys, *words, "--overwrite", "--report", tmp_path / "report.doc")
+    assert run(*words, "--overwrite", "--report", tmp_path / "card.md") == 0
+    assert first.split("(")[0] in (tmp_path / "card.md").read_text(encoding="utf-8")
+
+
 def test_evaluate_is_told_of_doses_and_separators(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ from scperturbdiff.cli._files import (
 
 if TYPE_CHECKING:
     import argparse
+
+    import pandas as pd
+    from anndata import AnnData
 
 MAX_PANELS = 6
 """Conditions shown in a figure."""
@@ -91,6 +95,13 @@ def run_evaluate(options: argparse.Namespace) -> None:
     names = ["table.csv", "summary.csv", "populations.png", "mean_shift.png", "scores.png"]
     check_folder(options.out)
     check_outputs([options.out / name for name in names], options.overwrite)
+    if options.report is not None:
+        check_outputs([options.report], options.overwrite)
+        from scperturbdiff.reporting import check_path
+
+        check_path(options.report, options.overwrite)
+    if options.model is not None:
+        check_model(options.model)
     pred, real = read_cells(options.pred), read_cells(options.real)
     train = None if options.train is None else read_cells(options.train)
     from scperturbdiff import evaluate, pl, summarize_evaluation
@@ -98,8 +109,8 @@ def run_evaluate(options: argparse.Namespace) -> None:
     keys = _given(options, *KEYS, "condition_keys")
     layers = {"layer_pred": None if options.layer_pred == "X" else options.layer_pred, "layer_real": options.layer}
     metrics = "all" if options.metrics == ["all"] else options.metrics
-    kind = _given(options, "normalized", "means", "allow_overlap")
-    table = evaluate(pred, real, **keys, **layers, **kind, train=train, metrics=metrics, seed=options.seed)
+    given = _given(options, "normalized", "means", "allow_overlap")
+    table = evaluate(pred, real, **keys, **layers, **given, train=train, metrics=metrics, seed=options.seed)
     summary = summarize_evaluation(table, seed=options.seed)
     write_table(table, options.out / "table.csv", options.overwrite)
     write_table(summary, options.out / "summary.csv", options.overwrite)
@@ -118,6 +129,20 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if summary["normalized"].notna().any():
         write_figure(pl.scores(summary).figure, options.out / "scores.png", options.overwrite)
     print(f"Tables and figures in {options.out}")
+    if options.report is not None:
+        _write_report(options, pred, real, train, table)
+
+
+def _write_report(options: argparse.Namespace, pred: AnnData, real: AnnData, train: Any, table: pd.DataFrame) -> None:
+    from scperturbdiff import PerturbDiff, report
+
+    model = None if options.model is None else PerturbDiff.load(options.model, adata=False, accelerator="cpu")
+    keys = _given(options, *KEYS, "condition_keys", "normalized", "means", "seed", "overwrite")
+    layers = {"layer_pred": None if options.layer_pred == "X" else options.layer_pred, "layer_real": options.layer}
+    made = report(
+        pred, real, model, train, options.report, **keys, **layers, table=table, command=shlex.join(options.words)
+    )
+    print(f"{made}\nReport in {options.report}")
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where the user interrupts).
     """
     options = build_parser().parse_args(arguments)
+    options.words = ["scperturbdiff", *(sys.argv[1:] if arguments is None else arguments)]
     _quiet_libraries()
     try:
         options.run(options)

@@ -85,6 +85,8 @@ def _evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--train", type=Path, metavar="train.h5ad", help="training cells, for the simple rules")
     command.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to compute, or all (default: five)")
     command.add_argument("--layer-pred", default="counts", help="layer of pred with counts, X for X (default: counts)")
+    command.add_argument("--report", type=Path, metavar="report.html", help="write a page about it all, or a .md card")
+    command.add_argument("--model", type=Path, metavar="model_dir", help="the model, for what the report says of it")
     kind = command.add_mutually_exclusive_group()
     kind.add_argument("--normalized", action="store_true", help="pred is log-normalised, in X unless a layer is named")
     kind.add_argument("--means", action="store_true", help="pred has the mean of each condition, log-normalised, in X")

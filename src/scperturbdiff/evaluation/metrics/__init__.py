@@ -15,9 +15,16 @@ from scperturbdiff.evaluation.metrics._expression import (
     top_genes,
 )
 from scperturbdiff.evaluation.metrics._inputs import Comparison
-from scperturbdiff.evaluation.metrics._inputs import Projection as Projection  # for the figures
+from scperturbdiff.evaluation.metrics._inputs import Keys as Keys  # this and what follows for figures and reports
+from scperturbdiff.evaluation.metrics._inputs import Projection as Projection
+from scperturbdiff.evaluation.metrics._inputs import find_dose as find_dose
+from scperturbdiff.evaluation.metrics._inputs import group_cells as group_cells
+from scperturbdiff.evaluation.metrics._inputs import group_contexts as group_contexts
+from scperturbdiff.evaluation.metrics._inputs import make_keys as make_keys
 from scperturbdiff.evaluation.metrics._inputs import read_expression as read_expression
+from scperturbdiff.evaluation.metrics._inputs import split_control as split_control
 from scperturbdiff.evaluation.metrics._predicted import read_predicted as read_predicted
+from scperturbdiff.evaluation.metrics._registry import DEFAULT_METRICS as DEFAULT_METRICS
 from scperturbdiff.evaluation.metrics._registry import METRICS, Metric, metric_table
 from scperturbdiff.evaluation.metrics._shifts import (
     correlation_distance,

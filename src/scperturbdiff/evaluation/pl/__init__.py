@@ -1,5 +1,6 @@
 """Figures of predictions beside real cells; each function returns matplotlib Axes and draws into `ax` if given."""
 
+from scperturbdiff.evaluation.pl._cells import COLORS as COLORS
 from scperturbdiff.evaluation.pl._figures import draws, mean_shift, populations, scores, violins
 from scperturbdiff.evaluation.pl._states import states
 
