@@ -57,6 +57,7 @@ def check_training(arguments: Mapping[str, Any]) -> None:
         if arguments[name] is not None:
             check_int(name, arguments[name], 0)
     check_int("batch_size", arguments["batch_size"], 1)
+    check_number("train_size", arguments["train_size"], "(0, 1]")
     if arguments["validation_size"] is not None:
         check_number("validation_size", arguments["validation_size"], "[0, 1)")
     check_flag("early_stopping", arguments["early_stopping"])

@@ -364,7 +364,7 @@ argument("model", "retrieval_kwargs.fold_width", 0, float("nan"), "a")
 for _key in ("max_epochs", "max_epochs_vae", "max_epochs_generator"):
     argument("train", _key, -1, 1.5, "3", float("nan"))
 argument("train", "validation_size", 1.0, -0.1, float("nan"), "a", 3)
-argument("train", "train_size", 0.0, -1.0, 1.5, float("nan"), "a", names="")
+argument("train", "train_size", 0.0, -1.0, 1.5, float("nan"), "a")
 argument("train", "batch_size", 0, -1, 2.5, "a")
 argument("train", "seed", -1, 2**70, 1.5, "a")
 argument("train", "accelerator", "abacus", 5, names="")
