@@ -14,10 +14,10 @@ from tests.screens import replicated_latent, screen, table_of, tiny, use_latent
 import scperturbdiff as spd
 from scperturbdiff.diffusion import SELECTION_METRIC, GeneratorTrainingPlan, NetworkSelection
 from scperturbdiff.latent import LatentVAE
-from scperturbdiff.training_report import TrainingReport
 from scperturbdiff.responses import replicate_factors
 from scperturbdiff.retrieval import Retrieval, RetrievalSettings
 from scperturbdiff.training import PopulationTraining, Stage, latent_stage
+from scperturbdiff.training_report import TrainingReport
 
 if TYPE_CHECKING:
     from pathlib import Path

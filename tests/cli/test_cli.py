@@ -185,7 +185,7 @@ def test_evaluate_writes_tables_and_figures(folder: Path, tmp_path: Path, capsys
     del pred.layers["counts"]
     pred.write_h5ad(tmp_path / "logged.h5ad")
     words = ["evaluate", tmp_path / "logged.h5ad", *words[2:], "--overwrite"]
-    assert "layer='counts' is not in adata.layers" in failure(capsys, *words)
+    assert "layer_pred='counts' is not in pred.layers" in failure(capsys, *words)
     assert run(*words, "--normalized", "--train", folder / "train.h5ad") == 0
     again = pd.read_csv(tmp_path / "scores" / "table.csv")
     again = again[again["model"] == "prediction"].set_index(["perturbation", "metric"])["value"]

@@ -118,7 +118,7 @@ def test_values_that_are_not_log_normalised_are_refused(
 ) -> None:
     wrong = logged.copy()
     wrong.X = change(wrong.X)
-    with pytest.raises(ValueError, match=f"^prediction.*{said}"):
+    with pytest.raises(ValueError, match=f"^pred[.:].*{said}"):
         evaluate(wrong, real, CONTROL, **KEYS, **FAST, normalized=True)
 
 

@@ -374,23 +374,25 @@ def test_wrong_input_is_named(real: ad.AnnData, replicate: ad.AnnData, no_change
         run(truth=real[real.obs["perturbation"] != "B"])
     with pytest.raises(ValueError, match="no real control cells for contexts, 1 of 2 wanted: cell_type=type1"):
         run(truth=real[(real.obs["perturbation"] != "control") | (real.obs["cell_type"] == "type0")])
-    with pytest.raises(ValueError, match="prediction: 1 of the 40 genes wanted are missing.*'gene7'"):
+    with pytest.raises(ValueError, match="1 of the 40 genes wanted are missing from pred.var_names: 'gene7'"):
         run(pred=replicate[:, replicate.var_names != "gene7"])
-    with pytest.raises(KeyError, match="'celltype' is not a column of adata.obs. Did you mean 'cell_type'"):
+    with pytest.raises(KeyError, match="context_keys='celltype' is not a column of real.obs. Did you mean 'cell_type'"):
         run(context_keys=["celltype"])
     with pytest.raises(ValueError, match="control='ctrl' is not a value of real.obs.*'control'"):
         run(control="ctrl")
-    with pytest.raises(KeyError, match="prediction: layer='raw' is not in adata.layers.*'counts'"):
+    with pytest.raises(KeyError, match="layer_pred='raw' is not in pred.layers.*'counts'"):
         run(layer_pred="raw")
     logged = replicate.copy()
     logged.layers["counts"] = logged.X.log1p()
-    with pytest.raises(ValueError, match=r"prediction.layers\['counts'\] must hold raw counts, but \d+ entries are"):
+    with pytest.raises(
+        ValueError, match=r"pred.layers\['counts'\] must hold raw counts, but \d+ entries are.*Pass layer_pred=\.\.\."
+    ):
         run(pred=logged)
     with pytest.raises(ValueError, match="nothing to score"):
         run(pred=replicate[replicate.obs["perturbation"] == "control"])
-    with pytest.raises(ValueError, match="half: lacks conditions that another model predicts, 3 of 6"):
+    with pytest.raises(ValueError, match=r"pred\['half'\] lacks conditions that another model predicts, 3 of 6"):
         run(pred={"whole": replicate, "half": replicate[replicate.obs["cell_type"] == "type0"]})
-    with pytest.raises(ValueError, match="simple: lacks conditions, 2 of 6"):
+    with pytest.raises(ValueError, match=r"baselines\['simple'\] lacks conditions, 2 of 6"):
         run(baselines={"simple": no_change[no_change.obs["perturbation"] != "C"]})
     with pytest.raises(ValueError, match=r"must differ.*\['prediction'\]"):
         run(baselines={"prediction": no_change})
@@ -411,7 +413,7 @@ def test_wrong_input_is_named(real: ad.AnnData, replicate: ad.AnnData, no_change
         evaluate(replicate, "real.h5ad", "control", **KEYS)
     with pytest.raises(TypeError, match=r"baselines\['x'\] must be an AnnData"):
         run(baselines={"x": 3})
-    with pytest.raises(TypeError, match="'prediction' is"):
+    with pytest.raises(TypeError, match="but pred is"):
         run(pred=replicate.to_df())
     with pytest.raises(ValueError, match="baselines='all' is unknown"):
         run(baselines="all")
@@ -422,7 +424,7 @@ def test_wrong_input_is_named(real: ad.AnnData, replicate: ad.AnnData, no_change
         run(metrics=["accuracy"])
     missing = replicate.copy()
     missing.obs["cell_type"] = missing.obs["cell_type"].where(np.arange(missing.n_obs) > 4)
-    with pytest.raises(ValueError, match=r"prediction.obs\['cell_type'\] is missing \(NaN\) for 5 cells"):
+    with pytest.raises(ValueError, match=r"pred.obs\['cell_type'\] is missing \(NaN\) for 5 cells"):
         run(pred=missing)
 
 

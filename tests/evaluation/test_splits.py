@@ -315,3 +315,32 @@ def test_wrong_input(screen):
     partly = anndata.AnnData(np.ones((3, 2)), obs=pd.DataFrame({"p": ["a", None, "control"]}, index=list("xyz")))
     with pytest.raises(ValueError, match="is missing .NaN. for 1 cells"):
         splits.hold_out_perturbations(partly, perturbation_key="p", control="control")
+
+
+def test_a_split_that_cannot_be_made_leads_to_one_that_can(screen) -> None:
+    """Kang's cells have one perturbation: the first call that everybody tries must say which one to make."""
+    keys = {"perturbation_key": "perturbation", "control": "control"}
+    drug, line = screen.obs["perturbation"].astype(str), screen.obs["cell_type"].astype(str)
+    one_drug = screen[(drug.isin(["control", "P01"])).to_numpy()].copy()
+    one_line = screen[(line == "C1").to_numpy()].copy()
+    neither = screen[(drug.isin(["control", "P01"]) & (line == "C1")).to_numpy()].copy()
+    by_line = {**keys, "context_keys": ["cell_type"]}
+    with pytest.raises(ValueError, match="one perturbation, 'P01', in 5 contexts. Use hold_out_contexts"):
+        splits.hold_out_pairs(one_drug, **by_line)
+    assert splits.hold_out_contexts(one_drug, **by_line).test.any()
+    with pytest.raises(ValueError, match="perturbations in one context, 'C1'. Use hold_out_perturbations"):
+        splits.hold_out_pairs(one_line, **by_line)
+    assert splits.hold_out_perturbations(one_line, **by_line).test.any()
+    with pytest.raises(ValueError, match="one perturbation, 'P01', in one context, 'C1'. Use hold_out_batches"):
+        splits.hold_out_pairs(neither, **by_line)
+    assert splits.hold_out_batches(neither, **by_line, batch_key="donor").test.any()
+    # pairs that are named are held out all the same
+    assert splits.hold_out_pairs(one_drug, **by_line, pairs=[("P01", "C1")]).test.any()
+    for make, cells, instead in (
+        (splits.hold_out_contexts, one_line, "there is only 'C1' to draw from. Use hold_out_perturbations or"),
+        (splits.hold_out_perturbations, one_drug, "there is only 'P01' to draw from. Use hold_out_contexts or"),
+    ):
+        with pytest.raises(ValueError, match=instead):
+            make(cells, **by_line)
+    with pytest.raises(ValueError, match="needs context_keys.*held out by hold_out_perturbations"):
+        splits.hold_out_pairs(screen, **keys, context_keys=[])

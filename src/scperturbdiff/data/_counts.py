@@ -25,15 +25,18 @@ LARGEST_COUNT = 2**24
 """Counts up to this one are exact in single precision, in which cells are encoded and decoded."""
 
 
-def get_matrix(adata: AnnData, layer: str | None = None) -> Any:
-    """The matrix in `adata.X` or `adata.layers[layer]`, as stored (dense, sparse or backed)."""
+def get_matrix(adata: AnnData, layer: str | None = None, where: str = "adata", argument: str = "layer") -> Any:
+    """The matrix in `adata.X` or `adata.layers[layer]`, as stored (dense, sparse or backed).
+
+    `where` and `argument` are what the user calls the cells, and the argument that names the layer.
+    """
     if layer is None:
         if adata.X is None:
-            raise ValueError("adata.X is empty. Pass layer=... to name the layer that holds the counts.")
+            raise ValueError(f"{where}.X is empty. Pass {argument}=... to name the layer that holds the counts.")
         return adata.X
     if layer not in adata.layers:
         names = [name for name in adata.layers if name is not None]  # since anndata 0.13 None stands for X
-        raise KeyError(f"layer={layer!r} is not in adata.layers. Layers: {preview(names, 30)}.")
+        raise KeyError(f"{argument}={layer!r} is not in {where}.layers. Layers: {preview(names, 30)}.")
     return adata.layers[layer]
 
 
@@ -109,7 +112,7 @@ def check_layer(
     adata: AnnData, layer: str | None = None, rows: NDArray[np.integer] | None = None, where: str = "adata"
 ) -> None:
     """Raise unless a layer of `adata` (`None`: X) holds counts; see :func:`check_counts`."""
-    check_counts(get_matrix(adata, layer), matrix_name(layer, where), rows)
+    check_counts(get_matrix(adata, layer, where), matrix_name(layer, where), rows)
 
 
 def matrix_name(layer: str | None, where: str = "adata") -> str:
@@ -147,10 +150,13 @@ def check_counts(
             bad[what] += number
         totals.append(np.asarray(block.sum(axis=1)).ravel())
     remedy = f"Pass {argument} to name the layer that holds raw counts; log-normalised values are not counts."
+    total = np.concatenate(totals)
+    if bad[FRACTIONAL] and len(total) > 1 and np.ptp(total) < 1e-3 * total.mean():
+        remedy = f"Its cells all add up to about {total.mean():,.0f}: they seem to be normalised. {remedy}"
     for what, number in bad.items():
         if number:
             raise ValueError(f"{where} must hold raw counts, but {number} entries are {what}. {remedy}")
-    empty = np.flatnonzero(np.concatenate(totals) == 0)
+    empty = np.flatnonzero(total == 0)
     no_counts = empty if rows is None else np.asarray(rows)[empty]
     if no_counts.size and not empty_cells:
         raise ValueError(
@@ -159,7 +165,8 @@ def check_counts(
         )
 
 
-NO_COUNTS = ("NaN or infinite", "negative", "non-integer", f"larger than {LARGEST_COUNT:,}")
+FRACTIONAL = "non-integer"
+NO_COUNTS = ("NaN or infinite", "negative", FRACTIONAL, f"larger than {LARGEST_COUNT:,}")
 """What entries that are no counts are called, the worst first."""
 
 
@@ -203,17 +210,17 @@ def check_unique_names(adata: AnnData) -> None:
         check_text(names, f"adata.{what}")
 
 
-def gene_positions(var_names: pd.Index, genes: Sequence[str] | pd.Index) -> NDArray[np.intp]:
-    """Where each of `genes` stands in `var_names`; raises a `ValueError` listing the missing ones."""
+def gene_positions(var_names: pd.Index, genes: Sequence[str] | pd.Index, where: str = "adata") -> NDArray[np.intp]:
+    """Where each of `genes` stands in `var_names`, those of `where`; raises a `ValueError` listing the missing ones."""
     genes = pd.Index(genes)
     if not var_names.is_unique:
         repeated = var_names[var_names.duplicated()].unique()
-        raise ValueError(f"var_names has {len(repeated)} duplicated names: {preview(repeated)}.")
+        raise ValueError(f"{where}.var_names has {len(repeated)} duplicated names: {preview(repeated)}.")
     positions = var_names.get_indexer(genes)
     missing = genes[positions < 0]
     if len(missing):
         raise ValueError(
-            f"{len(missing)} of the {len(genes)} genes wanted are missing from adata.var_names: {preview(missing)}. "
+            f"{len(missing)} of the {len(genes)} genes wanted are missing from {where}.var_names: {preview(missing)}. "
             "Genes are matched by name."
         )
     return positions
@@ -224,6 +231,8 @@ def read_genes(
     genes: Sequence[str] | pd.Index | None = None,
     layer: str | None = None,
     rows: NDArray[np.integer] | None = None,
+    where: str = "adata",
+    argument: str = "layer",
 ) -> sparse.csr_matrix:
     """Rows of the matrix with its columns in the order of `genes`, as float32 CSR in memory.
 
@@ -235,11 +244,13 @@ def read_genes(
         Names wanted, in order. Extra genes of `adata` are left out; missing ones raise. `None`: all, as stored.
     layer, rows
         Layer to read; `None` for X. Row numbers wanted, in order, repeats allowed; `None`: all.
+    where, argument
+        What messages call the cells, and the argument that names the layer.
     """
-    columns = np.arange(adata.n_vars) if genes is None else gene_positions(adata.var_names, genes)
+    columns = np.arange(adata.n_vars) if genes is None else gene_positions(adata.var_names, genes, where)
     as_stored = np.array_equal(columns, np.arange(adata.n_vars))
     blocks = []
-    for block in iter_rows(get_matrix(adata, layer), rows):
+    for block in iter_rows(get_matrix(adata, layer, where, argument), rows):
         taken = sparse.csr_matrix(block, dtype=np.float32)
         blocks.append(taken if as_stored else taken[:, columns])
     if not blocks:

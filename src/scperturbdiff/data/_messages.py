@@ -29,18 +29,21 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     return f" Did you mean {preview(near)}?" if near else ""
 
 
-def check_obs_keys(adata: AnnData, **keys: str | Iterable[str] | None) -> None:
+def check_obs_keys(adata: AnnData, where: str = "adata", /, **keys: str | Iterable[str] | None) -> None:
     """:func:`check_obs_key` for the columns, if any, that each of several arguments names."""
     for argument, given in keys.items():
         for key in (given,) if isinstance(given, str) else given or ():
-            check_obs_key(adata, key, argument)
+            check_obs_key(adata, key, argument, where)
 
 
-def check_obs_key(adata: AnnData, key: str, argument: str) -> None:
-    """Raise a `KeyError` that names `key` and the columns there are, unless `adata.obs` has it."""
+def check_obs_key(adata: AnnData, key: str, argument: str, where: str = "adata") -> None:
+    """Raise a `KeyError` that names `key` and the columns there are, unless `adata.obs` has it.
+
+    `where` is what the user calls the cells.
+    """
     if key not in adata.obs:
         raise KeyError(
-            f"{argument}={key!r} is not a column of adata.obs.{did_you_mean(key, adata.obs.columns)} "
+            f"{argument}={key!r} is not a column of {where}.obs.{did_you_mean(key, adata.obs.columns)} "
             f"Columns: {preview(adata.obs.columns, 30)}."
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from scperturbdiff.arguments import check_texts, check_type
+from scperturbdiff.data._advice import other_separator, warn_of_cells, warn_of_few_controls
 from scperturbdiff.data._annotation import check_few_values, check_plain, check_roles, look_alikes
 from scperturbdiff.data._conditions import ConditionSpace, read_numbers
 from scperturbdiff.data._counts import check_layer, check_unique_names, get_matrix, matrix_name
@@ -102,6 +103,8 @@ def learn_conditions(
     check_few_values(labels.loc[~space.is_control(labels)], space.obs_keys)
     space = _learn_perturbations(space, labels)
     _warn_of_look_alikes(space)
+    if perturbation_key is not None:
+        warn_of_few_controls(space, labels)
     return space
 
 
@@ -126,6 +129,10 @@ def _tell_of_combinations(labels: Labels, obs: pd.DataFrame) -> None:
     check_text((part for parts in found.values() for part in parts), f"obs[{labels.key!r}]")
     combined = {label: parts for label, parts in found.items() if len(parts) > 1}
     if not combined:
+        other = None if labels.separator is None else other_separator(found, str(labels.control), labels.separator)
+        if other is not None:
+            text = "No label has separator=%r, but %d would be combinations of others with separator=%r: %s."
+            logger.warning(text, labels.separator, len(other[1]), other[0], preview(other[1]))
         return
     joined, remedy = "lists of names", ""
     if labels.separator and any(isinstance(label, str) for label in combined):
@@ -216,6 +223,7 @@ def read_space(adata: AnnData, layer: str | None, source: Mapping[str, Any] | No
         name = matrix_name(layer)
         raise TypeError(f"scvi-tools does not read sparse arrays: {name} = scipy.sparse.csr_matrix({name}).")
     if source is None:
+        warn_of_cells(adata, layer)
         return learn_conditions(adata, **keys)
     check_genes(adata, source)
     return stored_space(source)

@@ -192,7 +192,7 @@ def _control_means(
         return (log_normalize(counts, target_sum).astype(np.float64),)
 
     check_layer(control, layer, np.unique(at), "control")
-    columns = gene_positions(control.var_names, pred.var_names)
+    columns = gene_positions(control.var_names, pred.var_names, "control")
     (total,) = grouped_sums(get_matrix(control, layer), weights, logged, columns=columns, chunk=CHUNK)
     return total / np.asarray(weights.sum(axis=1)).reshape(-1, 1)
 

@@ -171,7 +171,7 @@ class Baseline(ABC):
         counts, tables = [], []
         for number, context in enumerate(contexts):
             of_context = rows[code == number]
-            cells = read_genes(controls, self.genes_, self.layer, of_context)
+            cells = read_genes(controls, self.genes_, self.layer, of_context, "controls")
             check_counts(cells, f"the counts of the controls of context {context_name(context)!r}")
             obs = controls.obs.iloc[of_context]
             profile = means.mean_rows(log_normalize(cells, means.TARGET_SUM))
@@ -257,7 +257,7 @@ class Baseline(ABC):
         return table
 
     def _control_rows(self, controls: AnnData) -> NDArray[np.intp]:
-        check_obs_keys(controls, context_keys=self.context_keys, batch_key=self.batch_key)
+        check_obs_keys(controls, "controls", context_keys=self.context_keys, batch_key=self.batch_key)
         rows = np.arange(controls.n_obs)
         if self.labels_.key in controls.obs:
             rows = np.flatnonzero(self.labels_.control_cells(controls.obs))

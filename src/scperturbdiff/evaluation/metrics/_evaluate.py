@@ -153,7 +153,7 @@ def evaluate(
     rules = list(baselines) if isinstance(baselines, Mapping) else []
     kinds = predicted.kinds_of(models, rules, normalized, means)
     treated, control_cells, control_rows = inputs.split_control(real, control, keys)
-    conditions = _conditions_of(models, keys)
+    conditions = _conditions_of(pred, models, keys)
     contexts = inputs.require_real(conditions, treated, control_rows, keys)
 
     def read(adata: AnnData, where: str, rows: Any = None) -> Any:
@@ -186,17 +186,19 @@ def evaluate(
         matrix, where = sparse.csr_matrix((0, real.n_vars), dtype=np.float32), {}
         if found.adata is not None:
             kind = kinds.get(name, "counts")
+            # what the user passed: the table's name of a single model, "prediction", is ours
+            called = f"baselines[{name!r}]" if name in floors else _called(pred, name)
             matrix = predicted.read_predicted(
-                found.adata, real.var_names, kind, layer=found.layer, target_sum=target_sum, where=name
+                found.adata, real.var_names, kind, layer=found.layer, target_sum=target_sum, where=called
             )
-            where = inputs.group_cells(found.adata, keys, name)
+            where = inputs.group_cells(found.adata, keys, called)
             inputs.require(
-                [c for c in conditions if c not in found.absent], list(where), f"{name}: lacks conditions,", keys
+                [c for c in conditions if c not in found.absent], list(where), f"{called} lacks conditions,", keys
             )
             if kind != "counts":
-                predicted.check_scale(matrix, where, controls, keys, name, target_sum)
+                predicted.check_scale(matrix, where, controls, keys, called, target_sum)
             if kind == "means":
-                predicted.check_one_row(where, keys, name)
+                predicted.check_one_row(where, keys, called)
         return ((c, Comparison(matrix[where.get(c, [])], observed[c])) for c in conditions)
 
     tables = []
@@ -229,20 +231,26 @@ def _check_settings(
     check_seed(seed)
 
 
-def _conditions_of(models: Mapping[str, AnnData], keys: Keys) -> list[Condition]:
+def _called(pred: Any, name: str) -> str:
+    """What messages call a model's prediction."""
+    return f"pred[{name!r}]" if isinstance(pred, Mapping) else "pred"
+
+
+def _conditions_of(pred: Any, models: Mapping[str, AnnData], keys: Keys) -> list[Condition]:
     """Conditions to score, the same for all models."""
     if not models:
         raise ValueError("pred names no model.")
     found: dict[str, list[Condition]] = {}
     for name, adata in models.items():
         if not isinstance(adata, AnnData):
-            raise TypeError(f"pred must be an AnnData or a mapping of names to AnnData, but {name!r} is {type(adata)}.")
-        found[name] = list(inputs.group_cells(adata, keys, name))
+            called = _called(pred, name)
+            raise TypeError(f"pred must be an AnnData or a mapping of names to AnnData, but {called} is {type(adata)}.")
+        found[name] = list(inputs.group_cells(adata, keys, _called(pred, name)))
     wanted = list(dict.fromkeys(c for conditions in found.values() for c in conditions))
     if not wanted:
         raise ValueError("pred holds no cells of a perturbation: nothing to score.")
     for name, conditions in found.items():
-        inputs.require(wanted, conditions, f"{name}: lacks conditions that another model predicts,", keys)
+        inputs.require(wanted, conditions, f"{_called(pred, name)} lacks conditions that another model predicts,", keys)
     return wanted
 
 

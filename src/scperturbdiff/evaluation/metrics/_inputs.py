@@ -95,8 +95,12 @@ def find_dose(keys: Keys, obs: pd.DataFrame) -> Keys:
 
 def group_cells(adata: AnnData, keys: Keys, where: str) -> dict[Condition, NDArray[np.intp]]:
     """Row numbers of the treated cells of every condition, in order of first appearance."""
-    check_obs_keys(adata, **{f"{where}: key": keys.all})
-    read, dose = keys.labels.read(adata.obs, f"{where}.obs"), keys.labels.dose_key
+    dose = keys.labels.dose_key
+    others = [key for key in keys.conditions if key != dose]
+    check_obs_keys(
+        adata, where, perturbation_key=keys.labels.key, context_keys=keys.contexts, condition_keys=others, dose_key=dose
+    )
+    read = keys.labels.read(adata.obs, f"{where}.obs")
     columns = read_text(adata.obs, [key for key in keys.all[:-1] if key != dose], f"{where}.obs")
     columns[keys.labels.key] = read[PERTURBATION].to_numpy()
     if dose is not None:
@@ -110,7 +114,7 @@ def group_contexts(
     adata: AnnData, keys: Keys, where: str, rows: NDArray[np.intp] | None = None
 ) -> dict[Condition, NDArray[np.intp]]:
     """Those of `rows` (`None`: all) in every context."""
-    check_obs_keys(adata, **{f"{where}: key": keys.contexts})
+    check_obs_keys(adata, where, context_keys=keys.contexts)
     rows = np.arange(adata.n_obs) if rows is None else rows
     codes, contexts = read_contexts(adata.obs.iloc[rows], keys.contexts, f"{where}.obs")
     return {context: rows[codes == i] for i, context in enumerate(contexts)}
@@ -124,16 +128,15 @@ def read_expression(
     rows: NDArray[np.integer] | None = None,
     target_sum: float = 1e4,
     where: str = "adata",
+    argument: str = "layer_real",
 ) -> sparse.csr_matrix:
     """Log-normalised expression of `genes` for `rows`, float32 CSR, from counts in `layer` (`None`: X).
 
-    Library sizes are sums over `genes`. Values that are not counts raise a `ValueError`.
+    Library sizes are sums over `genes`. Values that are not counts raise a `ValueError`. `where` and `argument` are
+    what the user calls the cells, and the argument that names the layer.
     """
-    try:
-        counts = read_genes(adata, genes, layer, rows)
-    except (KeyError, ValueError) as error:
-        raise type(error)(f"{where}: {error.args[0]}") from error
-    check_counts(counts, matrix_name(layer, where), empty_cells=True, argument="layer_pred or layer_real")
+    counts = read_genes(adata, genes, layer, rows, where, argument)
+    check_counts(counts, matrix_name(layer, where), empty_cells=True, argument=f"{argument}=...")
     return log_normalize(counts, target_sum)
 
 
@@ -145,7 +148,7 @@ def split_control(
     `control` is the label of the control cells in `real`, or an AnnData of control cells.
     """
     check_cells(real, "real")
-    check_obs_keys(real, perturbation_key=keys.labels.key)
+    check_obs_keys(real, "real", perturbation_key=keys.labels.key)
     if not isinstance(control, str):
         return group_cells(real, keys, "real"), control, group_contexts(control, keys, "control")
     keys.labels.check_control(real.obs, "real.obs")

@@ -37,7 +37,7 @@ def check_overlap(
     if not known.size:
         return
     codes, totals = _codes(real, rows, np.arange(real.n_vars), layer)
-    train_codes, _ = _codes(train, known, gene_positions(train.var_names, real.var_names), layer)
+    train_codes, _ = _codes(train, known, gene_positions(train.var_names, real.var_names, "train"), layer)
     twin = np.isin(codes, train_codes)
     if not twin.any():
         return

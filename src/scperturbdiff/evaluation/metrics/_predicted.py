@@ -86,12 +86,11 @@ def read_predicted(
         Row numbers wanted; `None`: all.
     """
     if kind == "counts":
-        return read_expression(adata, genes, layer=layer, rows=rows, target_sum=target_sum, where=where)
+        return read_expression(
+            adata, genes, layer=layer, rows=rows, target_sum=target_sum, where=where, argument="layer_pred"
+        )
     layer = None if layer == COUNTS else layer
-    try:
-        matrix = read_genes(adata, genes, layer, rows)
-    except (KeyError, ValueError) as error:
-        raise type(error)(f"{where}: {error.args[0]}") from error
+    matrix = read_genes(adata, genes, layer, rows, where, "layer_pred")
     _check_normalized(matrix.data, matrix_name(layer, where), kind, target_sum)
     return matrix
 

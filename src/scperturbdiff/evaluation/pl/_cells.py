@@ -81,7 +81,7 @@ def read_condition(
     """Find and normalise the cells of one condition; messages name what is missing."""
     context = dict(context or {})
     labels = Labels(perturbation_key, control if isinstance(control, str) else None, separator)
-    check_obs_keys(pred, perturbation_key=perturbation_key)
+    check_obs_keys(pred, "pred", perturbation_key=perturbation_key)
     if perturbation is None:
         names = labels.read(pred.obs.iloc[_rows(pred, context, "pred", labels)], "pred.obs")[PERTURBATION].unique()
         found = [name for name in names if name != labels.control]
@@ -98,8 +98,8 @@ def read_condition(
     for name, (adata, label, layer) in sources.items():
         rows = _rows(adata, context, name, labels, label)
         how: Any = {"layer": layer, "rows": rows, "target_sum": target_sum, "where": name}
-        if name == "pred" and normalized:
-            cells[name] = read_predicted(adata, real.var_names, "normalized", **how)
+        if name == "pred":
+            cells[name] = read_predicted(adata, real.var_names, "normalized" if normalized else "counts", **how)
         else:
             cells[name] = read_expression(adata, real.var_names, **how)
         obs[name] = adata.obs.iloc[rows]
@@ -112,7 +112,7 @@ def _rows(
 ) -> NDArray[np.intp]:
     """Rows of a context and, with `label`, of one perturbation; two at least."""
     columns = {} if label is None else {labels.key: label}
-    check_obs_keys(adata, **{f"{where}: key": [*context, *columns]})
+    check_obs_keys(adata, where, context=context, perturbation_key=columns)
     text = read_text(adata.obs, list(context), f"{where}.obs")
     if label is not None:
         text[labels.key] = labels.read(adata.obs, f"{where}.obs")[PERTURBATION].to_numpy()

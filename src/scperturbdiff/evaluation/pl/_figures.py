@@ -225,8 +225,8 @@ def draws(
     of the real perturbed cells.
     """
     cells = read_condition(pred, real, control, **shown)
-    check_obs_keys(real, replicate_key=replicate_key)
-    check_obs_keys(pred, population_key=population_key)
+    check_obs_keys(real, "real", replicate_key=replicate_key)
+    check_obs_keys(pred, "pred", population_key=population_key)
     names, at = cells.choose(genes, n_genes)
     projection = Projection(sparse.vstack([cells.control, cells.real], format="csr"), n_pcs=1, seed=seed)
 

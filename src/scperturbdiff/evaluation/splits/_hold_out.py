@@ -66,7 +66,12 @@ def hold_out_pairs(
     """
     screen = Screen(adata, perturbation_key, control, context_keys, separator=separator)
     if not screen.context_keys:
-        raise ValueError("hold_out_pairs needs context_keys: without a context there are no pairs to hold out.")
+        raise ValueError(
+            "hold_out_pairs needs context_keys: without a context there are no pairs to hold out. Whole perturbations "
+            "are held out by hold_out_perturbations, combinations by hold_out_combinations."
+        )
+    if pairs is None:
+        screen.check_pairs()
     how = f"drawn with seed {seed}" if pairs is None else "as listed"
     drawn = _draw_pairs(screen.conditions, fraction, seed) if pairs is None else map(screen.known_pair, pairs)
     chosen = sorted(set(drawn))
@@ -101,9 +106,14 @@ def hold_out_contexts(
     """
     screen = Screen(adata, perturbation_key, control, context_keys, separator=separator)
     if not screen.context_keys:
-        raise ValueError("hold_out_contexts needs context_keys.")
+        raise ValueError(
+            "hold_out_contexts needs context_keys, the columns of obs that make the context. Without contexts use "
+            "hold_out_perturbations or hold_out_batches."
+        )
     treated = sorted({context for _, context in screen.conditions})
-    wanted = _choose(contexts, treated, fraction, seed, screen.known_context)
+    wanted = _choose(
+        contexts, treated, fraction, seed, screen.known_context, "hold_out_perturbations or hold_out_batches"
+    )
     if wanted.issuperset(treated):
         raise ValueError(f"All {len(treated)} contexts with treated cells would be held out: none is left to train on.")
     inside = np.isin(screen.context_code, [screen.contexts.index(context) for context in wanted])
@@ -136,7 +146,10 @@ def hold_out_perturbations(
     screen = Screen(adata, perturbation_key, control, context_keys, separator=separator)
     components = screen.components_of(~screen.is_control)
     known = sorted(components)
-    wanted = _choose(perturbations, known, fraction, seed, partial(known_label, known=known, what="perturbation"))
+    wanted = _choose(
+        perturbations, known, fraction, seed, partial(known_label, known=known, what="perturbation"),
+        "hold_out_contexts or hold_out_batches",
+    )  # fmt: skip
     test = screen.containing(wanted)
     remaining = screen.components_of(~test)
     lost = sorted(components - wanted - remaining)
@@ -234,7 +247,10 @@ def hold_out_batches(
     screen = Screen(adata, perturbation_key, control, context_keys, batch_key, separator)
     batch = screen.table[batch_key].to_numpy()
     known = sorted(set(batch[~screen.is_control]))
-    wanted = _choose(batches, known, fraction, seed, partial(known_label, known=known, what="batch"))
+    wanted = _choose(
+        batches, known, fraction, seed, partial(known_label, known=known, what="batch"),
+        "hold_out_pairs, hold_out_contexts or hold_out_perturbations",
+    )  # fmt: skip
     inside = np.isin(batch, list(wanted))
     treated, held = (set(screen.perturbation[cells & ~screen.is_control]) for cells in (~inside, inside))
     if not treated or (held - treated and batches is None):
@@ -250,14 +266,15 @@ def _share(fraction: float, n: int) -> int:
 
 
 def _choose(
-    names: Iterable[Any] | None, known: Sequence[T], fraction: float, seed: int, check: Callable[[Any], T]
+    names: Iterable[Any] | None, known: Sequence[T], fraction: float, seed: int, check: Callable[[Any], T], instead: str
 ) -> set[T]:
-    """`names`, each checked; where none are given, `fraction` of `known`, but never all."""
+    """`names`, each checked; where none are given, `fraction` of `known`, never all. `instead` names other splits."""
     if names is not None:
         return set(map(check, names))
     size = _share(fraction, len(known))
     if len(known) < 2:
-        raise ValueError(f"Nothing would be left to train on: there is only {preview(known)} to draw from.")
+        only = preview(context_name(name) if isinstance(name, tuple) else name for name in known)
+        raise ValueError(f"Nothing would be left to train on: there is only {only} to draw from. Use {instead}.")
     chosen = np.random.default_rng(check_seed(seed)).permutation(len(known))[: min(size, len(known) - 1)]
     return {known[i] for i in chosen}
 

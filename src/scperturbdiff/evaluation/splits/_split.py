@@ -154,6 +154,25 @@ class Screen:
             raise ValueError(f"No cell has perturbation {label!r} in context {context_name(context)!r}.")
         return label, context
 
+    def check_pairs(self) -> None:
+        """Raise a `ValueError` that names another split where a pair never leaves both of its parts in training."""
+        perturbations = sorted({perturbation for perturbation, _ in self.conditions})
+        contexts = sorted({context for _, context in self.conditions})
+        if len(perturbations) > 1 and len(contexts) > 1:
+            return
+        if len(contexts) > 1:
+            found = f"one perturbation, {perturbations[0]!r}, in {len(contexts)} contexts"
+            other = "hold_out_contexts, which asks how it acts in a context where it was not measured"
+        elif len(perturbations) > 1:
+            found = f"{len(perturbations)} perturbations in one context, {context_name(contexts[0])!r}"
+            other = "hold_out_perturbations, or hold_out_combinations where there are any"
+        else:
+            found = f"one perturbation, {perturbations[0]!r}, in one context, {context_name(contexts[0])!r}"
+            other = "hold_out_batches, if it was measured in several batches; nothing else can be left out"
+        raise ValueError(
+            f"hold_out_pairs needs two perturbations in two contexts at least, and there is {found}. Use {other}."
+        )
+
     def make(self, kind: Kind, description: str, labels: Iterable[str], *, train: Mask, test: Mask) -> Split:
         """Complete a split from its two masks."""
         if not train.any() or not test.any():

@@ -1,0 +1,96 @@
+"""What set-up warns of although nothing is wrong: data from which little can be learned, or at a high price."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scperturbdiff.data._counts import get_matrix, iter_rows, matrix_name
+from scperturbdiff.data._labels import context_name
+from scperturbdiff.data._messages import preview
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from anndata import AnnData
+
+    from scperturbdiff.data._conditions import ConditionSpace
+
+logger = logging.getLogger(__name__)
+
+FEW_CONTROLS = 20
+"""Control cells of a context of which is warned."""
+MANY_GENES = 10_000
+"""Genes from which on to say how to select some."""
+SOME_CELLS = 1000
+"""Cells whose totals are looked at."""
+SAME_TOTAL = 1e-3
+"""Relative range of totals that no sequencer gives."""
+SEPARATORS = ("+", "_", "|", ";", ",", "&", "/", ":", "-", " ")
+"""What joins names in public data sets."""
+
+
+def warn_of_cells(adata: AnnData, layer: str | None) -> None:
+    """Log warnings of counts that are probably none, and of many genes."""
+    _warn_of_equal_totals(adata, layer)
+    if adata.n_vars > MANY_GENES:
+        where = "" if layer is None else f", layer={layer!r}"
+        line = f"sc.experimental.pp.highly_variable_genes(adata, n_top_genes=3000{where}, subset=True)"
+        logger.warning(
+            "adata has %d genes. Time and memory grow with their number, and 2,000 to 5,000 variable ones are enough "
+            "as a rule. Before set-up: %s",
+            adata.n_vars, line,
+        )  # fmt: skip
+
+
+def warn_of_few_controls(space: ConditionSpace, labels: pd.DataFrame) -> None:
+    """Log a warning of contexts with few or no control cells; `labels` are those of the cells, as read."""
+    control = space.is_control(labels)
+    by = [labels[key].astype(str).to_numpy() for key in space.context_keys] or [np.zeros(len(labels), np.int64)]
+    number = pd.DataFrame({"control": control, "treated": ~control}).groupby(by).sum()
+    number = number[number["treated"] > 0]
+    few = number.loc[number["control"] < FEW_CONTROLS, "control"]
+    if few.empty:
+        return
+    if not space.context_keys:
+        logger.warning("The number of control cells is %d, from which little can be told.", few.iloc[0])
+        return
+    names = [context_name(name if isinstance(name, tuple) else (name,)) for name in few.index]
+    logger.warning(
+        "%d of %d contexts have fewer than %d control cells, from which little can be told: %s. Merge contexts, or "
+        "leave them out.",
+        len(few), len(number), FEW_CONTROLS, preview(f"{name}: {n}" for name, n in zip(names, few, strict=True)),
+    )  # fmt: skip
+
+
+def _warn_of_equal_totals(adata: AnnData, layer: str | None) -> None:
+    rows = np.unique(np.linspace(0, adata.n_obs - 1, min(adata.n_obs, SOME_CELLS)).astype(np.intp))
+    blocks = iter_rows(get_matrix(adata, layer), rows)
+    totals = np.concatenate([np.asarray(block.sum(axis=1), dtype=np.float64).ravel() for block in blocks])
+    if len(totals) > FEW_CONTROLS and np.ptp(totals) < SAME_TOTAL * totals.mean():
+        logger.warning(
+            "The cells of %s all add up to about %s: it seems to be normalised and rounded. Pass raw counts, with "
+            "layer=... where they are in a layer.",
+            matrix_name(layer), f"{totals.mean():,.0f}",
+        )  # fmt: skip
+
+
+def other_separator(labels: Iterable[object], control: str, separator: str | None) -> tuple[str, list[str]] | None:
+    """A separator with which labels would be combinations of other labels, and these; `None` where there is none.
+
+    `separator` is the one in use, which none of the labels has.
+    """
+    texts = [label for label in labels if isinstance(label, str)]
+    found: dict[str, list[str]] = {}
+    for other in SEPARATORS:
+        if other == separator:
+            continue
+        single = {text for text in texts if other not in text} | {control}
+        for text in texts:
+            parts = {part.strip() for part in text.split(other)}
+            if other in text and len(parts) > 1 and parts <= single and parts != {control}:
+                found.setdefault(other, []).append(text)
+    return max(found.items(), key=lambda item: len(item[1])) if found else None
