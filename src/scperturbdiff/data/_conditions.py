@@ -76,7 +76,7 @@ class ConditionSpace:
         """Features of :attr:`all_components`, NaN rows where unknown."""
         return None if self.features is None else self.features.rows(self.all_components).astype(np.float64)
 
-    def target_genes(self, genes: Sequence[str]) -> NDArray[np.int64]:
+    def target_genes(self, genes: Sequence[str] | pd.Index) -> NDArray[np.int64]:
         """Position in `genes` of the gene that each of :attr:`all_components` is named after, -1 where there is none.
 
         In genetic screens a component is called like the gene that it is aimed at.

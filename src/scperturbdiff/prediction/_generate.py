@@ -214,8 +214,8 @@ class PopulationGenerator:
         if self._retrieval is None or not found.residual.size:
             return None
         residual, weight = self._put(found.residual[0]), self._retrieval.fold_weight(asked, found.novelty[0])
-        own = self._own_genes[self._retrieval.unseen_targets(asked)]
-        own = self._put(own[own >= 0], torch.long)
+        columns = self._own_genes[self._retrieval.unseen_targets(asked)]
+        own = self._put(columns[columns >= 0], torch.long)
         if not weight and not len(own):
             return residual
         n = min(len(group.rows), self.settings.shown_controls)

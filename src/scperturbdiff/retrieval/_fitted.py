@@ -11,6 +11,7 @@ import numpy as np
 from scperturbdiff.retrieval._conditions import novelty_of
 from scperturbdiff.retrieval._covariance import squared_distances
 from scperturbdiff.retrieval._doses import DoseStrength
+from scperturbdiff.retrieval._evidence import FeatureEvidence
 from scperturbdiff.retrieval._kernel import ResponseKernel
 from scperturbdiff.retrieval._kriging import FEW, error_variance, neighborhoods
 from scperturbdiff.retrieval._own_gene import OwnGene
@@ -51,11 +52,13 @@ class FittedRetrieval:
     signal
         Variance of shifts per dimension, less sampling noise: the unit of the kernel.
     moments
-        Of the features of training components.
+        Of the features of training components; `None` without features, or where these do not differ.
     strength
         How strongly doses act.
     widths
         Parameters of the kernel for each way of being new.
+    evidence
+        What features told of perturbations that were left out.
     similarity
         What responses themselves say about similarity; `None` where too little is measured.
     lengths
@@ -81,6 +84,7 @@ class FittedRetrieval:
     moments: FeatureMoments | None = None
     strength: DoseStrength = field(default_factory=DoseStrength)
     widths: Mapping[Novelty, Widths] = field(default_factory=dict)
+    evidence: FeatureEvidence = field(default_factory=FeatureEvidence)
     similarity: LearnedSimilarity | None = None
     lengths: Lengths | None = None
     doubt: Mapping[Novelty, Floats] = field(default_factory=dict)

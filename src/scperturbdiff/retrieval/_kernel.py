@@ -18,25 +18,39 @@ if TYPE_CHECKING:
     from scperturbdiff.retrieval._similarity import ResponseSimilarity
 
 
+SAME = 1e-6
+"""Features that vary less than this, relative to the largest value and the widest feature, are the same for all."""
+
+
 @dataclass(frozen=True)
 class FeatureMoments:
-    """Mean `(n_features,)` of the features of training components and their mean squared distance from it.
+    """Mean, inverse standard deviation `(n_features,)` and mean squared length, so standardised, of features.
 
-    Of training components only, so that a prediction does not depend on what else is asked for.
+    Of training components only, so that a prediction does not depend on what else is asked for. A feature that is the
+    same for all of them tells nothing: its inverse is 0.
     """
 
     centre: Floats
     size: float
+    inverse: Floats | None = None
 
     @classmethod
     def of(cls, features: Floats, conditions: Conditions) -> FeatureMoments | None:
-        """Moments of the components of `conditions` that have features; `None` where none has."""
+        """Moments of the components of `conditions` that have features; `None` where these do not differ."""
         rows = features[np.unique(conditions.component[conditions.component >= 0])]
         rows = np.asarray(rows[np.isfinite(rows).all(axis=1)], np.float64)
-        if not len(rows):
+        if len(rows) < 2:  # a single one lies at its own mean: distances from it would be in units of nothing
             return None
-        centre = rows.mean(axis=0)
-        return cls(centre, max(float(((rows - centre) ** 2).sum(axis=1).mean()), 1e-12))
+        centre, spread = rows.mean(axis=0), rows.std(axis=0)
+        varies = spread > SAME * np.maximum(np.abs(rows).max(axis=0), spread.max())
+        if not varies.any():
+            return None
+        return cls(centre, float(varies.sum()), np.where(varies, 1 / np.where(varies, spread, 1.0), 0.0))
+
+    def standardised(self, features: Floats) -> Floats:
+        """Features `(n, n_features)` less their mean, each in units of its standard deviation."""
+        centred: Floats = features - self.centre
+        return centred if self.inverse is None else centred * self.inverse
 
 
 @dataclass(frozen=True)
@@ -164,13 +178,13 @@ class ResponseKernel:
 
     @cached_property
     def _directions(self) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-        """Features of components at length 1 and less their mean, and which components have any."""
+        """Features of components at length 1 and standardised, and which components have any."""
         assert self.moments is not None
         table = np.asarray(self.features, np.float64)
         known = np.asarray(np.isfinite(table).all(axis=1))
         unit = np.where(known[:, None], table, 0.0)
         unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-        return unit, np.where(known[:, None], table - self.moments.centre, 0.0), known
+        return unit, np.where(known[:, None], self.moments.standardised(table), 0.0), known
 
     def _components(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Floats:
         """Covariance of the responses to single components: a part of its own and the part that features share."""

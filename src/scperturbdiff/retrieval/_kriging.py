@@ -184,20 +184,19 @@ def choose_widths(
                     continue
                 covariance = kernel(widths)(conditions, conditions)
                 covariance[np.diag_indices(len(conditions))] += widths.nugget + conditions.noise / signal
-                error = left_out_error(covariance, shifts, patterns, pattern.reshape(-1), conditions.mass)
+                errors = left_out_errors(covariance, shifts, patterns, pattern.reshape(-1))
+                error = float(np.average(errors, weights=conditions.mass))
                 if error < best_error * (1 - 1e-3):
                     best, best_error = widths, error
     return best
 
 
-def left_out_error(
-    covariance: Floats,
-    shifts: Floats,
-    patterns: NDArray[np.bool_],
-    pattern: NDArray[np.int64],
-    mass: Floats | None = None,
-) -> float:
-    """Mean squared error when each condition is predicted without what it excludes (closed form, one inverse).
+def left_out_errors(
+    covariance: Floats, shifts: Floats, patterns: NDArray[np.bool_], pattern: NDArray[np.int64]
+) -> Floats:
+    """Squared errors, summed over dimensions, when each condition is predicted without what it excludes, `(n,)`.
+
+    Closed form, one inverse.
 
     Parameters
     ----------
@@ -209,8 +208,6 @@ def left_out_error(
         Sets of conditions to leave out together, `(n_patterns, n)`.
     pattern
         Set left out for each condition, itself included, `(n,)`.
-    mass
-        Weight of each condition's error, `(n,)`; `None`: 1.
     """
     precision = np.linalg.inv(covariance)
     weighted = precision @ shifts
@@ -219,5 +216,5 @@ def left_out_error(
         members = np.flatnonzero(out)
         residual = np.linalg.solve(precision[np.ix_(members, members)], weighted[members])
         wanted = pattern[members] == number
-        error[members[wanted]] = (residual[wanted] ** 2).mean(1)
-    return float(np.average(error, weights=mass))
+        error[members[wanted]] = (residual[wanted] ** 2).sum(1)
+    return error

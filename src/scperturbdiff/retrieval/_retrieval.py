@@ -20,6 +20,7 @@ from scperturbdiff.retrieval._conditions import Conditions, Novelty, n_component
 from scperturbdiff.retrieval._covariance import squared_distances
 from scperturbdiff.retrieval._doses import DoseStrength
 from scperturbdiff.retrieval._doubt import error_factors
+from scperturbdiff.retrieval._evidence import FeatureEvidence, average_widths
 from scperturbdiff.retrieval._fitted import FittedRetrieval
 from scperturbdiff.retrieval._folds import FoldEvidence
 from scperturbdiff.retrieval._kernel import GRID, RESPONSE_SHARES, FeatureMoments, Widths
@@ -90,6 +91,8 @@ class Retrieval(FittedRetrieval):
         )
         tried = _whole_populations(conditions, settings.n_left_out, seed)
         found = replace(found, widths=found._choose_widths(tried, ("context",) if draft else LEFT_OUT))
+        if not draft and found.moments is not None:
+            found = found._trust_features(tried)
         if draft:
             return replace(found, lengths=found._measure_lengths(tried))
         found = found._learn_similarity(means, tried, seed)
@@ -109,6 +112,15 @@ class Retrieval(FittedRetrieval):
         if self._n_contexts < 3:  # what is left has one context: every width predicts the same
             widths["context"] = start
         return widths if "replicate" not in widths else {**widths, "seen": widths["replicate"]}
+
+    def _trust_features(self, tried: NDArray[np.int64]) -> Retrieval:
+        """Use features for new perturbations as far as those that act and are left out speak for them."""
+        part, targets = self.responses.conditions.take(tried), self.responses.shift[tried]
+        start = self.widths["perturbation"]
+        widths, evidence = average_widths(
+            part, targets, self.signal, start, self._kernel, self.settings.feature_min_act
+        )
+        return replace(self, widths={**self.widths, "perturbation": widths}, evidence=evidence)
 
     def _learn_similarity(self, means: Floats, tried: NDArray[np.int64], seed: int) -> Retrieval:
         """Learn similarities from responses and use them for new pairs as far as they help.
@@ -181,7 +193,16 @@ class Retrieval(FittedRetrieval):
     @property
     def notes(self) -> tuple[str, ...]:
         """What was done or left out because of the data, in sentences."""
-        return tuple(filter(None, (*self._of_similarity, str(self.own_gene))))
+        return tuple(filter(None, (*self._of_similarity, self._of_features, str(self.own_gene))))
+
+    @property
+    def _of_features(self) -> str:
+        if self.features is None or self.moments is not None:
+            return str(self.evidence)
+        return (
+            "Features are not used: fewer than two training perturbations have features, or these do not differ. For a "
+            "new perturbation the mean of the others is used."
+        )
 
     @property
     def _of_similarity(self) -> tuple[str, ...]:
@@ -237,6 +258,7 @@ KINDS: dict[str, type] = {
     for kind in (
         Conditions,
         DoseStrength,
+        FeatureEvidence,
         FeatureMoments,
         FoldEvidence,
         LearnedSimilarity,

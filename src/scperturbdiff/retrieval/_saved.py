@@ -16,7 +16,7 @@ SHAPES: dict[str, dict[str, str]] = {
     | dict.fromkeys(("context", "noise", "population", "state", "mass"), "N"),
     "Responses": {"shift": "ND", "spread": "N", "library": "N", "residual": "NG", "fold": "NG"},
     "Retrieval": {"features": "PF", "doubt": "Df"},
-    "FeatureMoments": {"centre": "F"},
+    "FeatureMoments": {"centre": "F", "inverse": "F"},
     "DoseStrength": {"doses": "n", "strength": "n"},
     "Lengths": {"rows": "n", "explained": "n", "predicted": "n"},
     "LearnedSimilarity": {"fold": "N"},

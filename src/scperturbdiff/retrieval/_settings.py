@@ -58,6 +58,8 @@ class RetrievalSettings:
         More different doses are grouped by quantiles.
     dose_prior_weight
         Weight of "all doses act alike", in perturbations of average strength.
+    feature_min_act
+        Perturbations that must act before features can be found to tell nothing.
     own_gene_min, own_gene_share
         Targets whose own gene must be measured, and the share of them whose gene must clearly change in the same
         direction, before that is expected of a target never seen.
@@ -87,6 +89,7 @@ class RetrievalSettings:
     prior_context_share: float = 0.3
     max_dose_levels: int = 16
     dose_prior_weight: float = 0.1
+    feature_min_act: int = 10
     own_gene_min: int = 4
     own_gene_share: float = 0.75
 
@@ -119,6 +122,7 @@ LEAST = {
     "em_components": 1,
     "max_contexts": 0,
     "max_dose_levels": 1,
+    "feature_min_act": 1,
     "own_gene_min": 1,
 }
 """Whole numbers among the settings, and the least of each."""

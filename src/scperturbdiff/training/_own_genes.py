@@ -67,7 +67,7 @@ def _folds(
     at = np.searchsorted(chosen, target[rows])
     pools, pool = np.unique(table.match.group[rows], return_inverse=True)
     sizes = table.cells.count[rows], table.match.groups.count[pools]
-    cells = [table.cells[row] for row in rows] + [table.match.groups[group] for group in pools]
+    cells = [table.cells[int(row)] for row in rows] + [table.match.groups[int(group)] for group in pools]
     group = np.repeat(np.arange(len(cells)), np.concatenate(sizes))
     members = member_weights(group, np.concatenate(cells), (len(cells), matrix.shape[0]))
 
