@@ -128,6 +128,7 @@ def test_another_scale_is_warned_of(logged: ad.AnnData, real: ad.AnnData, caplog
     other.X = (other.X.expm1() * 0.3).log1p()
     evaluate(other, real, CONTROL, **KEYS, **FAST, metrics=["mse_mean"], normalized=True)
     assert "normalise in the same way, over these genes" in caplog.text
+    assert "without its logarithm a row adds up to about 3,000" in caplog.text
     caplog.clear()
     evaluate(logged, real, CONTROL, **KEYS, **FAST, metrics=["mse_mean"], normalized=True)
     assert "normalise" not in caplog.text

@@ -54,6 +54,7 @@ class Fold:
     title: str
     note: str
     blocks: tuple[Block, ...]
+    is_open: bool = False
 
 
 Block = Text | Items | Table | Code | Figure | Fold

@@ -29,6 +29,8 @@ FAR = 0.8
 :func:`~scperturbdiff.summarize_populations`."""
 FEW = 20
 """Under so many cells a population says little beyond its mean."""
+NOISE = 2.0
+"""Noise of a metric by which a rule must be better to count."""
 TESTED_CELLS = 2000
 """Cells of a population that genes are tested on, at most."""
 
@@ -50,7 +52,7 @@ def doubts_of(subject: Subject, scores: Scores | None, condition: Condition) -> 
     if scores is not None and scores.leading is not None:
         metric, best = scores.leading
         for rule in dict.fromkeys([NO_CHANGE, best]):
-            if scores.advantage(metric, rule).get(condition, 0.0) < 0:
+            if scores.advantage(metric, rule).get(condition, 0.0) < -NOISE * scores.noise(metric):
                 found.append(f"worse than {spoken(rule)} by {spoken(metric)}")
                 break
     return tuple(found)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-SIZE, DPI = (4.6, 3.8), 110
+SIZE, DPI = (4.6, 3.8), 100
 SHOWN_CELLS = 500
 """Cells of each kind in a figure, at most."""
 PLAIN: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False, "font.size": 9}

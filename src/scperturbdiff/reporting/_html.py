@@ -35,7 +35,7 @@ summary { cursor: pointer; padding: .5rem 0; font-weight: 600; }
 summary span { font-weight: 400; color: #8a4b00; }
 figure { display: inline-block; margin: .5rem 1rem .5rem 0; max-width: 100%; vertical-align: top; }
 img { max-width: 100%; height: auto; }
-@media print { details > * { display: block; } }
+@media print { details::details-content { content-visibility: visible; } }
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """What a browser may load: nothing but what is in the file."""
@@ -81,7 +81,8 @@ def _block(block: Block) -> str:
         case Fold():
             note = f" <span>{escape(block.note)}</span>" if block.note else ""
             inside = "\n".join(_blocks(block.blocks))
-            return f"<details><summary>{escape(block.title)}{note}</summary>\n{inside}\n</details>"
+            start = "<details open>" if block.is_open else "<details>"
+            return f"{start}<summary>{escape(block.title)}{note}</summary>\n{inside}\n</details>"
 
 
 def _table(table: Table) -> str:

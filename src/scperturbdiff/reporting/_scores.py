@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CEILING = "ceiling"
 NO_CHANGE = "no_change"
+ENOUGH = 3
+"""Conditions from which on the spread of their ceilings says something."""
 NONE = "–"
 
 
@@ -73,6 +75,15 @@ class Scores:
         )
         ahead = {c: float(cost(theirs[c]) - cost(value)) for c, value in ours.items() if c in theirs}
         return {c: value for c, value in ahead.items() if np.isfinite(value)}
+
+    def noise(self, metric: str) -> float:
+        """How far values of a metric are off by the sampling of cells: how those of the split-half ceiling spread.
+
+        0 where there are too few of them to say. Where conditions differ in how hard they are, it is an upper bound.
+        """
+        halves = np.array(list(self.values.get((metric, CEILING), {}).values()))
+        halves = halves[np.isfinite(halves)]
+        return float(halves.std(ddof=1)) if len(halves) >= ENOUGH else 0.0
 
     @property
     def leading(self) -> tuple[str, str] | None:

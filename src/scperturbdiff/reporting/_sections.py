@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ LISTED = 60
 def second_sentence(subject: Subject) -> str:
     """What retrieval, states and network did."""
     found = subject.training
+    if "baseline" in subject.made_by:
+        return f"The prediction was made by a simple rule, {subject.made_by['baseline']}."
     if not found:
         return "How the prediction was made is not known here: no model was given, and none is noted with the cells."
     # what was seen is judged by leaving out replicates of it
@@ -139,7 +142,7 @@ def fold_blocks(
     states = getattr(model, "states_", None)
     folds = [condition_fold(subject, scores, c, doubts[c], states, n_genes, seed) for c in shown]
     cut = () if len(shown) == len(doubts) else (Text(f"{len(shown)} of {len(doubts)} conditions, with most doubts."),)
-    return (*cut, *folds)
+    return (*cut, *(replace(fold, is_open=True) for fold in folds[:1]), *folds[1:])
 
 
 def warning_blocks(subject: Subject, model: Any, told: list[str]) -> tuple[Block, ...]:

@@ -141,10 +141,12 @@ def check_scale(
     base = [gene_moments(controls[context])[0] for context in asked]
     p, c = np.concatenate(mean), np.concatenate(base)
     factor = float(p @ c) / max(float(c @ c), 1e-12)
+    totals = np.asarray(predicted.expm1().sum(axis=1)).ravel()
     told = (
-        f"{name}: predicted expression is {factor:.2f} times that of the control cells, over all genes. Real cells are "
-        f"normalised to {target_sum:g} counts over the {predicted.shape[1]} genes of real: normalise in the same way, "
-        "over these genes, or pass target_sum=... of yours."
+        f"{name}: predicted expression is {factor:.2f} times that of the control cells, over all genes; without its "
+        f"logarithm a row adds up to about {np.median(totals):,.0f}. Real cells are normalised to {target_sum:,.0f} "
+        f"counts over the {predicted.shape[1]} genes of real: normalise in the same way, over these genes, or pass "
+        "target_sum=... of yours."
     )
     if not 1 / REFUSED <= factor <= REFUSED:
         raise ValueError(told)
