@@ -39,14 +39,18 @@ class _FromContexts(Baseline):
     def _looked_up(self, request: Request, label: str, doses: Doses, fold: bool = False) -> Floats:
         """Change of one label at its doses, averaged over the contexts that the rule allows."""
         profiles = self.profiles_
-        sources = self._sources(request, profiles.contexts_with(label))
+        elsewhere = profiles.contexts_with(label)
+        sources = self._sources(request, elsewhere)
         if not sources:
             of_what = "" if label == request.label else f" (component {label!r})"
             where = f"{of_what} in context {context_name(request.context)!r} with contexts={self.contexts!r}"
-            raise ValueError(
-                f"{type(self).__name__} cannot predict perturbation {request.label!r}{where}: it has no training cells "
-                f"to go by.{did_you_mean(request.label, profiles.labels)} Known: {preview(profiles.labels, 30)}."
+            said = (
+                f"{type(self).__name__} cannot predict perturbation {request.label!r}{where}: it has no training cells"
             )
+            if label in profiles.labels:
+                raise ValueError(f"{said} of it there; there are some in {preview(map(context_name, elsewhere), 30)}.")
+            hint = did_you_mean(request.label, profiles.labels)
+            raise ValueError(f"{said} to go by.{hint} Known: {preview(profiles.labels, 30)}.")
         return np.mean([profiles.shift(context, label, doses, fold=fold) for context in sources], axis=0)
 
     def _sources(self, request: Request, measured: list[Context]) -> list[Context]:
