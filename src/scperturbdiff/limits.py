@@ -67,7 +67,7 @@ def check_training(arguments: Mapping[str, Any]) -> None:
         check_type(name, arguments[name], (Mapping, NoneType), "a mapping of names of arguments, or None")
     _check_plan(arguments["plan_kwargs"] or {})
     if (lr := (arguments["vae_plan_kwargs"] or {}).get("lr")) is not None:
-        check_number("vae_plan_kwargs['lr']", lr, "(0, inf)")
+        check_number("lr", lr, "(0, inf)")
     check_choice("precision", arguments["trainer_kwargs"].get("precision"), PRECISIONS)
 
 
