@@ -87,7 +87,7 @@ def test_saved_and_loaded_it_predicts_the_same(model: spd.PerturbDiff, tmp_path:
 def test_where_targets_show_nothing_nothing_is_expected(factor: list[float]) -> None:
     model = trained(screen(factor))
     assert not model.module.retrieval.own_gene.used
-    assert any("too few to expect it" in note for note in model.report_.notes)
+    assert any("not enough to expect it" in note for note in model.report_.notes)
     assert folds(model, "g8")["g8"] == pytest.approx(1.0, abs=0.15)
 
 

@@ -46,7 +46,7 @@ def test_targets_that_agree_are_followed(sign: int) -> None:
 def test_others_are_not(fold: list[float], error: list[float]) -> None:
     found = OwnGene.of(np.array(fold), np.array(error))
     assert not found.used
-    assert ("too few to expect it" in str(found)) == (found.n_targets > 0)
+    assert ("not enough to expect it" in str(found)) == (found.n_targets > 0)
 
 
 def test_how_many_must_agree_is_a_setting() -> None:

@@ -55,7 +55,8 @@ class FeatureEvidence:
             return ""
         act = f"Of {self.n} perturbations {self.n_act} act."
         if not self.used:
-            return f"{act} Features told nothing of those left out: the mean of the others is used."
+            what = "the mean of the others is used, as far as it predicts them"
+            return f"{act} Features told nothing of those left out: {what}."
         share, mean = (f"{max(value, 0):.0%}" for value in (self.explained, self.without))
         told = (
             f"{act} Features explain {share} of their responses when they are left out, the mean of the others {mean}."

@@ -77,7 +77,8 @@ class OwnGene:
         of = f"{self.n_targets} target{'s' * (self.n_targets > 1)} whose gene is measured"
         if not self.used:
             return (
-                f"The target's own gene: of {of}, {self.n_clear} clearly change alike, too few to expect it of others."
+                f"The target's own gene clearly changes in the same direction in {self.n_clear} of {of}: not enough to "
+                "expect it of others."
             )
         doubling = 1 / np.log(2)
         way = "falls" if self.fold < 0 else "rises"
