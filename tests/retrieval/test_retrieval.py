@@ -8,6 +8,8 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.retrieval.screens import D, matrix_normal, responses, screen
 
 from scperturbdiff.retrieval import Conditions, Novelty, Retrieval, RetrievalSettings
@@ -442,3 +444,15 @@ def test_a_single_context_carries_its_shift_over_whole(n_batches: int) -> None:
     got = found.predict(asked)
     assert got.novelty == ["context", "context"]
     np.testing.assert_allclose(got.shift, shift[[0, -1]], atol=0.2)
+
+
+@given(common_share=st.floats(0, 1), seed=st.integers(0, 9))
+def test_the_response_to_a_combination_is_the_sum_of_those_to_its_components(common_share: float, seed: int) -> None:
+    """What perturbations have in common counts as often: else a new one would be what is left when pairs are halved."""
+    rng = np.random.default_rng(seed)
+    component = np.array([(0, -1), (1, -1), (2, -1), (0, 1), (1, 2)])
+    means = np.repeat(rng.normal(size=(1, 3)), len(component), 0)
+    conditions = Conditions(means, component, np.zeros((5, 2)), np.zeros(5, np.int64), np.zeros(5))
+    covariance = ResponseKernel(Widths(common_share=common_share), mean_variance=100.0)(conditions, conditions)
+    np.testing.assert_allclose(covariance[3], covariance[0] + covariance[1])
+    np.testing.assert_allclose(covariance[4], covariance[1] + covariance[2])

@@ -148,7 +148,9 @@ class ResponseKernel:
         def at_doses(first: Floats, second: Floats) -> Floats:
             return self._strengths(first, second) * (flat + (contexts - flat) * self._near(first, second))
 
-        shared = at_doses(_mean_dose(a), _mean_dose(b))
+        # what perturbations have in common each of several brings along: a new one is then the mean of the others, not
+        # what is left of singles when as much is taken off as pairs have more
+        shared = at_doses(_mean_dose(a), _mean_dose(b)) * np.outer(_n_parts(a), _n_parts(b))
         out = (1 - share) * (common * shared + (1 - common) * additive_covariance(a, b, self._components, at_doses))
         return out + share * self.learned(a, b, self._doses) if share and self.learned is not None else out
 
@@ -202,3 +204,9 @@ def _mean_dose(conditions: Conditions) -> Floats:
     there = conditions.component >= 0
     mean: Floats = (conditions.dose * there).sum(1) / np.maximum(there.sum(1), 1)
     return mean
+
+
+def _n_parts(conditions: Conditions) -> NDArray[np.int64]:
+    """Number of components of each condition."""
+    number: NDArray[np.int64] = (conditions.component >= 0).sum(1)
+    return number
