@@ -144,7 +144,7 @@ def ask(run: Run, parts: Parts, data: AnnData | MuData, model: PerturbDiff) -> N
     """Predict, again, and after saving and loading; then what else can be called."""
     case = run.case
     parts.adata, parts.predict = _request(case, parts.adata)
-    asked = parts.predict["adata"]
+    asked, trained_on = parts.predict["adata"], parts.adata.obs.copy()
     run.blunder("predict", parts)
     if parts.predict["adata"] is asked and asked is not None:  # a mistake may have made new ones of the cells
         parts.predict["adata"] = cells.as_mudata(parts.adata) if case.screen.mudata else parts.adata
@@ -152,7 +152,7 @@ def ask(run: Run, parts: Parts, data: AnnData | MuData, model: PerturbDiff) -> N
     first = _predict(run, model, parts.predict, "predict")
     assert fingerprint(parts.predict["adata"]) == before, "predict changed the cells"
     check_cells(first, parts.predict, case)
-    check_number(first, parts, case)
+    check_number(first, parts, case, trained_on)
     _check_copies(run, model, first, parts)
     repeatable = parts.predict["seed"] is not None
     if repeatable:
@@ -407,12 +407,12 @@ def check_cells(made: AnnData, arguments: dict[str, Any], case: Case) -> None:
     assert made.obs_names.is_unique
 
 
-def check_number(made: AnnData, parts: Parts, case: Case) -> None:
-    """No cell is lost: as many as were asked for, of each."""
+def check_number(made: AnnData, parts: Parts, case: Case, trained_on: pd.DataFrame) -> None:
+    """No cell is lost: as many as were asked for, of each. Without cells of the request those `trained_on` are used."""
     wanted, adata, screen = parts.predict["perturbations"], parts.predict["adata"], case.screen
     if wanted is None:
         return
-    obs = parts.adata.obs if adata is None or isinstance(adata, MuData) else adata.obs
+    obs = trained_on if adata is None else parts.adata.obs if isinstance(adata, MuData) else adata.obs
     if PERTURBATION in obs:
         obs = obs[[str(label) == CONTROL for label in obs[PERTURBATION]]]
     rows = wanted if isinstance(wanted, pd.DataFrame) else pd.DataFrame({PERTURBATION: pd.Series(wanted, dtype=object)})
