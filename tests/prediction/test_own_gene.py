@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
 from tests.helpers import FEW_STEPS, TINY, assert_same_cells
 
 import scperturbdiff as spd
@@ -38,6 +39,7 @@ def screen(factor: list[float], names: list[str] = SEEN) -> AnnData:
 def trained(adata: AnnData, names: list[str] = SEEN, unseen: list[str] = UNSEEN) -> spd.PerturbDiff:
     table = pd.DataFrame(np.random.default_rng(1).normal(size=(len(names + unseen), 3)), index=names + unseen)
     spd.PerturbDiff.setup_anndata(adata, "target", "control", perturbation_embeddings=table)
+    scvi.settings.seed = 0  # of the initial weights
     model = spd.PerturbDiff(adata, **TINY)
     model.train(seed=0, **FEW_STEPS)
     return model
