@@ -74,8 +74,7 @@ def of_split(fresh: AnnData, split: spd.splits.Split) -> AnnData:
     )
     control = (fresh.obs["perturbation"] == "control").to_numpy()
     return fresh[held | (control & fresh.obs["cell_type"].isin(split.held_out["cell_type"]).to_numpy())].copy()
-
-
+@pytest.mark.slow
 def test_held_out_pairs_of_a_small_screen() -> None:
     """What perturbations do depends on the context: the model must beat both no change and the mean over contexts."""
     screen = spd.datasets.simulate(8, 8, 30, 150, n_batches=1, effect_scale=2.0, seed=2)
