@@ -78,6 +78,8 @@ def test_draws_agree_where_there_is_no_hidden_factor(toy: ModuleType) -> None:
     """The same short training invents no variation where there is none, and shows it where there is."""
     none, some = (shifts(toy, law)[1].std(1, ddof=1).mean() for law in ("none", "gaussian"))
     assert none < 0.25 < 0.6 < some
+
+
 @pytest.mark.slow
 def test_squared_distance_collapses_it(toy: ModuleType) -> None:
     """The paper's main term: populations lie in the middle, as wide as all responses together."""

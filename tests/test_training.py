@@ -76,6 +76,8 @@ def trained(adata: AnnData, plan: dict | None = None, **options: Any) -> spd.Per
     model = tiny(adata)
     model.train(**FEW_STEPS, plan_kwargs={**PLAN, **(plan or {})}, **options)
     return model
+
+
 @pytest.mark.slow
 def test_compiled_training_is_the_same_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """The backend that needs no compiler; what is saved has the usual names."""

@@ -74,6 +74,8 @@ def of_split(fresh: AnnData, split: spd.splits.Split) -> AnnData:
     )
     control = (fresh.obs["perturbation"] == "control").to_numpy()
     return fresh[held | (control & fresh.obs["cell_type"].isin(split.held_out["cell_type"]).to_numpy())].copy()
+
+
 @pytest.mark.slow
 def test_held_out_pairs_of_a_small_screen() -> None:
     """What perturbations do depends on the context: the model must beat both no change and the mean over contexts."""
