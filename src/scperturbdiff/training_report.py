@@ -10,9 +10,6 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FEW_CELLS = 20
-"""Under so many cells a population says little beyond its mean."""
-
 
 @dataclass(frozen=True)
 class TrainingReport:

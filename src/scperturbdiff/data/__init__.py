@@ -36,7 +36,17 @@ from scperturbdiff.data._labels import (
 from scperturbdiff.data._memory import check_memory
 from scperturbdiff.data._messages import check_obs_key, check_obs_keys, closest, did_you_mean, preview
 from scperturbdiff.data._mudata import as_anndata, check_cells, rna_view
-from scperturbdiff.data._output import CONTROL_CELL, COUNTS, POPULATION, STATE, UNS, assemble_cells, gene_column
+from scperturbdiff.data._output import (
+    CONTROL_CELL,
+    COUNTS,
+    FAR,
+    FEW_CELLS,
+    POPULATION,
+    STATE,
+    UNS,
+    assemble_cells,
+    gene_column,
+)
 from scperturbdiff.data._populations import PopulationTable, build_populations, match_controls
 from scperturbdiff.data._setup import (
     CONDITIONS,
@@ -49,7 +59,8 @@ from scperturbdiff.data._setup import (
 )
 
 __all__ = [
-    "CHUNK_ROWS", "CONDITIONS", "CONTROL_CELL", "COUNTS", "ConditionSpace", "DOSE", "FeatureTable", "Groups",
+    "CHUNK_ROWS", "CONDITIONS", "CONTROL_CELL", "COUNTS", "ConditionSpace", "DOSE", "FAR", "FEW_CELLS",
+    "FeatureTable", "Groups",
     "Labels", "N_CELLS", "PERTURBATION", "POPULATION", "PopulationTable", "STATE", "UNS", "as_anndata",
     "assemble_cells", "build_populations", "cells_wanted", "check_cells", "check_counts", "check_genes",
     "check_layer", "check_memory", "check_not_empty", "check_not_missing", "check_obs_key", "check_obs_keys",

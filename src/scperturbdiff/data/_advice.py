@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.data._counts import get_matrix, iter_rows, matrix_name
+from scperturbdiff.data._counts import are_equal_totals, get_matrix, iter_rows, matrix_name
 from scperturbdiff.data._labels import context_name
 from scperturbdiff.data._messages import preview
+from scperturbdiff.data._output import FEW_CELLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,14 +22,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FEW_CONTROLS = 20
-"""Control cells of a context of which is warned."""
 MANY_GENES = 10_000
 """Genes from which on to say how to select some."""
 SOME_CELLS = 1000
 """Cells whose totals are looked at."""
-SAME_TOTAL = 1e-3
-"""Relative range of totals that no sequencer gives."""
 SEPARATORS = ("+", "_", "|", ";", ",", "&", "/", ":", "-", " ")
 """What joins names in public data sets."""
 
@@ -52,7 +49,7 @@ def warn_of_few_controls(space: ConditionSpace, labels: pd.DataFrame) -> None:
     by = [labels[key].astype(str).to_numpy() for key in space.context_keys] or [np.zeros(len(labels), np.int64)]
     number = pd.DataFrame({"control": control, "treated": ~control}).groupby(by).sum()
     number = number[number["treated"] > 0]
-    few = number.loc[number["control"] < FEW_CONTROLS, "control"]
+    few = number.loc[number["control"] < FEW_CELLS, "control"]
     if few.empty:
         return
     if not space.context_keys:
@@ -62,7 +59,7 @@ def warn_of_few_controls(space: ConditionSpace, labels: pd.DataFrame) -> None:
     logger.warning(
         "%d of %d contexts have fewer than %d control cells, from which little can be told: %s. Merge contexts, or "
         "leave them out.",
-        len(few), len(number), FEW_CONTROLS, preview(f"{name}: {n}" for name, n in zip(names, few, strict=True)),
+        len(few), len(number), FEW_CELLS, preview(f"{name}: {n}" for name, n in zip(names, few, strict=True)),
     )  # fmt: skip
 
 
@@ -70,7 +67,7 @@ def _warn_of_equal_totals(adata: AnnData, layer: str | None) -> None:
     rows = np.unique(np.linspace(0, adata.n_obs - 1, min(adata.n_obs, SOME_CELLS)).astype(np.intp))
     blocks = iter_rows(get_matrix(adata, layer), rows)
     totals = np.concatenate([np.asarray(block.sum(axis=1), dtype=np.float64).ravel() for block in blocks])
-    if len(totals) > FEW_CONTROLS and np.ptp(totals) < SAME_TOTAL * totals.mean():
+    if len(totals) > FEW_CELLS and are_equal_totals(totals):
         logger.warning(
             "The cells of %s all add up to about %s: it seems to be normalised and rounded. Pass raw counts, with "
             "layer=... where they are in a layer.",

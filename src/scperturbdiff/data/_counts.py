@@ -21,6 +21,8 @@ CHUNK_ROWS = 16_384
 """Rows read at a time, so that a backed or sparse matrix is never dense as a whole."""
 CHECKED_ENTRIES = 2**25
 """Entries, zeros included, that are checked at a time."""
+SAME_TOTAL = 1e-3
+"""Relative range of totals of cells that are the same but for rounding."""
 LARGEST_COUNT = 2**24
 """Counts up to this one are exact in single precision, in which cells are encoded and decoded."""
 
@@ -151,7 +153,7 @@ def check_counts(
         totals.append(np.asarray(block.sum(axis=1)).ravel())
     remedy = f"Pass {argument} to name the layer that holds raw counts; log-normalised values are not counts."
     total = np.concatenate(totals)
-    if bad[FRACTIONAL] and len(total) > 1 and np.ptp(total) < 1e-3 * total.mean():
+    if bad[FRACTIONAL] and len(total) > 1 and are_equal_totals(total):
         remedy = f"Its cells all add up to about {total.mean():,.0f}: they seem to be normalised. {remedy}"
     for what, number in bad.items():
         if number:
@@ -163,6 +165,11 @@ def check_counts(
             f"{where}: {no_counts.size} cells have no counts at all (rows {preview(no_counts.tolist())}). "
             "Remove them first, e.g. sc.pp.filter_cells(adata, min_counts=1)."
         )
+
+
+def are_equal_totals(totals: NDArray[Any]) -> bool:
+    """Whether cells add up to the same, as those of no sequencer do: they were normalised."""
+    return bool(np.ptp(totals) < SAME_TOTAL * totals.mean())
 
 
 FRACTIONAL = "non-integer"

@@ -29,6 +29,10 @@ LATENT = "X_perturbdiff"
 """Key of `obsm` with the latent vectors."""
 UNS = "scperturbdiff"
 """Key of `uns` with how the cells were made."""
+FEW_CELLS = 20
+"""Under so many cells a population says little beyond its mean."""
+FAR = 0.8
+"""Share of the variance of a response that training leaves open from which on a condition is far from training."""
 
 
 def gene_column(keys: Iterable[str]) -> str:

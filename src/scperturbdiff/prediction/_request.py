@@ -12,6 +12,7 @@ import pandas as pd
 
 from scperturbdiff.data import (
     DOSE,
+    FEW_CELLS,
     N_CELLS,
     PERTURBATION,
     ConditionSpace,
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FEW_CONTROLS = 20
-"""Control cells of a group of which predictions warn."""
 _LABEL, _DOSE_TEXT = "__label", "__dose_given"
 
 
@@ -233,11 +232,11 @@ def tell_of_request(space: ConditionSpace, request: PopulationRequest, groups: C
         named = preview(f"{new} (known: {known})" for new, known in found.items())
         text = "%d contexts are new to the model but for case, spaces or the form of a number: %s."
         logger.warning(text, len(found), named.replace("\\x1f", ", "))
-    few = [group for group in sorted(set(request.group)) if groups.cells.count[group] < FEW_CONTROLS]
+    few = [group for group in sorted(set(request.group)) if groups.cells.count[group] < FEW_CELLS]
     names = [" / ".join(map(str, groups.labels.iloc[group])) or "all" for group in few]
     if names:
         text = "%d groups have fewer than %d control cells, from which little can be told: %s."
-        logger.warning(text, len(names), FEW_CONTROLS, preview(names))
+        logger.warning(text, len(names), FEW_CELLS, preview(names))
     return names
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from scperturbdiff.arguments import check_number
 from scperturbdiff.data import (
     CONTROL_CELL,
+    FAR,
     N_CELLS,
     POPULATION,
     UNS,
@@ -58,7 +59,7 @@ def summarize_populations(
     *,
     layer: str | None = None,
     level: float = 0.9,
-    far: float = 0.8,
+    far: float = FAR,
 ) -> PopulationSummary:
     """Summarise the draws of predicted populations as mean shifts with intervals.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scperturbdiff.data import STATE
+from scperturbdiff.data import FAR, FEW_CELLS, STATE
 from scperturbdiff.evaluation.metrics import gene_moments, rank_genes, subsample
 from scperturbdiff.reporting._blocks import Fold, Table, Text
 from scperturbdiff.reporting._figures import draw_genes, draw_populations, draw_shifts
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-FAR = 0.8
-"""Share of the variance that training leaves open from which on a condition is far from it, as in
-:func:`~scperturbdiff.summarize_populations`."""
-FEW = 20
-"""Under so many cells a population says little beyond its mean."""
 NOISE = 2.0
 """Noise of a metric by which a rule must be better to count."""
 TESTED_CELLS = 2000
@@ -44,10 +39,10 @@ def doubts_of(subject: Subject, scores: Scores | None, condition: Condition) -> 
     elif known is not None and known.unexplained >= FAR:
         found.append(f"far from training, which leaves {known.unexplained:.0%} of the variance open")
     n_controls = subject.n_controls(condition)
-    if n_controls is not None and n_controls < FEW:
+    if n_controls is not None and n_controls < FEW_CELLS:
         found.append(f"{n_controls} control cells")
     rows = subject.real_rows.get(condition)
-    if rows is not None and len(rows) < FEW:
+    if rows is not None and len(rows) < FEW_CELLS:
         found.append(f"{len(rows)} real cells to compare with")
     if scores is not None and scores.leading is not None:
         metric, best = scores.leading

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scperturbdiff.data import preview
+from scperturbdiff.data import FEW_CELLS, preview
 from scperturbdiff.reporting._blocks import Code, Items, Table, Text
-from scperturbdiff.reporting._conditions import FEW, condition_fold
+from scperturbdiff.reporting._conditions import condition_fold
 from scperturbdiff.reporting._scores import heat_map, number
 from scperturbdiff.reporting._subject import WAYS
 
@@ -149,7 +149,7 @@ def warning_blocks(subject: Subject, model: Any, told: list[str]) -> tuple[Block
     """What was warned of: now, in prediction and in training."""
     found = list(dict.fromkeys(told))
     for key, text in (
-        ("few_controls", f"Fewer than {FEW} control cells when predicting"),
+        ("few_controls", f"Fewer than {FEW_CELLS} control cells when predicting"),
         ("predicted_as_controls", "Predicted as their controls, no effect beyond the noise of sampling"),
         ("doses_outside_training", "Doses outside those of training"),
     ):

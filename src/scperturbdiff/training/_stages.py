@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from scperturbdiff.data import FEW_CELLS
 from scperturbdiff.diffusion import (
     SELECTION_METRIC,
     GeneratorTrainingPlan,
@@ -41,7 +42,7 @@ from scperturbdiff.training._populations import (
 )
 from scperturbdiff.training._settings import SETTINGS
 from scperturbdiff.training._states import StateSearch, describe_states
-from scperturbdiff.training_report import FEW_CELLS, TrainingReport
+from scperturbdiff.training_report import TrainingReport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
