@@ -30,8 +30,31 @@ TESTED_CELLS = 2000
 """Cells of a population that genes are tested on, at most."""
 
 
-def doubts_of(subject: Subject, scores: Scores | None, condition: Condition) -> tuple[str, ...]:
-    """Why a condition is not to be trusted."""
+def doubts_of(subject: Subject, scores: Scores | None) -> dict[Condition, tuple[str, ...]]:
+    """Why conditions are not to be trusted; nothing for those that are."""
+    behind = _behind_a_rule(scores)
+    return {
+        condition: (*_doubts_of_cells(subject, condition), *behind.get(condition, ()))
+        for condition in subject.conditions
+    }
+
+
+def _behind_a_rule(scores: Scores | None) -> dict[Condition, tuple[str, ...]]:
+    """Conditions in which a rule is better beyond the noise of the metric: no change, or else the best one."""
+    if scores is None or scores.leading is None:
+        return {}
+    metric, best = scores.leading
+    found: dict[Condition, tuple[str, ...]] = {}
+    margin = NOISE * scores.noise(metric)
+    for rule in dict.fromkeys([NO_CHANGE, best]):
+        for condition, ahead in scores.advantage(metric, rule).items():
+            if ahead < -margin:
+                found.setdefault(condition, (f"worse than {spoken(rule)} by {spoken(metric)}",))
+    return found
+
+
+def _doubts_of_cells(subject: Subject, condition: Condition) -> list[str]:
+    """What evidence of training and numbers of cells say against a condition."""
     found = []
     known = subject.evidence.get(condition)
     if known is not None and np.isnan(known.unexplained) and known.novelty != "control":
@@ -44,13 +67,7 @@ def doubts_of(subject: Subject, scores: Scores | None, condition: Condition) -> 
     rows = subject.real_rows.get(condition)
     if rows is not None and len(rows) < FEW_CELLS:
         found.append(f"{len(rows)} real cells to compare with")
-    if scores is not None and scores.leading is not None:
-        metric, best = scores.leading
-        for rule in dict.fromkeys([NO_CHANGE, best]):
-            if scores.advantage(metric, rule).get(condition, 0.0) < -NOISE * scores.noise(metric):
-                found.append(f"worse than {spoken(rule)} by {spoken(metric)}")
-                break
-    return tuple(found)
+    return found
 
 
 @dataclass(frozen=True)

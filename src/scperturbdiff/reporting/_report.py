@@ -151,7 +151,7 @@ def report(
                 train=train, normalized=normalized, means=means, target_sum=target_sum, seed=seed, **scoring,
             )  # fmt: skip
     scores = None if table is None else _scores(table, subject, seed)
-    doubts = {c: doubts_of(subject, scores, c) for c in subject.conditions}
+    doubts = doubts_of(subject, scores)
     arguments = {
         **keys, "condition_keys": condition_keys, "layer_pred": layer_pred, "layer_real": layer_real,
         "normalized": normalized, "means": means, "target_sum": target_sum, "seed": seed, **scoring,
