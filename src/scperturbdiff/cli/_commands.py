@@ -107,7 +107,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from scperturbdiff import evaluate, pl, summarize_evaluation
 
     keys = _given(options, *KEYS, "condition_keys")
-    layers = {"layer_pred": None if options.layer_pred == "X" else options.layer_pred, "layer_real": options.layer}
+    layers = _layers(options)
     metrics = "all" if options.metrics == ["all"] else options.metrics
     given = _given(options, "normalized", "means", "allow_overlap")
     table = evaluate(pred, real, **keys, **layers, **given, train=train, metrics=metrics, seed=options.seed)
@@ -138,11 +138,23 @@ def _write_report(options: argparse.Namespace, pred: AnnData, real: AnnData, tra
 
     model = None if options.model is None else PerturbDiff.load(options.model, adata=False, accelerator="cpu")
     keys = _given(options, *KEYS, "condition_keys", "normalized", "means", "seed", "overwrite")
-    layers = {"layer_pred": None if options.layer_pred == "X" else options.layer_pred, "layer_real": options.layer}
     made = report(
-        pred, real, model, train, options.report, **keys, **layers, table=table, command=shlex.join(options.words)
+        pred,
+        real,
+        model,
+        train,
+        options.report,
+        **keys,
+        **_layers(options),
+        table=table,
+        command=shlex.join(options.words),
     )
     print(f"{made}\nReport in {options.report}")
+
+
+def _layers(options: argparse.Namespace) -> dict[str, str | None]:
+    """Layers of an evaluation as arguments of functions; X is none."""
+    return {"layer_pred": None if options.layer_pred == "X" else options.layer_pred, "layer_real": options.layer}
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
