@@ -42,7 +42,7 @@ def own_gene(
     """
     single = (table.component >= 0).sum(1) == 1
     target = np.where(single, table.component.max(1, initial=-1), -1)
-    target[target >= 0] = np.where(genes[target[target >= 0]] >= 0, target[target >= 0], -1)
+    target[np.append(genes, -1)[target] < 0] = -1  # of names that are no genes, and of combinations
     known = np.unique(target[target >= 0])
     chosen = np.sort(np.random.default_rng(seed).permutation(known)[: SETTINGS.own_gene_targets])
     if not len(chosen):
