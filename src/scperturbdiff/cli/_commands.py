@@ -152,7 +152,7 @@ def _write_report(options: argparse.Namespace, pred: AnnData, real: AnnData, tra
     print(f"{made}\nReport in {options.report}")
 
 
-def _layers(options: argparse.Namespace) -> dict[str, str | None]:
+def _layers(options: argparse.Namespace) -> dict[str, Any]:
     """Layers of an evaluation as arguments of functions; X is none."""
     return {"layer_pred": None if options.layer_pred == "X" else options.layer_pred, "layer_real": options.layer}
 
