@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from scipy import sparse
 
 from scperturbdiff.evaluation.metrics import Projection, pearson, subsample
-from scperturbdiff.evaluation.pl import COLORS
+from scperturbdiff.evaluation.pl import COLORS, scatter_groups, scatter_shifts
 from scperturbdiff.reporting._blocks import Figure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
@@ -41,14 +41,8 @@ def draw_populations(groups: Mapping[str, Any], seed: int) -> Figure | None:
         return None
 
     def draw(ax: Axes) -> None:
-        xy = np.concatenate([found[:, :2] for found in points.values()])
-        colors = np.repeat([COLORS[name] for name in points], [len(found) for found in points.values()])
-        order = np.random.default_rng(seed).permutation(len(xy))
-        x, y = xy[order].T
-        ax.scatter(x, y, s=9, c=colors[order], alpha=0.6, linewidths=0)
-        for name in points:
-            ax.scatter([], [], s=24, color=COLORS[name], label=f"{name} ({groups[name].shape[0]})")
-        ax.set(xlabel="PC1", ylabel="PC2", xticks=[], yticks=[], title="populations")
+        scatter_groups(ax, points, {name: groups[name].shape[0] for name in points}, size=9, seed=seed)
+        ax.set(xlabel="PC1", ylabel="PC2", title="populations")
         ax.legend(frameon=False, fontsize=8)
 
     return _png(draw, f"Cells in two principal components: {', '.join(points)}.")
@@ -58,12 +52,7 @@ def draw_shifts(predicted: NDArray[np.float64], observed: NDArray[np.float64]) -
     """Predicted against observed mean shift, one point a gene."""
 
     def draw(ax: Axes) -> None:
-        ends = [min(predicted.min(), observed.min()), max(predicted.max(), observed.max())]
-        ax.plot(ends, ends, color="0.75", lw=0.8, zorder=0)
-        ax.axhline(0, color="0.88", lw=0.8, zorder=0)
-        ax.axvline(0, color="0.88", lw=0.8, zorder=0)
-        ax.scatter(observed, predicted, s=9, color=COLORS["predicted"], alpha=0.6, linewidths=0)
-        ax.set(xlabel="observed mean shift", ylabel="predicted mean shift")
+        scatter_shifts(ax, observed, predicted, COLORS["predicted"])
         ax.set_title(f"shift of {len(observed):,} genes (r = {pearson(predicted, observed):.2f})")
 
     return _png(draw, "Predicted against observed mean shift of every gene.")

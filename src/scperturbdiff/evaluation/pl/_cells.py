@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MANY = 5000
+"""Points from which on they are drawn as pixels in files of vectors."""
 COLORS = {"control": "#9a9a9a", "real": "#1f6fb4", "predicted": "#e07b1a"}
 
 
@@ -124,6 +126,32 @@ def _rows(
     if len(rows) < 2:
         raise ValueError(f"{where} has {len(rows)} cells with {columns}; a figure needs 2 at least.")
     return rows
+
+
+def scatter_groups(
+    ax: Axes, placed: Mapping[str, NDArray[Any]], numbers: Mapping[str, int], *, size: float, seed: int
+) -> None:
+    """Draw cells of each kind at the first two of their coordinates `(n_cells, n)`, no kind above the others.
+
+    The legend tells `numbers` of cells.
+    """
+    points = np.concatenate([coordinates[:, :2] for coordinates in placed.values()])
+    colors = np.repeat([COLORS[name] for name in placed], [len(coordinates) for coordinates in placed.values()])
+    order = np.random.default_rng(seed).permutation(len(points))
+    x, y = points[order].T
+    ax.scatter(x, y, s=size, c=colors[order], alpha=0.6, linewidths=0, rasterized=len(points) > MANY)
+    for name in placed:
+        ax.scatter([], [], s=24, color=COLORS[name], label=f"{name} ({numbers[name]})")
+    ax.set(xticks=[], yticks=[])
+
+
+def scatter_shifts(ax: Axes, observed: NDArray[np.float64], predicted: NDArray[np.float64], color: str) -> None:
+    """Draw predicted against observed mean shifts of genes, `(n_genes,)` each, with the lines of no shift."""
+    ax.axline((0, 0), slope=1, color="0.75", lw=0.8, zorder=0)
+    ax.axhline(0, color="0.88", lw=0.8, zorder=0)
+    ax.axvline(0, color="0.88", lw=0.8, zorder=0)
+    ax.scatter(observed, predicted, s=9, color=color, alpha=0.6, linewidths=0, rasterized=len(observed) > MANY)
+    ax.set(xlabel="observed mean shift", ylabel="predicted mean shift")
 
 
 def get_axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:

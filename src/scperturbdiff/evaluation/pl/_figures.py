@@ -12,7 +12,14 @@ from scipy import sparse
 from scperturbdiff.data import POPULATION, check_obs_keys, preview
 from scperturbdiff.evaluation.metrics import METRICS, Projection, gene_moments, pearson, subsample
 from scperturbdiff.evaluation.metrics import mean_shift as shift_of_means
-from scperturbdiff.evaluation.pl._cells import COLORS, get_axes, label_points, read_condition
+from scperturbdiff.evaluation.pl._cells import (
+    COLORS,
+    get_axes,
+    label_points,
+    read_condition,
+    scatter_groups,
+    scatter_shifts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,11 +74,8 @@ def mean_shift(
     low, high = min(observed.min(), predicted.min()), max(observed.max(), predicted.max())
     pad = 0.12 * (high - low) or 1.0
     limits = low - pad, high + pad
-    ax.set(xlim=limits, ylim=limits, xlabel="observed mean shift", ylabel="predicted mean shift")
-    ax.axline((0, 0), slope=1, color="0.75", lw=0.8, zorder=0)
-    ax.axhline(0, color="0.88", lw=0.8, zorder=0)
-    ax.axvline(0, color="0.88", lw=0.8, zorder=0)
-    ax.scatter(observed, predicted, s=9, color="0.55", alpha=0.6, linewidths=0, rasterized=len(observed) > 5000)
+    ax.set(xlim=limits, ylim=limits)
+    scatter_shifts(ax, observed, predicted, "0.55")
     ax.scatter(observed[at], predicted[at], s=16, color=COLORS["predicted"], linewidths=0, zorder=3)
     ax.set_title(f"{cells.title}  (r = {pearson(observed, predicted):.2f}, {len(observed)} genes)", fontsize=10)
     label_points(ax, observed[at], predicted[at], names)
@@ -157,16 +161,11 @@ def populations(
     projection = Projection(observed, n_pcs=max(2, n_pcs), seed=seed)
     placed = {name: projection(matrix) for name, matrix in groups.items()}
     placed, axis = (_umap(placed, seed), "UMAP") if basis == "umap" else (placed, "PC")
-    points = np.concatenate([coordinates[:, :2] for coordinates in placed.values()])
-    colors = np.repeat([COLORS[name] for name in placed], [len(coordinates) for coordinates in placed.values()])
-    order = np.random.default_rng(seed).permutation(len(points))
+    numbers = {name: len(coordinates) for name, coordinates in placed.items()}
     ax = get_axes(ax, (4.6, 4.2))
-    size = float(np.clip(6000 / len(points), 4, 20))
-    x, y = points[order].T
-    ax.scatter(x, y, s=size, c=colors[order], alpha=0.6, linewidths=0, rasterized=len(points) > 5000)
-    for name, coordinates in placed.items():
-        ax.scatter([], [], s=24, color=COLORS[name], label=f"{name} ({len(coordinates)})")
-    ax.set(xlabel=f"{axis}1", ylabel=f"{axis}2", xticks=[], yticks=[])
+    size = float(np.clip(6000 / sum(numbers.values()), 4, 20))
+    scatter_groups(ax, placed, numbers, size=size, seed=seed)
+    ax.set(xlabel=f"{axis}1", ylabel=f"{axis}2")
     ax.set_title(cells.title, fontsize=10, loc="left")
     ax.legend(
         frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.06), handletextpad=0.2,
