@@ -16,7 +16,7 @@ from scipy import sparse
 
 from scperturbdiff import datasets, features
 from scperturbdiff.data import log_normalize
-from scperturbdiff.features._names import fix_signs
+from scperturbdiff.features._signs import fix_signs
 
 if TYPE_CHECKING:
     from pathlib import Path

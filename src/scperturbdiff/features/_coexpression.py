@@ -21,16 +21,8 @@ from scperturbdiff.data import (
     preview,
     read_genes,
 )
-from scperturbdiff.features._names import (
-    Missing,
-    check_aliases,
-    check_missing,
-    check_names,
-    find_rows,
-    fix_signs,
-    nearest,
-    tell_missing,
-)
+from scperturbdiff.features._names import Missing, Wanted
+from scperturbdiff.features._signs import fix_signs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,27 +97,26 @@ def coexpression(
     """
     check_cells(adata)
     check_unique_names(adata)
-    check_missing(missing)
-    wanted = None if genes is None else check_names("genes", genes)
-    known_aliases = check_aliases(aliases)
+    wanted = Wanted.of("genes", genes, aliases, missing)
     check_int("min_cells", min_cells, 2)
     rows = _control_rows(adata, perturbation_key, control, separator)
     check_layer(adata, layer, rows)
     names = adata.var_names.astype(str).to_numpy()
     loadings, enough = _loadings(read_genes(adata, layer=layer, rows=rows), names, n_components, min_cells)
     row_of = np.cumsum(enough) - 1  # of genes with counts enough in the table
-    if wanted is None:
+    if wanted.names is None:
         if n := int((~enough).sum()):
             logger.info("%d of %d genes have counts in fewer than %d cells and no row.", n, len(names), min_cells)
         at, index = np.flatnonzero(enough), names[enough].tolist()
     else:
-        found = find_rows(wanted, names.tolist(), known_aliases, "adata.var_names")
-        reasons = nearest([name for name in wanted if name not in found], names.tolist())
-        reasons |= {g: f"counts in fewer than {min_cells} control cells" for g, i in found.items() if not enough[i]}
-        remedy = "Only measured genes have features of this kind; other names of the same gene go into aliases."
-        tell_missing(reasons, len(wanted), "genes", "the table of co-expression", missing, remedy)
-        index = [name for name in wanted if name not in reasons]
-        at = np.array([found[name] for name in index])
+        found = wanted.rows(
+            names.tolist(),
+            where="adata.var_names",
+            table="the table of co-expression",
+            remedy="Only measured genes have features of this kind; other names of the same gene go into aliases.",
+            unfit=lambda row: "" if enough[row] else f"counts in fewer than {min_cells} control cells",
+        )
+        index, at = list(found), np.array(list(found.values()))
     columns = [f"pc{i + 1}" for i in range(n_components)]
     return pd.DataFrame(loadings[row_of[at]], index=pd.Index(index, name="gene"), columns=columns)
 

@@ -16,17 +16,9 @@ from scperturbdiff.arguments import check_int, check_texts, check_type
 from scperturbdiff.data import preview
 from scperturbdiff.features._annotation import EVIDENCE, read_annotation
 from scperturbdiff.features._files import check_file
-from scperturbdiff.features._names import (
-    Missing,
-    check_aliases,
-    check_missing,
-    check_names,
-    find_rows,
-    fix_signs,
-    nearest,
-    tell_missing,
-)
+from scperturbdiff.features._names import Missing, Wanted
 from scperturbdiff.features._ontology import Ontology, read_ontology
+from scperturbdiff.features._signs import fix_signs
 
 if TYPE_CHECKING:
     import os
@@ -101,9 +93,7 @@ def gene_ontology(
         If a file is damaged or of another format (the line is named), holds several species and `taxon` is not given,
         or if `n_components` is too large.
     """
-    wanted = None if genes is None else check_names("genes", genes)
-    check_missing(missing)
-    known_aliases = check_aliases(aliases)
+    wanted = Wanted.of("genes", genes, aliases, missing)
     check_type("taxon", taxon, (int, np.integer, NoneType), "NCBI's number of a species, or None")
     check_int("min_genes", min_genes, 1)
     excluded = check_texts("exclude_evidence", exclude_evidence)
@@ -119,11 +109,15 @@ def gene_ontology(
     scores = TruncatedSVD(n_components, algorithm="arpack", random_state=0).fit_transform(matrix)
     values = fix_signs(scores).astype(np.float32)
     index = names
-    if wanted is not None:
-        found = find_rows(wanted, names, known_aliases, str(annotation_path))
-        reasons = _reasons([name for name in wanted if name not in found], names, read)
-        remedy = "Other names of the same gene go into aliases."
-        tell_missing(reasons, len(wanted), "genes", "the annotation", missing, remedy)
+    if wanted.names is not None:
+        rows = set(names)
+        found = wanted.rows(
+            names,
+            where=str(annotation_path),
+            table="the annotation",
+            remedy="Other names of the same gene go into aliases.",
+            lacks=lambda name: _why_not(name, rows, read),
+        )
         index = list(found)
         values = values[list(found.values())]
     return pd.DataFrame(values, index=pd.Index(index, name="gene"), columns=[f"go{i + 1}" for i in range(n_components)])
@@ -185,13 +179,9 @@ def _tell_unknown(unknown: set[str], terms: Ontology, n_terms: int) -> None:
         logger.warning(text, len(absent), preview(absent))
 
 
-def _reasons(names: list[str], known: Sequence[str], annotation: Annotation) -> dict[str, str]:
-    """What is known of genes that have no row."""
-    out = nearest(names, known)
-    rows = set(known)
-    for name in names:
-        if name in annotation.terms:
-            out[name] = "no annotation that tells genes apart"
-        elif meant := sorted(annotation.synonyms.get(name, set()) & rows):
-            out[name] = f"a synonym of {preview(meant)}"
-    return out
+def _why_not(gene: str, rows: set[str], annotation: Annotation) -> str:
+    """What is known of a gene that has none of the rows; empty where nothing is."""
+    if gene in annotation.terms:
+        return "no annotation that tells genes apart"
+    meant = sorted(annotation.synonyms.get(gene, set()) & rows)
+    return f"a synonym of {preview(meant)}" if meant else ""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from scperturbdiff.arguments import check_choice, check_texts, check_type
 from scperturbdiff.data import closest, preview
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Iterable, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +21,65 @@ Missing = Literal["warn", "error"]
 """What is done about names without a row: they are named and left out, or an error."""
 SHOWN = 10
 """Names that a message explains, at most."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Rows of a table that a user wants.
+
+    Attributes
+    ----------
+    argument
+        What the user names them with.
+    names
+        Their names; `None`: all rows.
+    aliases
+        Alias to name.
+    missing
+        What is done about names without a row.
+    """
+
+    argument: str
+    names: tuple[str, ...] | None
+    aliases: Mapping[str, str]
+    missing: Missing
+
+    @classmethod
+    def of(cls, argument: str, names: Any, aliases: Mapping[str, str] | pd.Series | None, missing: Missing) -> Wanted:
+        """What a user gave, checked."""
+        check_choice("missing", missing, ("warn", "error"))
+        return cls(argument, None if names is None else check_names(argument, names), check_aliases(aliases), missing)
+
+    def rows(
+        self,
+        known: Sequence[str],
+        *,
+        where: str,
+        table: str,
+        remedy: str,
+        lacks: Callable[[str], str] = lambda name: "",
+        unfit: Callable[[int], str] = lambda row: "",
+    ) -> dict[str, int]:
+        """Row of each name that has one, in the order of the names; others are told, see :func:`tell_missing`.
+
+        Parameters
+        ----------
+        known
+            Names of the rows there are.
+        where, table, remedy
+            Where names are looked up and what has the rows, in messages, and what may be done.
+        lacks
+            Why a name has no row; empty: the nearest names are told.
+        unfit
+            Why a row is none to be used; empty: it is one.
+        """
+        names = self.names or ()
+        found = find_rows(names, known, self.aliases, where)
+        near = nearest([name for name in names if name not in found], known)
+        reasons = {name: lacks(name) or why for name, why in near.items()}
+        reasons |= {name: why for name, row in found.items() if (why := unfit(row))}
+        tell_missing(reasons, len(names), self.argument, table, self.missing, remedy)
+        return {name: row for name, row in found.items() if name not in reasons}
 
 
 def check_names(argument: str, names: Any) -> tuple[str, ...]:
@@ -116,19 +173,3 @@ def nearest(names: Iterable[str], known: Sequence[str]) -> dict[str, str]:
         near = closest(name, known) if i < SHOWN else []
         out[name] = f"nearest: {preview(near)}" if near else ""
     return out
-
-
-def check_missing(missing: Missing) -> None:
-    """One of the values of :data:`Missing`."""
-    check_choice("missing", missing, ("warn", "error"))
-
-
-def fix_signs(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Columns of `vectors`, shape `(n, k)`, with the sign at which their largest entry is positive.
-
-    The sign of a singular vector is arbitrary, and differs between libraries. Entries that agree to six digits count
-    as equally large, and the first of them decides.
-    """
-    size = np.abs(vectors)
-    largest = (size >= (1 - 1e-6) * size.max(axis=0, keepdims=True)).argmax(axis=0)
-    return np.where(vectors[largest, np.arange(vectors.shape[1])] < 0, -vectors, vectors)

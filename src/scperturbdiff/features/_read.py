@@ -11,15 +11,7 @@ import pandas as pd
 from scperturbdiff.arguments import check_choice
 from scperturbdiff.data import FeatureTable, check_memory, preview
 from scperturbdiff.features._files import check_file
-from scperturbdiff.features._names import (
-    Missing,
-    check_aliases,
-    check_missing,
-    check_names,
-    find_rows,
-    nearest,
-    tell_missing,
-)
+from scperturbdiff.features._names import Missing, Wanted
 
 if TYPE_CHECKING:
     import os
@@ -79,20 +71,17 @@ def read(
     TypeError
         If the file holds text where numbers are needed; columns and rows are named.
     """
-    check_missing(missing)
+    wanted = Wanted.of("names", names, aliases, missing)
     check_choice("constant", constant, ("error", "drop", "keep"))
-    wanted = None if names is None else check_names("names", names)
-    known_aliases = check_aliases(aliases)
     file = check_file("path", path)
     table = _read_file(file)
     table.index = pd.Index(np.where(table.index.isna(), "", table.index.astype(str).str.strip()), dtype=object)
     where = repr(file.name)
     table = _without_constant(table, constant, where)
     index = list(table.index)
-    if wanted is not None:
-        found = find_rows(wanted, index, known_aliases, where)
-        lost = nearest([name for name in wanted if name not in found], index)
-        tell_missing(lost, len(wanted), "names", where, missing, "Other names of the same thing go into aliases.")
+    if wanted.names is not None:
+        remedy = "Other names of the same thing go into aliases."
+        found = wanted.rows(index, where=where, table=where, remedy=remedy)
         taken = [index[i] for i in found.values()]
         repeated = table.index[table.index.duplicated()].unique().intersection(pd.Index(taken))
         if len(repeated):
