@@ -183,22 +183,16 @@ def evaluate(
         raise ValueError(f"Names of models and baselines must differ, and from 'ceiling': {twice}.")
 
     def compare(name: str, found: Cells) -> Iterator[tuple[Condition, Comparison]]:
-        matrix, where = sparse.csr_matrix((0, real.n_vars), dtype=np.float32), {}
+        matrix = sparse.csr_matrix((0, real.n_vars), dtype=np.float32)
+        where: Mapping[Condition, Any] = {}
         if found.adata is not None:
-            kind = kinds.get(name, "counts")
             # what the user passed: the table's name of a single model, "prediction", is ours
             called = f"baselines[{name!r}]" if name in floors else _called(pred, name)
-            matrix = predicted.read_predicted(
-                found.adata, real.var_names, kind, layer=found.layer, target_sum=target_sum, where=called
-            )
-            where = inputs.group_cells(found.adata, keys, called)
-            inputs.require(
-                [c for c in conditions if c not in found.absent], list(where), f"{called} lacks conditions,", keys
-            )
-            if kind != "counts":
-                predicted.check_scale(matrix, where, controls, keys, called, target_sum)
-            if kind == "means":
-                predicted.check_one_row(where, keys, called)
+            matrix, where = predicted.read_conditions(
+                found.adata, real.var_names, kinds.get(name, "counts"),
+                [c for c in conditions if c not in found.absent], controls, keys,
+                layer=found.layer, target_sum=target_sum, where=called,
+            )  # fmt: skip
         return ((c, Comparison(matrix[where.get(c, [])], observed[c])) for c in conditions)
 
     tables = []

@@ -9,11 +9,11 @@ import numpy as np
 
 from scperturbdiff.arguments import refusal
 from scperturbdiff.data import COUNTS, matrix_name, read_genes
-from scperturbdiff.evaluation.metrics._inputs import read_expression
+from scperturbdiff.evaluation.metrics._inputs import group_cells, read_expression, require
 from scperturbdiff.evaluation.metrics._shifts import gene_moments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -93,6 +93,32 @@ def read_predicted(
     matrix = read_genes(adata, genes, layer, rows, where, "layer_pred")
     _check_normalized(matrix.data, matrix_name(layer, where), kind, target_sum)
     return matrix
+
+
+def read_conditions(
+    adata: AnnData,
+    genes: pd.Index,
+    kind: Kind,
+    conditions: Sequence[Condition],
+    controls: Mapping[Condition, Any],
+    keys: Keys,
+    *,
+    layer: str | None,
+    target_sum: float,
+    where: str,
+) -> tuple[sparse.csr_matrix, dict[Condition, NDArray[np.intp]]]:
+    """The same of all cells, and the rows of each condition, which must have all of `conditions`.
+
+    `controls` are log-normalised real control cells of each context, whose scale what is normalised already must have.
+    """
+    matrix = read_predicted(adata, genes, kind, layer=layer, target_sum=target_sum, where=where)
+    rows = group_cells(adata, keys, where)
+    require(conditions, list(rows), f"{where} lacks conditions,", keys)
+    if kind != "counts":
+        check_scale(matrix, rows, controls, keys, where, target_sum)
+    if kind == "means":
+        check_one_row(rows, keys, where)
+    return matrix, rows
 
 
 def _check_normalized(values: NDArray[np.float32], where: str, kind: Kind, target_sum: float) -> None:
