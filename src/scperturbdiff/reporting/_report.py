@@ -140,37 +140,36 @@ def report(
         "separator": separator,
     }  # fmt: skip
     keys = resolve_keys(pred, model, given)
+    arguments = {
+        **keys, "condition_keys": condition_keys, "layer_pred": layer_pred, "layer_real": layer_real,
+        "normalized": normalized, "means": means, "target_sum": target_sum, "seed": seed, **scoring,
+    }  # fmt: skip
     with _warnings() as told:
         subject = read_subject(
             pred, real, controls, model, keys, condition_keys,
             layers=(layer_pred, layer_real), normalized=normalized, means=means, target_sum=target_sum,
         )  # fmt: skip
         if table is None and real is not None:
-            table = evaluate(
-                pred, real, **keys, condition_keys=condition_keys, layer_pred=layer_pred, layer_real=layer_real,
-                train=train, normalized=normalized, means=means, target_sum=target_sum, seed=seed, **scoring,
-            )  # fmt: skip
+            table = evaluate(pred, real, train=train, **arguments)
     scores = None if table is None else _scores(table, subject, seed)
     doubts = doubts_of(subject, scores)
-    arguments = {
-        **keys, "condition_keys": condition_keys, "layer_pred": layer_pred, "layer_real": layer_real,
-        "normalized": normalized, "means": means, "target_sum": target_sum, "seed": seed, **scoring,
-    }  # fmt: skip
     call = _call(arguments, real, model, train, controls, path) if command is None else command
-    sections = [Section("Data", data_blocks(subject, model, train))]
-    if scores is not None:
-        sections.append(Section("Metrics", metric_blocks(scores)))
-    sections.append(Section("Overview", overview_blocks(subject, scores, doubts)))
-    sections.append(Section("Conditions", fold_blocks(subject, scores, doubts, model, max_conditions, n_genes, seed)))
-    sections.append(Section("Warnings", warning_blocks(subject, model, told)))
-    sections.append(Section("How it was made", provenance_blocks(subject, arguments, call)))
+    parts = {
+        "Data": data_blocks(subject, model, train),
+        "Metrics": () if scores is None else metric_blocks(scores),
+        "Overview": overview_blocks(subject, scores, doubts),
+        "Conditions": fold_blocks(subject, scores, doubts, model, max_conditions, n_genes, seed),
+        "Warnings": warning_blocks(subject, model, told),
+        "How it was made": provenance_blocks(subject, arguments, call),
+    }
+    sections = tuple(Section(heading, blocks) for heading, blocks in parts.items() if blocks)
     sentences = (
         first_sentence(scores, len(subject.conditions)),
         second_sentence(subject),
         third_sentence(subject, doubts),
     )
     named = {subject.name(c): why for c, why in doubts.items() if why}
-    made = Report(title, sentences, tuple(sections), named, table, None if scores is None else scores.summary)
+    made = Report(title, sentences, sections, named, table, None if scores is None else scores.summary)
     if path is not None:
         made.save(path, overwrite=overwrite)
     return made
