@@ -448,7 +448,7 @@ def test_a_single_context_carries_its_shift_over_whole(n_batches: int) -> None:
 
 @given(common_share=st.floats(0, 1), seed=st.integers(0, 9))
 def test_the_response_to_a_combination_is_the_sum_of_those_to_its_components(common_share: float, seed: int) -> None:
-    """What perturbations have in common counts as often: else a new one would be what is left when pairs are halved."""
+    """What all perturbations have in common is brought along by each component."""
     rng = np.random.default_rng(seed)
     component = np.array([(0, -1), (1, -1), (2, -1), (0, 1), (1, 2)])
     means = np.repeat(rng.normal(size=(1, 3)), len(component), 0)

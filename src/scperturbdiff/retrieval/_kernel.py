@@ -148,8 +148,8 @@ class ResponseKernel:
         def at_doses(first: Floats, second: Floats) -> Floats:
             return self._strengths(first, second) * (flat + (contexts - flat) * self._near(first, second))
 
-        # what perturbations have in common each of several brings along: a new one is then the mean of the others, not
-        # what is left of singles when as much is taken off as pairs have more
+        # each component brings along what all have in common. If a combination did so once, a new perturbation would be
+        # the part of singles that pairs do not have twice
         shared = at_doses(_mean_dose(a), _mean_dose(b)) * np.outer(_n_parts(a), _n_parts(b))
         out = (1 - share) * (common * shared + (1 - common) * additive_covariance(a, b, self._components, at_doses))
         return out + share * self.learned(a, b, self._doses) if share and self.learned is not None else out
