@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.data._counts import are_equal_totals, get_matrix, iter_rows, matrix_name
+from scperturbdiff.data._counts import are_equal_totals, matrix_name
 from scperturbdiff.data._labels import context_name
 from scperturbdiff.data._messages import preview
 from scperturbdiff.data._output import FEW_CELLS
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from anndata import AnnData
+    from numpy.typing import NDArray
 
     from scperturbdiff.data._conditions import ConditionSpace
 
@@ -24,15 +25,18 @@ logger = logging.getLogger(__name__)
 
 MANY_GENES = 10_000
 """Genes from which on to say how to select some."""
-SOME_CELLS = 1000
-"""Cells whose totals are looked at."""
 SEPARATORS = ("+", "_", "|", ";", ",", "&", "/", ":", "-", " ")
 """What joins names in public data sets."""
 
 
-def warn_of_cells(adata: AnnData, layer: str | None) -> None:
-    """Log warnings of counts that are probably none, and of many genes."""
-    _warn_of_equal_totals(adata, layer)
+def warn_of_cells(adata: AnnData, layer: str | None, totals: NDArray[np.float64]) -> None:
+    """Log warnings of counts that are probably none, as all cells have the same of them in total, and of many genes."""
+    if len(totals) > FEW_CELLS and are_equal_totals(totals):
+        logger.warning(
+            "The cells of %s all add up to about %s: it seems to be normalised and rounded. Pass raw counts, with "
+            "layer=... where they are in a layer.",
+            matrix_name(layer), f"{totals.mean():,.0f}",
+        )  # fmt: skip
     if adata.n_vars > MANY_GENES:
         where = "" if layer is None else f", layer={layer!r}"
         line = f"sc.experimental.pp.highly_variable_genes(adata, n_top_genes=3000{where}, subset=True)"
@@ -61,18 +65,6 @@ def warn_of_few_controls(space: ConditionSpace, labels: pd.DataFrame) -> None:
         "leave them out.",
         len(few), len(number), FEW_CELLS, preview(f"{name}: {n}" for name, n in zip(names, few, strict=True)),
     )  # fmt: skip
-
-
-def _warn_of_equal_totals(adata: AnnData, layer: str | None) -> None:
-    rows = np.unique(np.linspace(0, adata.n_obs - 1, min(adata.n_obs, SOME_CELLS)).astype(np.intp))
-    blocks = iter_rows(get_matrix(adata, layer), rows)
-    totals = np.concatenate([np.asarray(block.sum(axis=1), dtype=np.float64).ravel() for block in blocks])
-    if len(totals) > FEW_CELLS and are_equal_totals(totals):
-        logger.warning(
-            "The cells of %s all add up to about %s: it seems to be normalised and rounded. Pass raw counts, with "
-            "layer=... where they are in a layer.",
-            matrix_name(layer), f"{totals.mean():,.0f}",
-        )  # fmt: skip
 
 
 def other_separator(labels: Iterable[object], control: str, separator: str | None) -> tuple[str, list[str]] | None:

@@ -112,9 +112,9 @@ def check_not_empty(matrix: Any, where: str) -> None:
 
 def check_layer(
     adata: AnnData, layer: str | None = None, rows: NDArray[np.integer] | None = None, where: str = "adata"
-) -> None:
-    """Raise unless a layer of `adata` (`None`: X) holds counts; see :func:`check_counts`."""
-    check_counts(get_matrix(adata, layer, where), matrix_name(layer, where), rows)
+) -> NDArray[np.float64]:
+    """Totals of cells; raise unless a layer of `adata` (`None`: X) holds counts; see :func:`check_counts`."""
+    return check_counts(get_matrix(adata, layer, where), matrix_name(layer, where), rows)
 
 
 def matrix_name(layer: str | None, where: str = "adata") -> str:
@@ -129,8 +129,10 @@ def check_counts(
     *,
     empty_cells: bool = False,
     argument: str = "layer=...",
-) -> None:
+) -> NDArray[np.float64]:
     """Raise a `ValueError` unless every entry is an integer from 0 to `LARGEST_COUNT` and every cell has a count.
+
+    What cells add up to is returned, `(n_cells,)`, as the matrix is read anyway.
 
     Parameters
     ----------
@@ -165,6 +167,7 @@ def check_counts(
             f"{where}: {no_counts.size} cells have no counts at all (rows {preview(no_counts.tolist())}). "
             "Remove them first, e.g. sc.pp.filter_cells(adata, min_counts=1)."
         )
+    return total
 
 
 def are_equal_totals(totals: NDArray[Any]) -> bool:

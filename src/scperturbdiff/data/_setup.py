@@ -218,12 +218,12 @@ def read_space(adata: AnnData, layer: str | None, source: Mapping[str, Any] | No
     """
     check_cells(adata)
     check_unique_names(adata)
-    check_layer(adata, layer)
+    totals = check_layer(adata, layer)
     if isinstance(get_matrix(adata, layer), sparse.sparray):
         name = matrix_name(layer)
         raise TypeError(f"scvi-tools does not read sparse arrays: {name} = scipy.sparse.csr_matrix({name}).")
     if source is None:
-        warn_of_cells(adata, layer)
+        warn_of_cells(adata, layer, totals)
         return learn_conditions(adata, **keys)
     check_genes(adata, source)
     return stored_space(source)
