@@ -13,9 +13,12 @@ from scperturbdiff.cli._files import (
     check_free,
     check_model,
     check_outputs,
+    check_shared,
     check_wanted,
+    own_device,
     read_cells,
     read_table,
+    share_of_work,
     write_cells,
     write_figure,
     write_table,
@@ -63,7 +66,11 @@ def run_train(options: argparse.Namespace) -> None:
 def run_predict(options: argparse.Namespace) -> None:
     """`scperturbdiff predict`."""
     check_format(options.out)
-    check_outputs([options.out], options.overwrite)
+    share = share_of_work()
+    if share is None:
+        check_outputs([options.out], options.overwrite)
+    else:
+        check_shared(options.out, share)
     check_model(options.model)
     embeddings = read_table(options.embeddings, index_col=0)
     perturbations: Any = options.perturbations if options.table is None else read_table(options.table)
@@ -71,11 +78,14 @@ def run_predict(options: argparse.Namespace) -> None:
     controls = read_cells(options.controls)
     from scperturbdiff import PerturbDiff
 
-    model = PerturbDiff.load(options.model, adata=False)
+    model = PerturbDiff.load(options.model, adata=False, device=own_device())
     how = _given(options, "n_cells", "n_populations", "n_steps", "layer", "seed")
-    pred = model.predict(controls, perturbations, perturbation_embeddings=embeddings, **how)
-    write_cells(pred, options.out, options.overwrite)
-    print(f"{pred.n_obs:,} predicted cells in {options.out}")
+    output = None if share is None else options.out
+    pred = model.predict(controls, perturbations, perturbation_embeddings=embeddings, **how, output=output)
+    if share is None:
+        write_cells(pred, options.out, options.overwrite)
+    if share in (None, 0):
+        print(f"{pred.n_obs:,} predicted cells in {options.out}")
 
 
 def run_convert(options: argparse.Namespace) -> None:

@@ -93,6 +93,31 @@ def check_free(paths: Iterable[Path], overwrite: bool) -> None:
         raise FileExistsError(f"{', '.join(taken)} already there. Pass --overwrite to replace, or another --out.")
 
 
+def share_of_work() -> int | None:
+    """Number of this process among those that `torchrun` started; `None` where it started none."""
+    return int(os.environ["RANK"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
+
+
+def own_device() -> int | str:
+    """Number of the GPU that is this process's, in the order in which `torchrun` counts processes of a machine."""
+    if share_of_work() is None:
+        return "auto"
+    import torch
+
+    n_devices = torch.cuda.device_count()
+    return int(os.environ.get("LOCAL_RANK", 0)) % n_devices if n_devices else "auto"
+
+
+def check_shared(path: Path, share: int) -> None:
+    """Raise an `OSError` if several processes cannot write cells to `path`: they replace nothing."""
+    from scperturbdiff.storage import check_writable
+
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} already there. Processes of torchrun replace nothing: remove it first.")
+    if share == 0:  # which makes and removes folders on the way
+        check_writable(path)
+
+
 def check_folder(path: Path) -> None:
     """Raise an `OSError` unless there is or can be a folder, and files can be written into it."""
     from scperturbdiff.storage import check_writable

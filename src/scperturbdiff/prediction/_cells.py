@@ -27,7 +27,9 @@ from scperturbdiff.data import (
 )
 from scperturbdiff.prediction._generate import PopulationGenerator
 from scperturbdiff.prediction._request import plan_request, read_controls, read_wanted, tell_of_request
+from scperturbdiff.prediction._shards import predict_shards
 from scperturbdiff.prediction._stream import CellWriter
+from scperturbdiff.prediction._team import Team
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -159,7 +161,7 @@ class PreparedRequest:
             "keys": keys,
             "doses_outside_training": sorted(outside),
             "few_controls": self.few_controls,
-            "predicted_as_controls": self.generator.unchanged,
+            "predicted_as_controls": [self.generator.unchanged[i] for i in sorted(self.generator.unchanged)],
             "conditions": self.conditions(),
             "training": self.report,
         }
@@ -207,6 +209,8 @@ def predict_cells(
 ) -> AnnData:
     """Generate cells into memory or, with `output`, piece by piece onto disk.
 
+    Where this process is one of several, all of them write to `output` together, see :func:`predict_shards`.
+
     Returns
     -------
     The cells; with `output` they are backed by that file.
@@ -214,6 +218,9 @@ def predict_cells(
     check_number("target_sum", target_sum, "(0, inf)")
     check_flag("progress", progress)
     prepared.check_room(BYTES_PER_CELL + 4 * len(prepared.generator.module.latent_mean), output is None)
+    team = None if output is None else Team.launched()
+    if output is not None and team is not None and (team.size > 1 or str(output).endswith(".zarr")):
+        return predict_shards(prepared, team, output, target_sum=target_sum, progress=progress)
     pieces = prepared.generator.generate(prepared.request, progress)
     var = prepared.controls.var.loc[prepared.genes]
     if output is not None:

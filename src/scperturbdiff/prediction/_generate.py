@@ -23,7 +23,7 @@ from scperturbdiff.retrieval import Conditions, Retrieved
 from scperturbdiff.seeds import derive_seed, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -89,7 +89,7 @@ class PopulationGenerator:
         self.evidence: dict[int, tuple[str, float]] = {}
         """How each population is new, and the share of the variance of its mean shift that training leaves open: near 0
         where it says what happens, near 1 where it says nothing; NaN without retrieval."""
-        self.unchanged: list[str] = []
+        self.unchanged: dict[int, str] = {}
         """Populations that are predicted as their controls: what training measured is within the noise of sampling."""
         self.adata, self.genes, self.layer, self.batches = adata, genes, layer, batches
         self.groups = groups
@@ -100,13 +100,16 @@ class PopulationGenerator:
         self._retrieval = None if module.retrieval is None else module.retrieval.with_features(features)
         self._by_state = None if module.by_state is None else module.by_state.with_features(features)
 
-    def generate(self, request: PopulationRequest, progress: bool = True) -> Iterator[Piece]:
-        """Yield the populations of `request`, each draw on its own, in order."""
+    def generate(
+        self, request: PopulationRequest, progress: bool = True, only: Sequence[int] | None = None
+    ) -> Iterator[Piece]:
+        """Yield the populations of `request`, each draw on its own, in order; `only` some where others do the rest."""
         component, dose = self.space.encode_perturbations(request.table)
         codes, numbers = self.space.encode_covariates(request.table)
         context = self.space.context_codes(request.table)
         batch = self._batch_codes(request)
-        for i in track(range(len(request)), description="Generating populations", disable=not progress):
+        wanted = range(len(request)) if only is None else only
+        for i in track(wanted, description="Generating populations", disable=not progress):
             group = self._group(request.group[i])
             mean = group.latent.double().mean(0).cpu().numpy()[None]
             asked = Conditions(
@@ -117,15 +120,20 @@ class PopulationGenerator:
             factors = self._gene_factors(group, asked, condition, found)
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
             if (component[i] >= 0).any() and self._stays(group, condition, found, factors):
-                self.unchanged.append(", ".join(str(name) for name in names if name != ""))
+                self.unchanged[i] = ", ".join(str(name) for name in names if name != "")
             n_draws = self.settings.n_populations or 1
             first = request.repeat[i] * n_draws  # what is asked for again are further draws
             for draw in range(first, first + n_draws):
                 seed = derive_seed(self.settings.seed, *names, draw)
                 yield from self._draw(request, i, group, condition, found, factors, batch[i], draw, seed)
+        if only is None:
+            self.tell_of_unchanged(request)
+
+    def tell_of_unchanged(self, request: PopulationRequest) -> None:
+        """Warn of populations that are predicted as their controls."""
         if self.unchanged:
             text = "%d of %d populations are predicted as their controls, no effect beyond the noise of sampling: %s."
-            logger.warning(text, len(self.unchanged), len(request), preview(self.unchanged))
+            logger.warning(text, len(self.unchanged), len(request), preview(self.unchanged.values()))
 
     def _batch_codes(self, request: PopulationRequest) -> NDArray[np.int64]:
         if self.space.batch_key is None:

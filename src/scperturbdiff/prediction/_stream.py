@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import pandas as pd
+    from numpy.typing import NDArray
 
     from scperturbdiff.prediction._pieces import Piece
 
@@ -32,6 +33,9 @@ BUFFER_CELLS = 4096
 SPARE = 32_000_000
 """Bytes on the disk that are left free: for what HDF5 writes late, and for what others write meanwhile."""
 FORMATS = (".h5ad", ".zarr")
+MATRICES = ("X", f"layers/{COUNTS}")
+CHUNK = 2**18
+"""Entries in a chunk of matrices that several processes write, 1 MB: processes write whole ones."""
 
 
 class CellWriter:
@@ -76,13 +80,13 @@ class CellWriter:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             atomic = atomic_file if self._is_h5ad else atomic_folder
-            partial = stack.enter_context(atomic(self.path, overwrite=False))
+            self.partial = stack.enter_context(atomic(self.path, overwrite=False))
             if self._is_h5ad:
-                self._store: Any = stack.enter_context(h5py.File(partial, "w"))
+                self._store: Any = stack.enter_context(h5py.File(self.partial, "w"))
             else:
                 import zarr
 
-                self._store = zarr.open_group(str(partial), mode="w-")
+                self._store = zarr.open_group(str(self.partial), mode="w-")
             self._store.attrs["encoding-type"], self._store.attrs["encoding-version"] = "anndata", "0.1.0"
             self._stack = stack.pop_all()
         return self
@@ -137,6 +141,33 @@ class CellWriter:
             else:
                 sparse_dataset(self._store[name]).append(matrix)
         self._is_empty = False
+
+    def lay_out(self, indptr: NDArray[np.int64], n_genes: int) -> None:
+        """Make matrices of a zarr store whose rows end at `indptr[1:]`, for several processes to :meth:`fill`."""
+        shape = len(indptr) - 1, n_genes
+        for name, dtype in (("X", np.float32), (COUNTS, np.int32)):
+            empty = sparse.csr_matrix(shape, dtype=dtype)
+            empty.indptr = np.zeros(len(indptr), np.int64)
+            named: Any = ("X", empty) if name == "X" else ("layers", {COUNTS: empty})
+            write_elem(self._store, *named, dataset_kwargs={"chunks": (CHUNK,)})
+        for name in MATRICES:
+            self._store[name]["indptr"][...] = indptr
+            for part in ("data", "indices"):
+                self._store[name][part].resize((int(indptr[-1]),))
+
+    def attach(self, partial: str) -> None:
+        """Open the store that another process has laid out, under its name beside `path`."""
+        import zarr
+
+        self._store = zarr.open_group(str(self.path.with_name(partial)), mode="r+")
+
+    def fill(self, start: int, expression: NDArray, counts: NDArray, indices: NDArray) -> None:
+        """Write entries from number `start` on, of both matrices."""
+        part = slice(start, start + len(indices))
+        self._check_space(expression.nbytes + counts.nbytes + 2 * indices.nbytes)
+        for name, data in zip(MATRICES, (expression, counts), strict=True):
+            self._store[name]["data"][part] = data
+            self._store[name]["indices"][part] = indices
 
     def finish(self, obs: pd.DataFrame, var: pd.DataFrame, pieces: list[Piece], made_by: Mapping[str, Any]) -> None:
         """Write what is left and the annotation."""
