@@ -799,6 +799,11 @@ class PerturbDiff(BaseModelClass):
             fit into memory. It gets its name when it is whole, and must not exist. What cannot be written there is an
             error before cells are generated.
 
+            Processes that `torchrun` started, or that share a :mod:`torch.distributed` group, write one `.zarr` store
+            together: each calls with the same arguments, `seed` among them, on a disk that all see, and gets the same
+            cells as one process. Parts are kept in a hidden folder beside it, from which the same call goes on when it
+            was interrupted.
+
         Returns
         -------
         A new AnnData of predicted cells: log-normalised expression in `X`, sampled counts in ``layers["counts"]``,
@@ -815,9 +820,11 @@ class PerturbDiff(BaseModelClass):
             If a perturbation was never seen and has no features, or a column is missing.
         ValueError
             If genes are missing, there are no controls, counts are not counts, cells do not fit into memory, or the
-            model is damaged: numbers that are not finite are never returned.
+            model is damaged: numbers that are not finite are never returned. If several processes were asked for
+            different things, or parts beside `output` are of another prediction.
         OSError
-            If `output` exists, cannot be written, or the disk would become full.
+            If `output` exists, cannot be written, or the disk would become full; a `ConnectionError` where another of
+            several processes fails or is gone.
         """
         prepared = self._prepare(
             adata,
