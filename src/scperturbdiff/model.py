@@ -10,16 +10,18 @@ from pathlib import Path
 from pprint import pprint
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
 import torch
 from mudata import MuData
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, MuDataCategoricalObsField, MuDataLayerField
 from scvi.model.base import BaseModelClass
 from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
-from scperturbdiff.arguments import check_type
+from scperturbdiff.arguments import check_int, check_number, check_type
 from scperturbdiff.data import (
     CONDITIONS,
     as_anndata,
@@ -27,7 +29,10 @@ from scperturbdiff.data import (
     check_cells,
     check_genes,
     check_layer,
+    check_obs_key,
+    gene_positions,
     preview,
+    read_genes,
     read_indices,
     read_space,
     rna_view,
@@ -50,7 +55,7 @@ from scperturbdiff.prediction import (
     response_table,
 )
 from scperturbdiff.saving import believing, check_saved, check_weights, pack, saved_cells
-from scperturbdiff.seeds import resolve_seed, seeded
+from scperturbdiff.seeds import resolve_seed, seeded, stream
 from scperturbdiff.storage import SavedModel, check_kept, choose_device, find_model
 from scperturbdiff.training import (
     Checkpoints,
@@ -68,9 +73,8 @@ from scperturbdiff.transfer import transfer_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Literal, NoReturn
 
-    import numpy as np
-    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -799,7 +803,7 @@ class PerturbDiff(BaseModelClass):
             fit into memory. It gets its name when it is whole, and must not exist. What cannot be written there is an
             error before cells are generated.
 
-            Processes that `torchrun` started, or that share a :mod:`torch.distributed` group, write one `.zarr` store
+            Processes that `torchrun` started, or that share a ``torch.distributed`` group, write one `.zarr` store
             together: each calls with the same arguments, `seed` among them, on a disk that all see, and gets the same
             cells as one process. Parts are kept in a hidden folder beside it, from which the same call goes on when it
             was interrupted.
@@ -924,6 +928,103 @@ class PerturbDiff(BaseModelClass):
         self.module.eval()
         return encode_cells(self.module, cells, stored_genes(self.registry_), at, rows)
 
+    def get_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["latent"] = 1,
+        n_samples: int = 1,
+        return_mean: bool = True,
+        return_numpy: bool | None = None,
+        batch_size: int | None = None,
+        *,
+        transform_batch: str | None = None,
+        layer: str | None = None,
+        seed: int | None = None,
+    ) -> NDArray[np.float32] | pd.DataFrame:
+        """Expression of cells as the VAE decodes it: the share of each gene in a cell's counts, without counting noise.
+
+        As in scvi-tools: of the cells given, as they are. Cells under another perturbation come from :meth:`predict`.
+
+        Parameters
+        ----------
+        adata, indices, layer
+            See :meth:`get_latent_representation`.
+        gene_list
+            Genes wanted, in this order. `None`: all.
+        library_size
+            What shares are multiplied with, or ``"latent"``: the counts of the cell, that is its expected counts.
+        n_samples
+            Draws from the posterior of a cell's latent vector. A single one is a draw, too.
+        return_mean
+            Average over draws.
+        return_numpy
+            An array rather than a DataFrame, which draws that are not averaged always are.
+        batch_size
+            Cells decoded at a time; changes no value. Default: `scvi.settings.batch_size`.
+        transform_batch
+            Decode all cells as if they came from this batch. Default: each as from its own.
+        seed
+            The same seed gives the same draws. Default: `scvi.settings.seed`, else a random one.
+
+        Returns
+        -------
+        One row a cell, one column a gene, non-negative; with several draws that are not averaged an array of shape
+        `(n_samples, n_cells, n_genes)`.
+
+        Raises
+        ------
+        KeyError
+            If the column of batches is missing.
+        ValueError
+            If genes or batches are not the model's, or counts are not counts.
+        """
+        self._check_trained("get_normalized_expression")
+        check_int("n_samples", n_samples, 1)
+        if library_size != "latent":
+            check_number("library_size", library_size, "(0, inf)")
+        step = check_int("batch_size", settings.batch_size if batch_size is None else batch_size, 1)
+        cells, known = self._cells(adata), pd.Index(stored_genes(self.registry_))
+        rows = np.arange(cells.n_obs) if indices is None else read_indices(indices, cells.n_obs)
+        at, genes = self._layer(cells, layer), known if gene_list is None else pd.Index(gene_list)
+        columns = gene_positions(known, genes, "model")
+        check_layer(cells, at, rows)
+        batch = self._batch_codes(cells, rows, transform_batch)
+        seed = resolve_seed(seed)
+        noise = torch.randn(n_samples, len(rows), len(self.module.latent_mean), generator=stream(seed))
+        self.module.eval()
+        found = [np.empty((n_samples, 0, len(genes)), np.float32)]
+        with torch.no_grad(), seeded(seed, self.device):  # the encoder draws as well, of which nothing is used
+            for i in range(0, len(rows), step):
+                counts = torch.as_tensor(read_genes(cells, known, at, rows[i : i + step]).toarray(), device=self.device)
+                codes = torch.as_tensor(batch[i : i + step], device=self.device)
+                posterior = self.module.vae.inference(counts, codes[:, None])["qz"]
+                latent = posterior.loc + posterior.scale * noise[:, i : i + step].to(self.device)
+                shares = self.module.vae.decode_frequencies(latent.flatten(0, 1), codes.repeat(n_samples))
+                scale = counts.sum(1, keepdim=True) if library_size == "latent" else float(library_size)
+                values = (shares.unflatten(0, latent.shape[:2])[..., columns] * scale).cpu().numpy()
+                found.append(values.mean(0, keepdims=True) if return_mean else values)
+        if return_mean or n_samples == 1:
+            table = np.concatenate([values[0] for values in found])
+            return table if return_numpy else pd.DataFrame(table, cells.obs_names[rows], genes)
+        if return_numpy is False:
+            raise ValueError("return_numpy=False, but draws that are not averaged are no table: return_mean=True.")
+        return np.concatenate(found, axis=1)
+
+    def differential_expression(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not offered: it would compare decoded cells, which vary too little. An `AttributeError` names what to use.
+
+        :func:`scanpy.tl.rank_genes_groups` tests predicted cells, which have counting noise, and
+        :func:`scperturbdiff.evaluate` compares such tests with those of real cells.
+        """
+        raise AttributeError(
+            "PerturbDiff has no differential_expression: decoded cells lack the noise that a test needs. Predicted "
+            "cells have it: pred = model.predict(controls, [...]), then scanpy.tl.rank_genes_groups on pred and the "
+            "controls; scperturbdiff.evaluate(pred, real, ...) compares such tests with those of real cells; "
+            "model.response(...) has fold changes."
+        )
+
     def get_perturbation_representation(
         self, perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | None = None
     ) -> pd.DataFrame:
@@ -1003,6 +1104,22 @@ class PerturbDiff(BaseModelClass):
     def _check_trained(self, what: str) -> None:
         if not self.is_trained_:
             raise RuntimeError(f"PerturbDiff.{what} needs a trained model: call train() first, or load a saved one.")
+
+    def _batch_codes(self, cells: AnnData, rows: NDArray[np.int64], transform_batch: str | None) -> NDArray[np.int64]:
+        """Codes of the batches that rows are decoded as: their own, or one for all."""
+        key, known = self.conditions.batch_key, pd.Index(stored_batches(self.registry_))
+        if transform_batch is not None or key is None:
+            names = pd.Index([known[0] if transform_batch is None else transform_batch] * len(rows))
+        else:
+            check_obs_key(cells, key, "batch_key")
+            names = pd.Index(cells.obs[key].iloc[rows].astype(str))
+        codes: NDArray[np.int64] = known.get_indexer(names)
+        if (codes < 0).any():
+            raise ValueError(
+                f"Batches {preview(names[codes < 0].unique())} were never seen in training. Pass transform_batch=... "
+                f"to decode as one of {preview(known)}."
+            )
+        return codes
 
     def _annotated(self) -> AnnData:
         """The cells the model was set up with, as an AnnData with all annotation in `obs`."""
