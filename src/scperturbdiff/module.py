@@ -10,7 +10,7 @@ import torch
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor
 
-from scperturbdiff.counts import EPS, MovedMeans, move_counts
+from scperturbdiff.counts import EPS, MovedMeans, move_counts, scale_response
 from scperturbdiff.diffusion import Generator
 from scperturbdiff.latent import LatentVAE
 from scperturbdiff.retrieval import Retrieval, RetrievalSettings, StateRetrieval
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+MIN_RATIO = 0.05
+"""Smallest ratio of library sizes of a cell that responds strongly."""
 
 
 class PerturbDiffModule(BaseModuleClass):
@@ -164,6 +167,7 @@ class PerturbDiffModule(BaseModuleClass):
         residual: Tensor | None = None,
         repeated: Tensor | None = None,
         rng: torch.Generator | None = None,
+        factor: Tensor | None = None,
     ) -> Tensor:
         r"""Sample counts of cells as if the control cells they started from had moved in the latent space.
 
@@ -188,6 +192,8 @@ class PerturbDiffModule(BaseModuleClass):
             Cells whose control cell another one has already started from, `(n_cells,)`.
         rng
             What is drawn from; `None`: torch's global generator.
+        factor
+            How strongly each cell responds, relative to what `latent` says, `(n_cells,)`; `None`: as it says.
 
         Returns
         -------
@@ -196,6 +202,12 @@ class PerturbDiffModule(BaseModuleClass):
         library = start_counts.sum(-1, keepdim=True)
         after, dispersion = self._expected(latent, (library_ratio * library).log(), batch, residual)
         before = library * self.vae.decode_frequencies(start_latent, start_batch)
+        if factor is not None:
+            factor = factor[:, None]
+            ratio = (1 + factor * (library_ratio - 1)).clamp(min=MIN_RATIO)
+            further = start_latent + factor * (latent - start_latent)
+            further_after, _ = self._expected(further, (ratio * library).log(), batch, residual)
+            after = scale_response(before, after, further_after, factor)
         return move_counts(start_counts, before, after, dispersion.expand_as(before), repeated, rng)
 
     def _expected(
@@ -215,6 +227,14 @@ class PerturbDiffModule(BaseModuleClass):
         batch = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
         decoded: Tensor = (target_sum * self.vae.decode_frequencies(flat, batch)).log1p()
         return decoded.unflatten(0, latent.shape[:-1])
+
+    @torch.no_grad()
+    def uneven_expression(self, start: Tensor, moved: Tensor, factor: Tensor, target_sum: float = 1e4) -> Tensor:
+        """:meth:`expression` of cells `(n_cells, n_latent)` that respond `factor` `(n_cells,)` times as strongly."""
+        factor, batch = factor[:, None], torch.zeros(len(start), dtype=torch.long, device=start.device)
+        before, after, further = (self.shares(z, batch) for z in (start, moved, start + factor * (moved - start)))
+        rates = scale_response(before, after, further, factor)
+        return (target_sum * rates / rates.sum(-1, keepdim=True)).log1p()
 
     def unstandardize(self, latent: Tensor) -> Tensor:
         """From the generator's latent space to the VAE's."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class TrainingReport:
     """What training found, saved with the model as ``model.report_``.
 
-    ``print(model)`` shows two lines of it, :meth:`to_frame` all.
+    ``print(model)`` shows the main lines of it, :meth:`to_frame` all.
 
     Attributes
     ----------
@@ -34,6 +34,9 @@ class TrainingReport:
     fold_weight
         For each way in which a condition can be new: how far predicted counts follow fold changes of genes rather than
         the decoded shift, as far from what is known as conditions left out were. 1 where nothing could be left out.
+    hardly_respond
+        For each way in which a condition can be new, and for `"seen"` ones: the share of cells that are predicted to
+        respond hardly, less than a quarter as much as cells do on average. Empty where all cells respond alike.
     held_out
         Populations that were held out of training the network, by the way in which they were new.
     network_weight
@@ -59,6 +62,7 @@ class TrainingReport:
     retrieval: Mapping[str, float] = field(default_factory=dict)
     n_states: int = 1
     fold_weight: Mapping[str, float] = field(default_factory=dict)
+    hardly_respond: Mapping[str, float] = field(default_factory=dict)
     held_out: Mapping[str, int] = field(default_factory=dict)
     network_weight: float = 0.0
     network_reason: str = ""
@@ -69,12 +73,14 @@ class TrainingReport:
 
     def __str__(self) -> str:
         shares = {way: round(share, 2) + 0.0 for way, share in self.retrieval.items() if share == share}  # never -0%
+        uneven = ", ".join(f"{share:.0%} hardly ({way})" for way, share in self.hardly_respond.items())
         explained = ", ".join(f"{share:.0%} of a new {way}" for way, share in shares.items())
         retrieval = f"explains {explained} when left out" if explained else "nothing could be left out"
         return (
             f"Retrieval from {self.n_populations} populations of {self.n_conditions} conditions in {self.n_contexts} "
             f"contexts, {self.n_states} state{'s' * (self.n_states > 1)} of cells: {retrieval}.\n"
-            f"Network weight {self.network_weight:g}. {self.network_reason}"
+            + (f"Cells respond unevenly: {uneven}.\n" if uneven else "")
+            + f"Network weight {self.network_weight:g}. {self.network_reason}"
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -88,6 +94,7 @@ class TrainingReport:
             *(("retrieval", f"share of shifts explained, new {way}", share) for way, share in self.retrieval.items()),
             ("retrieval", "states of cells", self.n_states),
             *(("retrieval", f"weight of fold changes, new {way}", w) for way, w in self.fold_weight.items()),
+            *(("retrieval", f"cells that hardly respond, {way}", share) for way, share in self.hardly_respond.items()),
             *(("held out", f"populations new as {way}", n) for way, n in self.held_out.items()),
             ("network", "weight", self.network_weight),
             ("network", "reason", self.network_reason),
@@ -112,6 +119,7 @@ class TrainingReport:
             "network_reason": self.network_reason,
             "n_states": self.n_states,
             "fold_weight": {way: float(weight) for way, weight in self.fold_weight.items()},
+            "hardly_respond": {way: float(share) for way, share in self.hardly_respond.items()},
             "retrieval_explained": {way: float(share) for way, share in self.retrieval.items()},
             "text": str(self),
         }

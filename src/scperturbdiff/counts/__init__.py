@@ -1,7 +1,7 @@
 """Counts of generated cells."""
 
 from scperturbdiff.counts._fold import PER_CELL, MovedMeans
-from scperturbdiff.counts._move import move_counts
+from scperturbdiff.counts._move import move_counts, scale_response
 from scperturbdiff.counts._sampling import EPS, positions
 
-__all__ = ["EPS", "PER_CELL", "MovedMeans", "move_counts", "positions"]
+__all__ = ["EPS", "PER_CELL", "MovedMeans", "move_counts", "positions", "scale_response"]

@@ -55,6 +55,16 @@ def move_counts(
     return out.index_copy_(0, copies, sample_negative_binomial(after * shape / (dispersion + before), shape, rng))
 
 
+def scale_response(before: Tensor, after: Tensor, further: Tensor, factor: Tensor) -> Tensor:
+    """Means of cells that respond `factor` `(n_cells, 1)` times as strongly as from `before` to `after`.
+
+    The mean of two ways to scale a response. Along the latent space (`further`: what is decoded there) strong responses
+    come out too strong, as rates are convex in it; along the rates themselves their mean stays, but not their shape.
+    All others `(n_cells, n_genes)`.
+    """
+    return 0.5 * (further + (before + factor * (after - before)).clamp(min=0))
+
+
 def _move(
     counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor, rng: torch.Generator | None = None
 ) -> Tensor:

@@ -10,7 +10,13 @@ from scperturbdiff.diffusion._resume import RepeatableEpochs, restore_module, sp
 from scperturbdiff.diffusion._samplers import Sampler, guide, sample
 from scperturbdiff.diffusion._schedule import NoiseSchedule
 from scperturbdiff.diffusion._scores import functional_energy_score, mean_squared_error, squared_mmd
-from scperturbdiff.diffusion._selection import NetworkSelection, SelectionResult, is_finite
+from scperturbdiff.diffusion._selection import (
+    NetworkSelection,
+    SelectionResult,
+    is_finite,
+    is_negative,
+    relative_difference,
+)
 from scperturbdiff.diffusion._training import (
     SELECTION_METRIC,
     VALIDATION_METRIC,
@@ -42,8 +48,10 @@ __all__ = [
     "functional_energy_score",
     "guide",
     "is_finite",
+    "is_negative",
     "mean_squared_error",
     "pairwise_distances",
+    "relative_difference",
     "restore_module",
     "sample",
     "split_callbacks",

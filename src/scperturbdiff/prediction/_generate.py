@@ -19,7 +19,7 @@ from scperturbdiff.prediction._encode import encode_rows
 from scperturbdiff.prediction._finite import check_finite, check_weights
 from scperturbdiff.prediction._pieces import ControlGroup, Piece
 from scperturbdiff.priors import make_prior
-from scperturbdiff.retrieval import Conditions, Retrieved
+from scperturbdiff.retrieval import Conditions, Retrieved, draw_factors
 from scperturbdiff.seeds import derive_seed, stream
 
 if TYPE_CHECKING:
@@ -261,6 +261,13 @@ class PopulationGenerator:
         noise = np.random.default_rng(derive_seed(seed, "doubt")).normal(size=factors.shape[1])
         return self._put(np.sqrt(found.variance[:1]) * (factors @ noise))[None]
 
+    def _responsiveness(self, found: Retrieved, n: int, seed: int) -> Tensor | None:
+        """How strongly each of `n` cells responds, `(n,)`; `None` where all respond alike, or a network says how."""
+        laws = {} if self._retrieval is None else self._retrieval.responsiveness
+        if (law := laws.get(found.novelty[0])) is None:
+            return None
+        return self._put(draw_factors(law, n, np.random.default_rng(derive_seed(seed, "responsiveness"))))
+
     def _draw(
         self,
         request: PopulationRequest,
@@ -281,6 +288,7 @@ class PopulationGenerator:
         chosen = (choose_controls if guess else resample_controls)(len(group.rows), request.n_cells[i], chance)
         if (miss := self._miss(found, seed)) is not None:
             condition = replace(condition, prior=condition.prior.shifted(miss))
+        factor = self._responsiveness(found, len(chosen), seed)
         at = torch.as_tensor(chosen, device=device)
         repeated = torch.ones_like(at, dtype=torch.bool)
         repeated[np.unique(chosen, return_index=True)[1]] = False
@@ -307,18 +315,23 @@ class PopulationGenerator:
                 rng=rng,
             )[0]
             latent = check_finite(self.module.unstandardize(z), "Predicted latent vectors")
+            start = self.module.unstandardize(group.latent[piece])
+            strength = None if factor is None else factor[part]
             codes = torch.full((len(piece),), batch, device=device)
             sampled = self.module.moved_counts(
                 latent,
                 codes,
                 torch.as_tensor(group.counts[chosen[part]].toarray(), device=device),
-                self.module.unstandardize(group.latent[piece]),
+                start,
                 torch.full_like(codes, batch if group.batch < 0 else group.batch),
                 float(np.exp(found.library[0])),
                 factors,
                 repeated[part],
                 rng,
+                strength,
             )
+            if strength is not None:
+                latent = start + strength[:, None] * (latent - start)
             latents.append(latent.cpu().numpy())
             counts.append(as_csr(sampled))
             if number % PIECES == 0 or number == n_pieces:

@@ -53,6 +53,8 @@ def second_sentence(subject: Subject) -> str:
         retrieval = f"Retrieval explains {told}, as conditions left out of training show"
     n, weight = int(found["n_states"]), float(found["network_weight"])
     states = "cells are taken to be of one state" if n == 1 else f"cells are taken to be of {n} states"
+    if hardly := [share for way, share in found.get("hardly_respond", {}).items() if way in (*ways, "seen")]:
+        states += f" that respond unevenly, {max(hardly):.0%} of them hardly"
     network = f"the network has weight {weight:g}" if weight > 0 else "the network is not used"
     return f"{retrieval}; {states}; {network}."
 

@@ -5,6 +5,7 @@ from scperturbdiff.retrieval._conditions import Conditions, Novelty
 from scperturbdiff.retrieval._folds import FoldEvidence
 from scperturbdiff.retrieval._own_gene import OwnGene
 from scperturbdiff.retrieval._responses import Responses, Retrieved
+from scperturbdiff.retrieval._responsiveness import draw_factors, factors_along, responsiveness_law
 from scperturbdiff.retrieval._retrieval import Retrieval
 from scperturbdiff.retrieval._settings import RetrievalSettings
 from scperturbdiff.retrieval._states import States, control_moments, match_states
@@ -21,6 +22,9 @@ __all__ = [
     "StateRetrieval",
     "States",
     "control_moments",
+    "draw_factors",
+    "factors_along",
     "match_states",
+    "responsiveness_law",
     "state_responses",
 ]

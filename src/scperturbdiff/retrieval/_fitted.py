@@ -16,6 +16,7 @@ from scperturbdiff.retrieval._kernel import ResponseKernel
 from scperturbdiff.retrieval._kriging import FEW, error_variance, neighborhoods
 from scperturbdiff.retrieval._own_gene import OwnGene
 from scperturbdiff.retrieval._responses import Retrieved
+from scperturbdiff.retrieval._responsiveness import HARDLY
 from scperturbdiff.retrieval._settings import RetrievalSettings
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ class FittedRetrieval:
     folds
         What speaks for following fold changes of genes rather than the decoded shift, in each way of being new; not
         found by :meth:`fit`.
+    responsiveness
+        Laws of how strongly cells of a population respond, relative to what is predicted for all of them, quantiles
+        `(n_quantiles,)` in each way of being new; missing where all respond alike; not found by :meth:`fit`.
     own_gene
         By how much the gene changes that a perturbation is named after; not found by :meth:`fit`.
     explained
@@ -89,12 +93,17 @@ class FittedRetrieval:
     lengths: Lengths | None = None
     doubt: Mapping[Novelty, Floats] = field(default_factory=dict)
     folds: Mapping[Novelty, FoldEvidence] = field(default_factory=dict)
+    responsiveness: Mapping[Novelty, Floats] = field(default_factory=dict)
     own_gene: OwnGene = field(default_factory=OwnGene)
     explained: Mapping[Novelty, float] = field(default_factory=dict)
 
     def with_features(self, features: Floats | None) -> Self:
         """The same with the feature table of further components."""
         return replace(self, features=features)
+
+    def hardly_respond(self) -> dict[str, float]:
+        """Share of cells that hardly respond, for ways of being new in which cells respond unevenly."""
+        return {str(way): float((law < HARDLY).mean()) for way, law in self.responsiveness.items()}
 
     def predict(self, conditions: Conditions, novelty: Novelty | None = None) -> Retrieved:
         """Responses to expect of new conditions.

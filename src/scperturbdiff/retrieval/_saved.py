@@ -15,7 +15,7 @@ SHAPES: dict[str, dict[str, str]] = {
     "Conditions": {"control_mean": "NM", "component": "Nc", "dose": "Nc"}
     | dict.fromkeys(("context", "noise", "population", "state", "mass"), "N"),
     "Responses": {"shift": "ND", "spread": "N", "library": "N", "residual": "NG", "fold": "NG"},
-    "Retrieval": {"features": "PF", "doubt": "Df"},
+    "Retrieval": {"features": "PF", "doubt": "Df", "responsiveness": "q"},
     "FeatureMoments": {"centre": "F", "inverse": "F"},
     "DoseStrength": {"doses": "n", "strength": "n"},
     "Lengths": {"rows": "n", "explained": "n", "predicted": "n"},

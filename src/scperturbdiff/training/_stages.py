@@ -40,6 +40,7 @@ from scperturbdiff.training._populations import (
     rehearsed_priors,
     split_populations,
 )
+from scperturbdiff.training._responsiveness import responsiveness_laws
 from scperturbdiff.training._settings import SETTINGS
 from scperturbdiff.training._states import StateSearch, describe_states
 from scperturbdiff.training_report import TrainingReport
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from scvi.data import AnnDataManager
 
     from scperturbdiff.data import PopulationTable
+    from scperturbdiff.diffusion import SelectionResult
     from scperturbdiff.module import PerturbDiffModule
     from scperturbdiff.retrieval import Novelty
 
@@ -180,7 +182,8 @@ class PopulationTraining:
         if module.retrieval is not None:
             folds = fold_evidence(self.measured, module, module.retrieval, self.matrix, self.seed)
             module.retrieval = replace(module.retrieval, folds=folds, own_gene=self._own_gene())
-        table, retrieval, result = self.measured.table, module.retrieval, selection.result
+        table, result = self.measured.table, self._choose_shape(selection.result, stage.novelty)
+        retrieval = module.retrieval
         module.generator_ema.network_weight.fill_(result.weight)
         factors = module.generator_ema.replicate_factors
         return TrainingReport(
@@ -192,6 +195,7 @@ class PopulationTraining:
             retrieval={} if retrieval is None else {str(way): share for way, share in retrieval.explained.items()},
             n_states=1 if module.by_state is None else len(module.by_state.states),
             fold_weight={} if retrieval is None else {str(w): x for w, x in retrieval.fold_weights().items()},
+            hardly_respond={} if retrieval is None else retrieval.hardly_respond(),
             held_out=dict(Counter(map(str, stage.novelty))),
             network_weight=result.weight,
             network_reason=result.reason,
@@ -217,6 +221,23 @@ class PopulationTraining:
         if by_state is None:
             return None
         return describe_states(by_state, self.measured, self.module.expression, genes, contexts)
+
+    def _choose_shape(self, network: SelectionResult, held_out: Sequence[Novelty]) -> SelectionResult:
+        """Keep the network or a law of how strongly cells respond, whichever brings more."""
+        module = self.module
+        if module.retrieval is None:
+            return network
+        found = responsiveness_laws(self.measured, module, module.retrieval, self.seed)
+        if network.weight:
+            changes = [found[way].change if way in found else 0.0 for way in held_out]
+            change = sum(changes) / max(len(changes), 1)
+            if not change < network.with_network / network.without_network - 1:
+                return network
+            text = f"a law of how strongly cells respond changes energy distances more ({change:+.0%})"
+            network = replace(network, weight=0.0, reason=f"The network is not used: {text}.")
+        laws = {way: of.law for way, of in found.items()}
+        module.retrieval = replace(module.retrieval, responsiveness=laws)
+        return network
 
     def _own_gene(self) -> OwnGene:
         """By how much the gene changes that a perturbation is named after."""

@@ -1,0 +1,98 @@
+"""Whether the cells of a population respond unevenly, told by populations that are left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scperturbdiff.diffusion import energy_distance, is_negative, relative_difference
+from scperturbdiff.retrieval import draw_factors, factors_along, responsiveness_law
+from scperturbdiff.training._populations import left_out_prior, useful_novelties
+from scperturbdiff.training._settings import SETTINGS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scperturbdiff.data import Groups
+    from scperturbdiff.module import PerturbDiffModule
+    from scperturbdiff.responses import MeasuredPopulations
+    from scperturbdiff.retrieval import Novelty, Retrieval
+
+
+@dataclass(frozen=True)
+class Responsiveness:
+    """Law of how strongly cells respond, for conditions that are new in one way.
+
+    Attributes
+    ----------
+    law
+        Quantiles of the factor on the predicted response, `(n_quantiles,)`, of mean 1.
+    change
+        Relative change of the mean energy distance to populations that were left out, decoded expression.
+    """
+
+    law: NDArray[np.float64]
+    change: float
+
+
+def responsiveness_laws(
+    populations: MeasuredPopulations, module: PerturbDiffModule, retrieval: Retrieval, seed: int
+) -> dict[Novelty, Responsiveness]:
+    """Laws of how strongly cells respond, for those ways of being new in which predictions are better with them.
+
+    Cells of each population that is left out are predicted with the law of all others and with a response that all
+    cells share. Energy distances to the measured cells must be smaller by more than a margin, beyond chance.
+
+    Parameters
+    ----------
+    populations
+        Populations.
+    module
+        Decodes; its ``by_state`` is used.
+    retrieval
+        Retrieval of `populations`.
+    seed
+        Of all choices.
+    """
+    table, rng = populations.table, np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(len(table))[: SETTINGS.uneven_populations])
+    if len(rows) < SETTINGS.uneven_least:
+        return {}
+
+    def some(groups: Groups, number: int) -> NDArray[np.float64]:
+        cells = groups.rows[groups.start[number] : groups.start[number] + groups.count[number]]
+        return populations.latent[rng.permutation(cells)[: SETTINGS.uneven_cells]].astype(np.float64)
+
+    cells = [(some(table.match.groups, table.match.group[row]), some(table.cells, row)) for row in rows]
+    ways: list[Novelty] = [*useful_novelties(table, retrieval.features is not None), "seen"]
+    out: dict[Novelty, Responsiveness] = {}
+    for novelty in dict.fromkeys(ways):
+        prior = left_out_prior(populations, retrieval, module.by_state, novelty, rows)
+        moves = [prior.at(i).move(_tensor(start)[None])[0].numpy() - start for i, (start, _) in enumerate(cells)]
+        shifts = [move.mean(0) for move in moves]
+        factors = [factors_along(*pair, shift) for pair, shift in zip(cells, shifts, strict=True)]
+        lengths = [float(np.linalg.norm(shift)) for shift in shifts]
+        unchanged, alike, uneven = np.zeros((3, len(rows)))
+        for i, ((start, real), move) in enumerate(zip(cells, moves, strict=True)):
+            others = [j for j in range(len(rows)) if j != i]
+            law = responsiveness_law([factors[j] for j in others], [lengths[j] for j in others])
+            factor = draw_factors(law, len(start), rng)
+            latent, moved = _tensor(start), _tensor(start + move)
+            target = module.expression(_tensor(real))
+            further = module.uneven_expression(latent, moved, _tensor(factor))
+            of_each = module.expression(latent), module.expression(moved), further
+            unchanged[i], alike[i], uneven[i] = (float(energy_distance(x[None], target[None])) for x in of_each)
+        # where nothing is left to gain, shares of what is left mean nothing
+        least = SETTINGS.uneven_margin * float(unchanged.mean())
+        change = relative_difference(torch.as_tensor(uneven), torch.as_tensor(alike), least)
+        if is_negative(change + SETTINGS.uneven_margin):
+            share = float((uneven.mean() - alike.mean()) / max(alike.mean(), least, 1e-12))
+            out[novelty] = Responsiveness(responsiveness_law(factors, lengths), share)
+    return out
+
+
+def _tensor(values: NDArray[np.float64]) -> torch.Tensor:
+    return torch.as_tensor(values, dtype=torch.float32)
