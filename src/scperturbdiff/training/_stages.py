@@ -223,7 +223,10 @@ class PopulationTraining:
         return describe_states(by_state, self.measured, self.module.expression, genes, contexts)
 
     def _choose_shape(self, network: SelectionResult, held_out: Sequence[Novelty]) -> SelectionResult:
-        """Keep the network or a law of how strongly cells respond, whichever brings more."""
+        """Keep the network or a law of how strongly cells respond, whichever brings more; the law if they are level.
+
+        The network's scores are the best of many epochs.
+        """
         module = self.module
         if module.retrieval is None:
             return network
@@ -231,9 +234,9 @@ class PopulationTraining:
         if network.weight:
             changes = [found[way].change if way in found else 0.0 for way in held_out]
             change = sum(changes) / max(len(changes), 1)
-            if not change < network.with_network / network.without_network - 1:
+            if not change - SETTINGS.uneven_margin < network.with_network / network.without_network - 1:
                 return network
-            text = f"a law of how strongly cells respond changes energy distances more ({change:+.0%})"
+            text = f"a law of how strongly cells respond changes energy distances as much ({change:+.0%})"
             network = replace(network, weight=0.0, reason=f"The network is not used: {text}.")
         laws = {way: of.law for way, of in found.items()}
         module.retrieval = replace(module.retrieval, responsiveness=laws)
