@@ -60,9 +60,11 @@ from scperturbdiff.storage import SavedModel, check_kept, choose_device, find_mo
 from scperturbdiff.training import (
     Checkpoints,
     PopulationTraining,
+    Processes,
     Stage,
     all_or_nothing,
     check_finite,
+    check_shared,
     fingerprint,
     finite_vae,
     latent_stage,
@@ -448,7 +450,7 @@ class PerturbDiff(BaseModelClass):
         )
         if not (vae_epochs or generator_epochs or self.is_trained_):
             raise ValueError("Training of 0 epochs makes no trained model: max_epochs must be 1 or more.")
-        trainer = {"accelerator": accelerator, "devices": devices, **trainer_kwargs}
+        processes, trainer = Processes.launch({"accelerator": accelerator, "devices": devices, **trainer_kwargs})
         # before the first stage, so that populations without controls, or too few of them, are known of at once
         table = build_populations(self.conditions, self._annotated().obs) if generator_epochs else None
         features = self.conditions.feature_matrix()
@@ -458,35 +460,46 @@ class PerturbDiff(BaseModelClass):
         decides = {
             "max_epochs_vae": vae_epochs, "max_epochs_generator": generator_epochs, "train_size": train_size,
             "validation_size": validation_size, "batch_size": batch_size, "early_stopping": early_stopping,
-            "vae_plan_kwargs": vae_plan_kwargs, "plan_kwargs": plan, **trainer_kwargs,
+            "vae_plan_kwargs": vae_plan_kwargs, "plan_kwargs": plan, "processes": processes.n,
+            **trainer_kwargs,
         }  # fmt: skip
         of = self._annotated(), table, self.registry_, self.init_params_["non_kwargs"], decides
-        kept = Checkpoints.open(checkpoint_dir, resume, seed, lambda: fingerprint(*of))
+        processes.check_same(lambda: fingerprint(*of))
+        kept = processes.first(lambda: Checkpoints.open(checkpoint_dir, resume, seed, lambda: fingerprint(*of)))
         with all_or_nothing(self, " Go on with resume=True." if checkpoint_dir else ""):
-            seed = kept.seed
-            kept.restore(self.module)
+            seed, begun = kept.seed, kept
+            kept = processes.first(lambda: begun.restore(self.module))
             if (ckpt_path := ckpt_path or kept.network) is not None:
-                vae_epochs, seed = 0, restore_module(self.module, ckpt_path)
+                vae_epochs, seed = 0, processes.first(lambda: restore_module(self.module, ckpt_path))
+            if table is not None:
+                split = table, validation_size, seed, features is not None
+                check_shared(*split, asked=plan["asked"], n_ranks=processes.n)
+            processes.share(self)
             history = kept.history
             with seeded(seed):
                 if vae_epochs and not kept.vae_trained:
                     with finite_vae(self.module.vae, (vae_plan_kwargs or {}).get("lr")):
                         cells = self.module, self.adata_manager, vae_epochs, batch_size, train_size, trainer
-                        history |= self._run(latent_stage(*cells, **(vae_plan_kwargs or {})))
-                    kept.keep_vae(self.module, history)
+                        stage = latent_stage(*cells, processes, seed, **(vae_plan_kwargs or {}))
+                        history |= self._run(stage)
+                    processes.place(self)
+                    processes.first(lambda: kept.keep_vae(self.module, history))
                 if table is not None:
                     genes = self.conditions.target_genes(stored_genes(self.registry_))
                     training = PopulationTraining.prepare(
                         self.module, self.adata_manager, table, features, validation_size, seed, genes
                     )
-                    stage = training.stage(generator_epochs, early_stopping, trainer, ckpt_path=ckpt_path, **plan)
+                    how = {"ckpt_path": ckpt_path, "processes": processes, **plan}
+                    stage = training.stage(generator_epochs, early_stopping, trainer, **how)
                     history |= self._run(kept.keep_epochs(stage)) if stage.max_epochs else {}
+                    processes.place(self)
                     self.report_, self.populations_ = training.finish(stage), training.populations()
                     contexts = list(self.conditions.context_labels(table.labels))
                     self.states_ = training.states(list(self.adata.var_names), contexts)
                     logger.info(str(self.report_))
             check_finite(self.module)
             self.history_, self.is_trained_ = history, True
+            processes.share(self)
             self.module.eval()
 
     @staticmethod

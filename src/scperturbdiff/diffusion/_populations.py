@@ -118,15 +118,43 @@ class PopulationSampler:
         self.control_group, self.perturbed = control_group.to(device), perturbed
         self.n_populations = len(cells[1])
         self.device = torch.device(device)
+        self.rank, self.n_ranks = 0, 1
+        self.own: Tensor | None = None
+
+    def share(self, rank: int, n_ranks: int) -> None:
+        """Draw, as process `rank` of `n_ranks`, only populations that none of the others draws.
+
+        They are dealt anew whenever rows are reordered, as many to each process, so that all are drawn as often.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer populations than processes.
+        """
+        if self.n_populations < n_ranks:
+            raise ValueError(
+                f"{n_ranks} processes are too many for {self.n_populations} populations to train on: each draws its "
+                f"own, so use {self.n_populations} at most."
+            )
+        self.rank, self.n_ranks = rank, n_ranks
+        if n_ranks > 1:
+            self.own = torch.arange(self.n_populations, device=self.device)[rank::n_ranks]
 
     def shuffle(self) -> None:
-        """Reorder the rows within all groups; once an epoch is enough."""
+        """Reorder the rows within all groups; once an epoch is enough. All processes need the same random state."""
         self.cells.shuffle()
         self.controls.shuffle()
+        if self.n_ranks > 1:
+            each = self.n_populations // self.n_ranks
+            dealt = torch.randperm(self.n_populations, device=self.device)
+            self.own = dealt[self.rank * each : (self.rank + 1) * each]
 
     def draw(self, n_populations: int, n_cells: int, n_draws: int) -> PopulationBatch:
         """Draw `n_populations` of up to `n_cells` cells."""
-        population = torch.randint(self.n_populations, (n_populations,), device=self.device)
+        n = self.n_populations if self.own is None else len(self.own)
+        population = torch.randint(n, (n_populations,), device=self.device)
+        if self.own is not None:
+            population = self.own[population]
         rows, mask = self.cells.draw(population, n_cells)
         drawn, _ = self.controls.draw(self.control_group[population], n_cells * n_draws)
         starts = drawn.unflatten(-1, (n_draws, n_cells))

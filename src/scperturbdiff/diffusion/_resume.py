@@ -37,23 +37,23 @@ class RepeatableEpochs(pl.Callback):
     def __init__(self, seed: int) -> None:
         self.seed, self.ended = seed, False
 
-    def _seed(self, trainer: pl.Trainer, part: str) -> None:
-        torch.manual_seed(derive_seed(self.seed, part, trainer.current_epoch))
+    def _seed(self, trainer: pl.Trainer, part: str, *names: object) -> None:
+        torch.manual_seed(derive_seed(self.seed, part, trainer.current_epoch, *names))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Do not go on where training had been stopped early."""
         trainer.should_stop = trainer.should_stop or self.ended
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed the order of the cells."""
+        """Seed the order of the cells: the same in all processes, so that one of them can write it down."""
         self._seed(trainer, "order")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed the steps."""
+        """Seed the steps, of each process differently."""
         if batch_idx == 0:
-            self._seed(trainer, "steps")
+            self._seed(trainer, "steps", *([trainer.global_rank] if trainer.global_rank else []))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -80,9 +80,9 @@ class RepeatableEpochs(pl.Callback):
 
 
 def _history(trainer: pl.Trainer) -> dict[str, pd.DataFrame] | None:
-    """What scvi-tools' logger was told; `None` of any other."""
-    found: dict[str, pd.DataFrame] | None = getattr(trainer.logger, "history", None)
-    return found
+    """What scvi-tools' logger was told; `None` of any other, and where another process keeps the log."""
+    found = getattr(trainer.logger, "history", None)
+    return found if isinstance(found, dict) else None
 
 
 def _logged(trainer: pl.Trainer) -> list[tuple[str, str, int, float]]:

@@ -67,7 +67,8 @@ class GeneratorTrainingPlan(pl.LightningModule):
     objective
         ``"energy_score"`` (functional energy score), ``"mmd"``, ``"mmd+mse"`` (the paper's), ``"mse"``.
     n_populations, n_cells, n_draws
-        Populations a step, cells a population, draws a population (at least 2 for the energy score).
+        Populations a step (of all processes together, rounded up to a multiple of their number), cells a population,
+        draws a population (at least 2 for the energy score).
     n_steps
         Steps planned: the learning rate falls along a cosine to a tenth.
     lr, weight_decay, warmup_steps
@@ -149,13 +150,26 @@ class GeneratorTrainingPlan(pl.LightningModule):
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
+    def setup(self, stage: str) -> None:
+        """Train the generator alone: several processes would wait for gradients of all else."""
+        trained = {id(p) for p in self.module.generator.parameters()}
+        self._resting = [p for p in self.parameters() if p.requires_grad and id(p) not in trained]
+        for parameter in self._resting:
+            parameter.requires_grad_(False)
+
+    def teardown(self, stage: str) -> None:
+        """Let the rest be trained again."""
+        for parameter in self._resting:
+            parameter.requires_grad_(True)
+
     def on_train_epoch_start(self) -> None:
         """Put cells in a new order."""
         self.sampler.shuffle()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Draw populations, noise them, denoise them `n_draws` times and score the result."""
-        drawn = self.sampler.draw(self.n_populations, self.n_cells, self.n_draws)
+        own = math.ceil(self.n_populations / self.sampler.n_ranks)
+        drawn = self.sampler.draw(own, self.n_cells, self.n_draws)
         clean, start, controls = (self.latent[rows] for rows in (drawn.cells, drawn.starts, drawn.controls))
         b, k = drawn.group.shape[0], self.n_draws
         generator, device = self.module.generator, clean.device
@@ -177,7 +191,9 @@ class GeneratorTrainingPlan(pl.LightningModule):
             drawn.mask.repeat_interleave(k, 0),
         ).unflatten(0, (b, k))
         loss = self._objective(estimate, clean, drawn.mask, t).mean()
-        self.log("generator_loss_train", loss, on_step=False, on_epoch=True, batch_size=b, prog_bar=True)
+        self.log(
+            "generator_loss_train", loss, on_step=False, on_epoch=True, batch_size=b, prog_bar=True, sync_dist=True
+        )
         return loss
 
     def _noise(self, start: Tensor, t: Tensor) -> Tensor:
@@ -205,14 +221,17 @@ class GeneratorTrainingPlan(pl.LightningModule):
         self.last_scores = scores, distances
         score, distance = scores.mean(), distances.mean()
         n = self.validation[0].n_populations if self.validation is not None else 1
-        self.log(VALIDATION_METRIC, score, on_epoch=True, batch_size=n, prog_bar=True)
-        self.log("energy_distance_validation", distance, on_epoch=True, batch_size=n)
+        how: dict[str, Any] = {"on_epoch": True, "batch_size": n, "sync_dist": True}
+        self.log(VALIDATION_METRIC, score, prog_bar=True, **how)
+        self.log("energy_distance_validation", distance, **how)
         if self.selection is not None and not self.trainer.sanity_checking:
-            self.log(SELECTION_METRIC, self.selection.change((scores, distances)).mean(), on_epoch=True, batch_size=n)
+            self.log(SELECTION_METRIC, self.selection.change((scores, distances)).mean(), **how)
 
     @torch.no_grad()
     def validation_scores(self) -> tuple[Tensor, Tensor]:
         """Generate held-out populations with the averaged weights from fixed seeds and score them.
+
+        Several processes share the populations, and each returns the scores of all, as one process would.
 
         Returns
         -------
@@ -226,12 +245,24 @@ class GeneratorTrainingPlan(pl.LightningModule):
             groups = torch.randperm(self.validation[0].n_populations, device=self.device)[: self.validation_populations]
         parts = []
         for number, group in enumerate(groups.split(VALIDATION_CHUNK)):
+            if number % self.sampler.n_ranks != self.sampler.rank:
+                nothing = torch.zeros(len(group), self.validation_draws, device=self.device)
+                parts.append((nothing[:, 0], nothing))
+                continue
             # the same cells whether or not the network draws random numbers of its own
             with seeded(derive_seed(self.seed, "validation", number), self.device):
                 parts.append(self._score_populations(group))
         generator.train(was_training)
-        scores, distances = (torch.cat(values) for values in zip(*parts, strict=True))
+        scores, distances = (self._of_all(torch.cat(values)) for values in zip(*parts, strict=True))
         return scores, distances
+
+    def _of_all(self, values: Tensor) -> Tensor:
+        """Sum over processes: each has zeros where another scores."""
+        if self.sampler.n_ranks == 1:
+            return values
+        strategy = self.trainer.strategy
+        total: Tensor = strategy.reduce(values.to(strategy.root_device), reduce_op="sum")
+        return total.to(values.device)
 
     def _score_populations(self, group: Tensor) -> tuple[Tensor, Tensor]:
         """Functional energy score `(b,)` and energy distance `(b, n_draws)` of held-out populations `group` `(b,)`."""

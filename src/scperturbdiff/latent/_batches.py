@@ -12,6 +12,7 @@ from scvi import settings
 from torch.utils.data import DataLoader, Sampler
 
 from scperturbdiff.arguments import check_number
+from scperturbdiff.seeds import derive_seed, stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,20 +26,51 @@ class RowBatches(Sampler[list[int]]):
 
     scvi-tools sorts the rows it asks of a backed AnnData, but not those of one in memory; with rows in another order,
     dropout falls on other cells and sums round differently.
+
+    Parameters
+    ----------
+    rows
+        Rows to go through.
+    batch_size
+        Rows a batch, of all processes together; rounded up to a multiple of their number.
+    shuffle
+        Whether to go through them in a new order each time.
+    rank, n_ranks
+        Number of this process, and how many share each batch. All have as many batches, of as many rows, and none has a
+        row of another's: up to ``n_ranks - 1`` rows are left out of a last batch that is not full.
+    seed
+        Of the order that several processes have in common. One process has the order of torch's global generator.
     """
 
-    def __init__(self, rows: NDArray[np.int64], batch_size: int, shuffle: bool) -> None:
-        self.rows, self.batch_size, self.shuffle = rows, batch_size, shuffle
+    def __init__(
+        self,
+        rows: NDArray[np.int64],
+        batch_size: int,
+        shuffle: bool,
+        rank: int = 0,
+        n_ranks: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if 0 < len(rows) < n_ranks:
+            raise ValueError(f"{n_ranks} processes are too many for {len(rows)} cells: each needs one of its own.")
+        self.rows, self.shuffle, self.rank, self.n_ranks = rows, shuffle, rank, n_ranks
+        self.batch_size = math.ceil(batch_size / n_ranks) * n_ranks
+        self.order = stream(derive_seed(seed, "cells")) if n_ranks > 1 else None
+        full, rest = divmod(len(rows), self.batch_size)
         # a last batch of one cell would break batch normalisation
-        self.n_batches = max(1, len(rows) // batch_size) if shuffle else math.ceil(len(rows) / batch_size)
+        self.n_batches = max(1, full) if shuffle else full + (rest >= n_ranks)
 
     def __len__(self) -> int:
         return self.n_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        rows = self.rows[torch.randperm(len(self.rows)).numpy()] if self.shuffle else self.rows
+        rows = self.rows
+        if self.shuffle:
+            rows = rows[torch.randperm(len(rows), generator=self.order).numpy()]
         for i in range(self.n_batches):
-            yield np.sort(rows[i * self.batch_size : (i + 1) * self.batch_size]).tolist()
+            batch = rows[i * self.batch_size : (i + 1) * self.batch_size]
+            each = len(batch) // self.n_ranks
+            yield np.sort(batch[self.rank * each : (self.rank + 1) * each]).tolist()
 
 
 class CellDataModule(pl.LightningDataModule):
@@ -51,10 +83,20 @@ class CellDataModule(pl.LightningDataModule):
     train_size
         Share of the cells to train on; the others are for validation.
     batch_size
-        Cells a step.
+        Cells a step, of all processes together.
+    rank, n_ranks, seed
+        Which process this is, of how many; see :class:`RowBatches`.
     """
 
-    def __init__(self, manager: AnnDataManager, train_size: float, batch_size: int) -> None:
+    def __init__(
+        self,
+        manager: AnnDataManager,
+        train_size: float,
+        batch_size: int,
+        rank: int = 0,
+        n_ranks: int = 1,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         check_number("train_size", train_size, "(0, 1]")
         n = manager.adata.n_obs
@@ -64,12 +106,13 @@ class CellDataModule(pl.LightningDataModule):
         self.train_idx, self.val_idx = np.sort(order[: self.n_train]), np.sort(order[self.n_train :])
         self.test_idx = np.empty(0, np.int64)
         self.manager, self.batch_size = manager, batch_size
+        self.shared: dict[str, int] = {"rank": rank, "n_ranks": n_ranks, "seed": seed}
 
     def _loader(self, rows: NDArray[np.int64], shuffle: bool) -> DataLoader:
         return DataLoader(
             self.manager.create_torch_dataset(),
             batch_size=None,
-            sampler=RowBatches(rows, self.batch_size, shuffle),
+            sampler=RowBatches(rows, self.batch_size, shuffle, **self.shared),
             num_workers=settings.dl_num_workers,
             persistent_workers=settings.dl_persistent_workers,
         )

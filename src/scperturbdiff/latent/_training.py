@@ -48,6 +48,11 @@ class LatentTrainingPlan(TrainingPlan):
         check_number("dispersion_lr_factor", dispersion_lr_factor, "(0, inf)")
         super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, **kwargs)
         self.dispersion_lr_factor = dispersion_lr_factor
+        # what the chosen law of counts never reads: several processes would wait for its gradients
+        unread = [module.l_encoder] if module.use_observed_lib_size else []
+        unread += [module.decoder.px_r_decoder] if module.dispersion != "gene-cell" else []
+        for part in unread:
+            part.requires_grad_(False)
 
     def get_optimizer_creator(self) -> Callable[[Iterable[Tensor]], Optimizer]:
         """scvi-tools' optimizer with a group of its own for the dispersions."""

@@ -3,7 +3,8 @@
 from scperturbdiff.training._checkpoints import Checkpoints
 from scperturbdiff.training._fingerprint import fingerprint
 from scperturbdiff.training._latent import Stage, default_vae_epochs, latent_stage, plan_epochs
-from scperturbdiff.training._populations import count_replicates, rehearsed_priors, split_populations
+from scperturbdiff.training._parallel import Processes
+from scperturbdiff.training._populations import check_shared, count_replicates, rehearsed_priors, split_populations
 from scperturbdiff.training._safe import all_or_nothing, check_finite, finite_vae
 from scperturbdiff.training._settings import SETTINGS, TrainingSettings
 from scperturbdiff.training._stages import PopulationTraining
@@ -12,10 +13,12 @@ __all__ = [
     "SETTINGS",
     "Checkpoints",
     "PopulationTraining",
+    "Processes",
     "Stage",
     "TrainingSettings",
     "all_or_nothing",
     "check_finite",
+    "check_shared",
     "count_replicates",
     "default_vae_epochs",
     "fingerprint",

@@ -101,16 +101,17 @@ class Checkpoints:
         path = None if self.folder is None else self.folder / NETWORK
         return path if path is not None and path.exists() else None
 
-    def restore(self, module: PerturbDiffModule) -> None:
+    def restore(self, module: PerturbDiffModule) -> Checkpoints:
         """Give the module the state that the next stage starts from; of a new training, keep the state it has."""
         if self.folder is None:
-            return
+            return self
         if not (self.folder / f"{PREFIX}{MODEL}").exists():
             self._keep(module)
-            return
+            return self
         saved = SavedModel.read(self.folder, PREFIX)
         module.load_state_dict({**saved.weights, EXTRA: saved.values["retrieval"]})
         self.vae_trained, self.history = saved.values["vae_trained"], saved.values["history"]
+        return self
 
     def keep_vae(self, module: PerturbDiffModule, history: dict[str, pd.DataFrame]) -> None:
         """Keep the module after its first stage, and what that logged."""

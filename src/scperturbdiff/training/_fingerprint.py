@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NO_MATTER = (
     "callbacks", "logger", "enable_progress_bar", "progress_bar_refresh_rate", "simple_progress_bar", "profiler",
     "enable_model_summary", "log_every_n_steps", "log_save_dir", "default_root_dir", "accelerator", "devices",
+    "num_nodes", "strategy",
 )  # fmt: skip
 """Arguments of the trainer that do not decide what is trained, or only by rounding."""
 LONG = 1000

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scperturbdiff.data import iter_rows
 from scperturbdiff.diffusion import NetworkSelection, split_callbacks
 from scperturbdiff.latent import CellDataModule, LatentTrainingPlan
+from scperturbdiff.training._parallel import OwnNoise, Processes
 from scperturbdiff.training._settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -95,18 +96,26 @@ def latent_stage(
     batch_size: int,
     train_size: float,
     trainer: dict[str, Any],
+    processes: Processes = Processes(),
+    seed: int = 0,
     max_kl_weight: float = 0.05,
     **plan_kwargs: Any,
 ) -> Stage:
-    """Stage 1: train the VAE on all cells; by default the weight of its KL term rises over half of the epochs."""
+    """Stage 1: train the VAE on all cells; by default the weight of its KL term rises over half of the epochs.
+
+    Several `processes` share each batch; `seed` is that of the order and the noise they need.
+    """
     module.vae.train()
     if plan_kwargs.get("n_steps_kl_warmup") is not None:  # scvi-tools would prefer its default of 400 epochs
         plan_kwargs.setdefault("n_epochs_kl_warmup", None)
     plan_kwargs.setdefault("n_epochs_kl_warmup", max(1, max_epochs // 2))
     plan = LatentTrainingPlan(module.vae, max_kl_weight=max_kl_weight, **plan_kwargs)
     callbacks = split_callbacks(trainer.get("callbacks"))[1]
+    if processes.n > 1:
+        callbacks = [*callbacks, OwnNoise(seed)]
     options = {**trainer, "early_stopping": False, "callbacks": callbacks}
-    return Stage(plan, CellDataModule(manager, train_size, batch_size), max_epochs, options)
+    data = CellDataModule(manager, train_size, batch_size, processes.rank, processes.n, seed)
+    return Stage(plan, data, max_epochs, options)
 
 
 def encode_cells(module: PerturbDiffModule, matrix: Any, chunk: int = 4096) -> torch.Tensor:

@@ -62,6 +62,39 @@ def split_populations(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def hold_out(
+    table: PopulationTable, validation_size: float | None, seed: int, has_features: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+    """Rows of the populations to train on and of those held out, and whether these say anything about a network.
+
+    Too few say nothing: none is held out then, unless the user asked for a share.
+    """
+    training, held_out = split_populations(table, validation_size, seed, has_features=has_features)
+    enough = validation_size is not None or len(table) == 0 or len(held_out) >= SETTINGS.min_held_out
+    return (training, held_out, True) if enough else (np.arange(len(table)), np.empty(0, np.int64), False)
+
+
+def check_shared(
+    table: PopulationTable,
+    validation_size: float | None,
+    seed: int,
+    has_features: bool = False,
+    *,
+    asked: bool,
+    n_ranks: int,
+) -> None:
+    """Raise, before anything is trained, the error of :meth:`PopulationSampler.share` if there are too many processes.
+
+    `asked` says whether a network is trained even where populations are too few to tell if it helps.
+    """
+    if n_ranks == 1:
+        return
+    training, _, enough = hold_out(table, validation_size, seed, has_features)
+    if enough or asked:
+        some = training[: SETTINGS.rehearsed]
+        population_sampler(table.take(some), torch.device("cpu")).share(0, n_ranks)
+
+
 def population_sampler(table: PopulationTable, device: torch.device) -> PopulationSampler:
     """Draws the populations of `table`; control populations, to be pretrained on, where there are none."""
     perturbed = len(table) > 0

@@ -33,12 +33,13 @@ from scperturbdiff.retrieval import OwnGene, Retrieval
 from scperturbdiff.training._folds import fold_evidence
 from scperturbdiff.training._latent import Stage, encode_cells
 from scperturbdiff.training._own_genes import own_gene
+from scperturbdiff.training._parallel import Processes
 from scperturbdiff.training._populations import (
     count_replicates,
+    hold_out,
     population_sampler,
     population_tensors,
     rehearsed_priors,
-    split_populations,
 )
 from scperturbdiff.training._responsiveness import responsiveness_laws
 from scperturbdiff.training._settings import SETTINGS
@@ -112,10 +113,7 @@ class PopulationTraining:
         latent = encode_cells(module, matrix)
         module.set_latent_scale(latent)
         latent = module.standardize(latent)
-        training, held_out = split_populations(table, validation_size, seed, has_features=features is not None)
-        enough = validation_size is not None or len(table) == 0 or len(held_out) >= SETTINGS.min_held_out
-        if not enough:
-            training, held_out = np.arange(len(table)), np.empty(0, np.int64)
+        training, held_out, enough = hold_out(table, validation_size, seed, has_features=features is not None)
         measured = measure_populations(table, latent, matrix, batch.ravel(), module.shares)
         return cls(module, measured, training, held_out, latent, matrix, features, seed, enough, own_genes)
 
@@ -128,11 +126,13 @@ class PopulationTraining:
         steps_per_epoch: int = SETTINGS.steps_per_epoch,
         gradient_clip_val: float = 1.0,
         ckpt_path: str | Path | None = None,
+        processes: Processes = Processes(),
         **plan_kwargs: Any,
     ) -> Stage:
         """Stage 2: retrieve responses, train the generator on populations.
 
         Of no epochs where there are too few populations to tell whether the network helps, unless they are `asked` for.
+        Several `processes` share the populations of each step.
         """
         max_epochs = max_epochs if self.enough or asked else 0
         module, training = self.module, self.measured.take(self.training)
@@ -140,6 +140,8 @@ class PopulationTraining:
             module.by_state = search.choose()
         self._set_replicates(training, self._n_factors(plan_kwargs.get("objective", "energy_score")))
         sampler, tensors = self._training_set(training, rehearse=max_epochs > 0)
+        if max_epochs > 0:
+            sampler.share(processes.rank, processes.n)
         validation, novelty = self._validation_set() if len(self.held_out) else (None, [])
         table = self.measured.table
         replicated = len(table) == 0 or bool((count_replicates(table) > 1).any())
