@@ -3,7 +3,9 @@
 from scperturbdiff.evaluation.pl._cells import COLORS as COLORS  # this and the next two for reports
 from scperturbdiff.evaluation.pl._cells import scatter_groups as scatter_groups
 from scperturbdiff.evaluation.pl._cells import scatter_shifts as scatter_shifts
+from scperturbdiff.evaluation.pl._doses import dose_response
 from scperturbdiff.evaluation.pl._figures import draws, mean_shift, populations, scores, violins
+from scperturbdiff.evaluation.pl._similarity import similarity
 from scperturbdiff.evaluation.pl._states import states
 
-__all__ = ["draws", "mean_shift", "populations", "scores", "states", "violins"]
+__all__ = ["dose_response", "draws", "mean_shift", "populations", "scores", "similarity", "states", "violins"]

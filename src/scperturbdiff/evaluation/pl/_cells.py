@@ -45,12 +45,17 @@ class ShownCells:
         if genes is None:
             ranked = top_genes(rank_genes(self.real, self.control), len(self.genes))[: max(n, 0)]
             return list(self.genes[ranked]), ranked
-        genes = [genes] if isinstance(genes, str) else list(genes)
-        unknown = [gene for gene in genes if gene not in self.genes]
-        if unknown or not genes:
-            hint = did_you_mean(unknown[0], self.genes) if unknown else ""
-            raise ValueError(f"{len(unknown)} of the genes are not in real.var_names: {preview(unknown)}.{hint}")
-        return genes, self.genes.get_indexer(pd.Index(genes))
+        return find_genes(genes, self.genes)
+
+
+def find_genes(genes: str | Sequence[str], known: pd.Index) -> tuple[list[str], NDArray[np.intp]]:
+    """Genes by name, and their positions among those of the real cells; a `ValueError` where one is unknown."""
+    genes = [genes] if isinstance(genes, str) else list(genes)
+    unknown = [gene for gene in genes if gene not in known]
+    if unknown or not genes:
+        hint = did_you_mean(unknown[0], known) if unknown else ""
+        raise ValueError(f"{len(unknown)} of the genes are not in real.var_names: {preview(unknown)}.{hint}")
+    return genes, known.get_indexer(pd.Index(genes))
 
 
 class Shown(TypedDict, total=False):
