@@ -83,15 +83,16 @@ def _add(found: blake2b, value: Any) -> None:
     if isinstance(value, pd.DataFrame):
         columns = [(str(name), value[name].astype(str).tolist()) for name in value.columns]
         value = [value.index.astype(str).tolist(), columns]
-    if isinstance(value, np.ndarray) and value.dtype != object:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         found.update(f"array {value.dtype.str} {value.shape}".encode())
         found.update(np.ascontiguousarray(value).data)
     elif isinstance(value, np.ndarray | list | tuple):
+        value = value.tolist() if isinstance(value, np.ndarray) else value
         found.update(f"list {len(value)}".encode())
         for part in value:
             _add(found, part)
     elif isinstance(value, dict):
-        _add(found, [(str(name), part) for name, part in value.items()])
+        _add(found, sorted(((str(name), part) for name, part in value.items()), key=lambda pair: pair[0]))
     else:
         text = f"{type(value).__name__} {value!r}".encode()
         found.update(f"{len(text)} ".encode() + text)

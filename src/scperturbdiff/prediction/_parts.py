@@ -63,6 +63,8 @@ class CountFile:
         return [Piece(i, draw, rows, empty, latent, of) for i, draw, rows, latent, of in pieces], lengths
 
 
+NAMED = 5
+"""Differences that an error lists, at most."""
 SPLIT = ("rows", "latent")
 """What every cell has."""
 
@@ -108,7 +110,7 @@ class Parts:
         elif found := differences(there, run):
             raise ValueError(
                 f"{str(self.folder)!r} holds parts of another prediction to the same place, which are not taken. "
-                f"There and here: {'; '.join(found)}. Repeat that one to go on with it, or remove the folder."
+                f"There and here: {'; '.join(found[:NAMED])}. Repeat that one to go on with it, or remove the folder."
             )
 
     def check_shared(self, run: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from scperturbdiff.arguments import check_type
 from scperturbdiff.data import log_normalize
 from scperturbdiff.prediction._fingerprint import differences, fingerprint
-from scperturbdiff.prediction._parts import Parts, balance
+from scperturbdiff.prediction._parts import NAMED, Parts, balance
 from scperturbdiff.prediction._stream import CHUNK, CellWriter
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def predict_shards(
             if found := differences(other, asked):
                 raise ValueError(
                     f"Processes must be asked for the same, with the same seed=... Process {rank} and process "
-                    f"{team.rank}: {'; '.join(found)}."
+                    f"{team.rank}: {'; '.join(found[:NAMED])}."
                 )
         if team.rank == 0:  # which makes folders that are missing before others look
             writer = CellWriter(path, target_sum)
@@ -75,13 +75,11 @@ def predict_shards(
             text = "Going on with %s: %d of %d parts are there."
             logger.info(text, parts.folder, len(parts.sizes) - len(missing), len(parts.sizes))
         mine = balance(missing, parts.sizes, team.size)[team.rank]
-        is_first = team.rank == 0
-        parts.generate(
-            mine, prepared.generator, prepared.request, progress=progress and is_first, check=team.check
-        )  # fmt: skip
+        shown = progress and team.rank == 0
+        parts.generate(mine, prepared.generator, prepared.request, progress=shown, check=team.check)
         team.gather()
         _join(prepared, parts, writer, team)
-        if is_first:
+        if team.rank == 0:
             prepared.generator.tell_of_unchanged(prepared.request)
             shutil.rmtree(parts.folder, ignore_errors=True)
     return writer.open()
