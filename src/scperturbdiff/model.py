@@ -389,14 +389,15 @@ class PerturbDiff(BaseModelClass):
             Epochs of the second stage (of 50 steps each). Default: 30, and none where fewer than 5 populations could be
             held out, which say nothing about a network: retrieval predicts alone. 0 trains the VAE only.
         accelerator, devices
-            As in scvi-tools; ``"auto"`` takes a GPU where there is one.
+            As in scvi-tools; ``"auto"`` takes a GPU where there is one. Several devices train together, one process on
+            each: see :doc:`/parallel`.
         train_size
             Share of the cells that the VAE is trained on.
         validation_size
             Share of the *populations* held out of the second stage to stop it in time. Default: 0.1, but 8 populations
             at least and a third of them at most. 0 uses the network untested.
         batch_size
-            Cells a step of the first stage.
+            Cells a step of the first stage, of all processes together.
         early_stopping
             Stop the second stage when the network no longer improves on held-out populations. The same number decides
             which averaged weights are kept, whether or not training stopped early, and whether the network is used: see
@@ -421,13 +422,14 @@ class PerturbDiff(BaseModelClass):
             be those of the interrupted run; the state reached is that of an uninterrupted one.
         **trainer_kwargs
             Passed to :class:`scvi.train.Trainer` in both stages: `callbacks`, `logger`, `enable_progress_bar`,
-            `check_val_every_n_epoch`, `precision`, ...
+            `check_val_every_n_epoch`, `precision`, `num_nodes`, `strategy` (``"auto"`` or ``"ddp"``), ...
 
         Raises
         ------
         ValueError
-            If there is nothing to train on, an argument is out of range, `checkpoint_dir` holds another training, or
-            training diverged: numbers that are not finite are never kept.
+            If there is nothing to train on, an argument is out of range, `checkpoint_dir` holds another training,
+            processes are more than populations or were given different trainings, or training diverged: numbers that
+            are not finite are never kept.
         FileExistsError
             If `checkpoint_dir` holds checkpoints, and `resume` was not asked for.
         """

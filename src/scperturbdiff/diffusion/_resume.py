@@ -87,6 +87,7 @@ def _history(trainer: pl.Trainer) -> dict[str, pd.DataFrame] | None:
 
 def _logged(trainer: pl.Trainer) -> list[tuple[str, str, int, float]]:
     """Name, name of the time, time and value of all that was logged."""
+    measured = trainer.logged_metrics  # means over all processes, each of which must ask for them
     history = _history(trainer)
     if history is None:
         return []
@@ -98,7 +99,7 @@ def _logged(trainer: pl.Trainer) -> list[tuple[str, str, int, float]]:
     # loggers are told what was measured in training after checkpoints are written
     now, by_step = trainer.current_epoch, {name for name, time, _, _ in out if time == "step"}
     told = by_step | {name for name, _, time, _ in out if time == now}
-    return out + [(name, "epoch", now, float(x)) for name, x in trainer.logged_metrics.items() if name not in told]
+    return out + [(name, "epoch", now, float(x)) for name, x in measured.items() if name not in told]
 
 
 def _groups(plan: pl.LightningModule) -> tuple[GroupIndex, ...]:
