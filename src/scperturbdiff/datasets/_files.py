@@ -7,6 +7,7 @@ import os
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,7 @@ def _download(url: str, cache_dir: PathLike | None, sha256: str | None) -> Path:
                 raise OSError(f"it ended after {file.tell()} of {told} bytes")
         _check_digest(digest.hexdigest(), sha256, url)
         Path(part).replace(path)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise OSError(f"{url!r} could not be downloaded: {error}. Download it yourself and give its path.") from error
     finally:
         Path(part).unlink(missing_ok=True)
