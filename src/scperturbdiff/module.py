@@ -231,7 +231,8 @@ class PerturbDiffModule(BaseModuleClass):
     @torch.no_grad()
     def uneven_expression(self, start: Tensor, moved: Tensor, factor: Tensor, target_sum: float = 1e4) -> Tensor:
         """:meth:`expression` of cells `(n_cells, n_latent)` that respond `factor` `(n_cells,)` times as strongly."""
-        factor, batch = factor[:, None], torch.zeros(len(start), dtype=torch.long, device=start.device)
+        start, moved, factor = (x.to(self.device) for x in (start, moved, factor[:, None]))
+        batch = torch.zeros(len(start), dtype=torch.long, device=start.device)
         before, after, further = (self.shares(z, batch) for z in (start, moved, start + factor * (moved - start)))
         rates = scale_response(before, after, further, factor)
         return (target_sum * rates / rates.sum(-1, keepdim=True)).log1p()

@@ -98,3 +98,12 @@ def test_scaled_responses() -> None:
     torch.testing.assert_close(scale_response(before, after, after, torch.ones(5, 1)), after)
     torch.testing.assert_close(scale_response(before, after, before, torch.zeros(5, 1)), before)
     assert (scale_response(before, after, further, torch.full((5, 1), 9.0)) >= 0).all()
+
+
+def test_populations_of_a_few_cells_say_nothing() -> None:
+    adata = screen(0.5)
+    treated = adata.obs["perturbation"] != "control"
+    few = adata.obs.groupby(["perturbation", "cell_type"], observed=True).cumcount() < 5
+    report = trained(adata[(few | ~treated).to_numpy()].copy()).report_
+    assert report is not None
+    assert not report.hardly_respond

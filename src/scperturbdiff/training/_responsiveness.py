@@ -58,7 +58,8 @@ def responsiveness_laws(
         Of all choices.
     """
     table, rng = populations.table, np.random.default_rng(seed)
-    rows = np.sort(rng.permutation(len(table))[: SETTINGS.uneven_populations])
+    enough = np.minimum(table.cells.count, table.match.groups.count[table.match.group]) >= SETTINGS.uneven_least
+    rows = np.sort(rng.permutation(np.flatnonzero(enough))[: SETTINGS.uneven_populations])
     if len(rows) < SETTINGS.uneven_least:
         return {}
 
@@ -67,6 +68,11 @@ def responsiveness_laws(
         return populations.latent[rng.permutation(cells)[: SETTINGS.uneven_cells]].astype(np.float64)
 
     cells = [(some(table.match.groups, table.match.group[row]), some(table.cells, row)) for row in rows]
+    targets = [module.expression(_tensor(real)) for _, real in cells]
+    unchanged = [
+        _distance(module.expression(_tensor(start)), to) for (start, _), to in zip(cells, targets, strict=True)
+    ]
+    least = SETTINGS.uneven_margin * float(np.mean(unchanged))  # where nothing is left to gain, shares mean nothing
     ways: list[Novelty] = [*useful_novelties(table, retrieval.features is not None), "seen"]
     out: dict[Novelty, Responsiveness] = {}
     for novelty in dict.fromkeys(ways):
@@ -75,23 +81,23 @@ def responsiveness_laws(
         shifts = [move.mean(0) for move in moves]
         factors = [factors_along(*pair, shift) for pair, shift in zip(cells, shifts, strict=True)]
         lengths = [float(np.linalg.norm(shift)) for shift in shifts]
-        unchanged, alike, uneven = np.zeros((3, len(rows)))
-        for i, ((start, real), move) in enumerate(zip(cells, moves, strict=True)):
+        alike, uneven = np.zeros((2, len(rows)))
+        for i, ((start, _), move) in enumerate(zip(cells, moves, strict=True)):
             others = [j for j in range(len(rows)) if j != i]
             law = responsiveness_law([factors[j] for j in others], [lengths[j] for j in others])
-            factor = draw_factors(law, len(start), rng)
             latent, moved = _tensor(start), _tensor(start + move)
-            target = module.expression(_tensor(real))
-            further = module.uneven_expression(latent, moved, _tensor(factor))
-            of_each = module.expression(latent), module.expression(moved), further
-            unchanged[i], alike[i], uneven[i] = (float(energy_distance(x[None], target[None])) for x in of_each)
-        # where nothing is left to gain, shares of what is left mean nothing
-        least = SETTINGS.uneven_margin * float(unchanged.mean())
+            factor = _tensor(draw_factors(law, len(start), rng))
+            alike[i] = _distance(module.expression(moved), targets[i])
+            uneven[i] = _distance(module.uneven_expression(latent, moved, factor), targets[i])
         change = relative_difference(torch.as_tensor(uneven), torch.as_tensor(alike), least)
         if is_negative(change + SETTINGS.uneven_margin):
             share = float((uneven.mean() - alike.mean()) / max(alike.mean(), least, 1e-12))
             out[novelty] = Responsiveness(responsiveness_law(factors, lengths), share)
     return out
+
+
+def _distance(x: torch.Tensor, y: torch.Tensor) -> float:
+    return float(energy_distance(x[None], y[None]))
 
 
 def _tensor(values: NDArray[np.float64]) -> torch.Tensor:

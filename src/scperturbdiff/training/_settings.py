@@ -34,8 +34,8 @@ class TrainingSettings:
     fold_populations, fold_cells
         Populations that are left out to tell whether fold changes help, and cells of each, at most.
     uneven_populations, uneven_cells, uneven_least, uneven_margin
-        Populations that are left out to tell whether cells respond unevenly, and cells of each, at most; populations
-        without which nothing is said; relative change of the energy distance that it must bring.
+        Populations that are left out to tell whether cells respond unevenly, and cells of each, at most; populations,
+        and cells of each, without which nothing is said; relative change of the energy distance that it must bring.
     own_gene_targets
         Targets from which is learned what happens to the target's own gene, at most.
     """
@@ -58,7 +58,7 @@ class TrainingSettings:
     state_step: float = 0.05
     fold_populations: int = 16
     fold_cells: int = 128
-    uneven_populations: int = 64
+    uneven_populations: int = 128
     uneven_cells: int = 64
     uneven_least: int = 8
     uneven_margin: float = 0.05
