@@ -64,8 +64,7 @@ def responsiveness_laws(
         return {}
 
     def some(groups: Groups, number: int) -> NDArray[np.float64]:
-        cells = groups.rows[groups.start[number] : groups.start[number] + groups.count[number]]
-        return populations.latent[rng.permutation(cells)[: SETTINGS.uneven_cells]].astype(np.float64)
+        return populations.latent[rng.permutation(groups[number])[: SETTINGS.uneven_cells]].astype(np.float64)
 
     cells = [(some(table.match.groups, table.match.group[row]), some(table.cells, row)) for row in rows]
     targets = [module.expression(_tensor(real)) for _, real in cells]
