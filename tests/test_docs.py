@@ -204,7 +204,7 @@ LEFT = {
 """Page -> a check of what its code leaves."""
 
 
-@pytest.mark.parametrize("page", filter(with_blocks, [*PAGES, *RECORDS]), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", list(filter(with_blocks, [*PAGES, *RECORDS])), ids=lambda page: page.stem)
 def test_python_blocks_of_a_page_run(page: Path, in_short: Path) -> None:
     code = blocks(page)
     namespace = run(page.name, code, presumed(page.name, in_short))
