@@ -1,11 +1,12 @@
 """Prediction: from a request to cells."""
 
-from scperturbdiff.prediction._cells import PreparedRequest, predict_cells, prepare
+from scperturbdiff.prediction._cells import predict_cells
 from scperturbdiff.prediction._encode import encode_cells
 from scperturbdiff.prediction._generate import PopulationGenerator
 from scperturbdiff.prediction._genes import response_table
 from scperturbdiff.prediction._novelty import perturbation_novelty, perturbation_representation
 from scperturbdiff.prediction._pieces import Settings
+from scperturbdiff.prediction._prepared import PreparedRequest, prepare
 from scperturbdiff.prediction._summary import PopulationSummary, summarize_populations
 
 __all__ = [

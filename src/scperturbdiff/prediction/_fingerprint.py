@@ -18,7 +18,7 @@ from scperturbdiff.storage import to_state
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scperturbdiff.prediction._cells import PreparedRequest
+    from scperturbdiff.prediction._prepared import PreparedRequest
 
 
 def fingerprint(prepared: PreparedRequest, target_sum: float) -> dict[str, Any]:

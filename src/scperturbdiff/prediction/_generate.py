@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy import sparse
 from scvi.utils import track
@@ -18,6 +17,7 @@ from scperturbdiff.diffusion import Components, Condition
 from scperturbdiff.prediction._encode import encode_rows
 from scperturbdiff.prediction._finite import check_finite, check_weights
 from scperturbdiff.prediction._pieces import ControlGroup, Piece
+from scperturbdiff.prediction._request import batch_codes
 from scperturbdiff.priors import make_prior
 from scperturbdiff.retrieval import Conditions, Retrieved, draw_factors
 from scperturbdiff.seeds import derive_seed, stream
@@ -25,6 +25,7 @@ from scperturbdiff.seeds import derive_seed, stream
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
     from torch import Tensor
@@ -107,7 +108,7 @@ class PopulationGenerator:
         component, dose = self.space.encode_perturbations(request.table)
         codes, numbers = self.space.encode_covariates(request.table)
         context = self.space.context_codes(request.table)
-        batch = self._batch_codes(request)
+        batch = batch_codes(request.table, self.space, self.batches, self.transform_batch)
         wanted = range(len(request)) if only is None else only
         for i in track(wanted, description="Generating populations", disable=not progress):
             group = self._group(request.group[i])
@@ -134,30 +135,6 @@ class PopulationGenerator:
         if self.unchanged:
             text = "%d of %d populations are predicted as their controls, no effect beyond the noise of sampling: %s."
             logger.warning(text, len(self.unchanged), len(request), preview(self.unchanged.values()))
-
-    def _batch_codes(self, request: PopulationRequest) -> NDArray[np.int64]:
-        if self.space.batch_key is None:
-            if self.transform_batch is not None:
-                raise ValueError(
-                    f"transform_batch={self.transform_batch!r}, but the model was set up without batch_key."
-                )
-            return np.zeros(len(request), np.int64)
-        if self.transform_batch is not None:
-            if self.transform_batch not in self.batches:
-                raise ValueError(
-                    f"transform_batch={self.transform_batch!r} is not one of the training batches {self.batches}."
-                )
-            return np.full(len(request), self.batches.index(self.transform_batch), np.int64)
-        names = pd.Index(request.table[self.space.batch_key].astype(str))
-        codes: NDArray[np.int64] = pd.Index(self.batches).get_indexer(names)
-        if (codes < 0).any():
-            new = request.table.loc[codes < 0, self.space.batch_key].astype(str).unique()
-            raise ValueError(
-                f"Control cells come from batches of obs[{self.space.batch_key!r}] never seen in training: "
-                f"{list(new)}. The decoder knows {self.batches}. Pass transform_batch=... to decode as one of "
-                "these, or adapt the model with load_query_data."
-            )
-        return codes
 
     def _group(self, group: int) -> ControlGroup:
         """Encode a control group, once while there is room for what is encoded."""

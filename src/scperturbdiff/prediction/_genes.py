@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scperturbdiff.data import ConditionSpace
-    from scperturbdiff.prediction._cells import PreparedRequest
+    from scperturbdiff.prediction._prepared import PreparedRequest
 
     Floats = NDArray[np.float64]
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from scperturbdiff.prediction._cells import PreparedRequest
     from scperturbdiff.prediction._parts import CountFile
+    from scperturbdiff.prediction._prepared import PreparedRequest
     from scperturbdiff.prediction._team import Team
 
 
