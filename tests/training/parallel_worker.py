@@ -203,7 +203,7 @@ def error_of(call: Callable[[], Any]) -> str:
     """The text of the error of a call."""
     try:
         call()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         return str(error)
     return "no error"
 
