@@ -218,6 +218,7 @@ def test_more_processes_than_populations(model: PerturbDiff, controls: AnnData, 
     assert_same_cells(read_zarr(path), model.predict(controls, **request))
 
 
+@pytest.mark.slow
 def test_in_a_group_that_is_there(model: PerturbDiff, controls: AnnData, tmp_path: Path) -> None:
     """With the user's group, which is left alone; when it is gone, as `torchrun` says, more than once."""
     paths = [tmp_path / f"{i}.zarr" for i in range(3)]
@@ -237,6 +238,7 @@ def test_in_a_group_that_is_there(model: PerturbDiff, controls: AnnData, tmp_pat
         assert_same_cells(read_zarr(path), one)
 
 
+@pytest.mark.slow
 def test_in_memory_each_process_has_all(model: PerturbDiff, controls: AnnData, tmp_path: Path) -> None:
     one = model.predict(controls, **SMALL)
     fine(launch(2, lambda _: assert_same_cells(model.predict(controls, **SMALL), one), tmp_path))
