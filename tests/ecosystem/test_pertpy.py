@@ -1,11 +1,10 @@
-"""Predicted cells in pertpy's distances, tests of distances, and Mixscape."""
+"""Predicted cells in pertpy's distances and tests of distances."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
-import numba
 import numpy as np
 import pytest
 import scanpy as sc
@@ -57,14 +56,3 @@ def test_tests_of_distances(tools: Any, controls: AnnData, predicted: AnnData) -
     table = test(moved(controls, predicted), groupby="perturbation", contrast="control", show_progressbar=False)
     assert {"P01", "P02", "strong"} <= set(table.index)
     assert table["pvalue"].astype(float).between(0, 1).all() and float(table.loc["strong", "pvalue"]) < 0.05
-
-
-def test_mixscape(tools: Any, controls: AnnData, predicted: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
-    # numba refuses another number of threads than it began with, and something on the way drops the variable
-    monkeypatch.setenv("NUMBA_NUM_THREADS", str(numba.config.NUMBA_NUM_THREADS))
-    cells = moved(controls, predicted)
-    mixscape = tools.Mixscape()
-    mixscape.perturbation_signature(cells, "perturbation", "control", n_neighbors=10, n_dims=10)
-    mixscape.mixscape(cells, "perturbation", "control", layer="X_pert", min_de_genes=3)
-    kinds = cells.obs.groupby("perturbation", observed=True)["mixscape_class_global"].agg(lambda c: (c == "KO").mean())
-    assert kinds["strong"] > 0.9 and kinds["control"] == 0
