@@ -17,6 +17,7 @@ from scperturbdiff.latent import LatentVAE
 from scperturbdiff.responses import replicate_factors
 from scperturbdiff.retrieval import Retrieval, RetrievalSettings
 from scperturbdiff.training import PopulationTraining, Stage, latent_stage
+from scperturbdiff.training._responsiveness import Responsiveness
 from scperturbdiff.training_report import TrainingReport
 
 if TYPE_CHECKING:
@@ -180,9 +181,13 @@ class Judge(pl.Callback):
             self.changes.append(float(pl_module.selection.change(pl_module.last_scores).mean()))
 
 
-def judged(judge: Judge, donors: int = 2, **options: Any) -> spd.PerturbDiff:
+def judged(judge: Judge, donors: int = 2, law: float = 0.0, **options: Any) -> spd.PerturbDiff:
+    """A training with given scores, and a law of responses that changes energy distances by a share."""
+    found = {way: Responsiveness(np.linspace(0, 2, 64), law) for way in ("seen", "replicate", "pair", "context") if law}
     model = tiny(screen(contexts=3, donors=donors))
-    model.train(**SHORT, validation_size=0.34 if donors > 1 else 0.5, callbacks=[judge], **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scperturbdiff.training._stages.responsiveness_laws", lambda *_: found)
+        model.train(**SHORT, validation_size=0.34 if donors > 1 else 0.5, callbacks=[judge], **options)
     return model
 
 
@@ -218,6 +223,16 @@ def test_early_stopping_can_be_turned_off() -> None:
     model = judged(judge, max_epochs_generator=14, early_stopping=False)
     assert len(judge.weights) == 14  # and the best are kept all the same
     assert same_weights(model.module.generator_ema.state_dict(), judge.weights[0])
+
+
+@pytest.mark.parametrize(("law", "used"), [(0.0, True), (-0.2, True), (-0.27, False), (-0.4, False)])
+def test_a_network_must_be_clearly_better_than_a_law_of_responses(law: float, used: bool) -> None:
+    model = judged(Judge(lambda _: [0.7, 2.1], lambda _: 0.7), law=law, max_epochs_generator=1)
+    report, retrieval = model.report_, model.module.retrieval
+    assert report is not None and retrieval is not None
+    assert report.network_weight == model.module.generator_ema.network_weight == float(used)
+    assert bool(retrieval.responsiveness) == bool(report.hardly_respond) == (not used)
+    assert ("a law of how strongly cells respond" in report.network_reason) == (not used)
 
 
 @pytest.mark.parametrize("donors", [1, 2])

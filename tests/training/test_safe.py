@@ -148,9 +148,9 @@ def test_a_loss_that_is_not_a_number_is_an_error(cells: AnnData, monkeypatch: py
 
 
 def test_weights_that_are_finite_and_too_large_are_divergence(cells: AnnData) -> None:
-    vae = tiny(cells).module.vae
+    vae, bad = tiny(cells).module.vae, torch.tensor([float("nan")])
     with pytest.raises(ValueError, match="VAE diverged"), finite_vae(vae, 1e4):
-        bad = torch.tensor([float("nan")])  # torch.compile, once used in the process, turns the check off by default
+        # torch.compile, once used in the process, turns the check off by default
         torch.distributions.Normal(bad, torch.ones(1), validate_args=True)
 
 
