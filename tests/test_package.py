@@ -91,11 +91,10 @@ def test_what_is_imported_is_required_or_an_extra_that_the_error_names() -> None
     used = {(package, path) for path, text in files.items() for package in third_party(text)}
     assert {package for package, _ in used} >= required, "no requirement that nothing imports"
     assert {package for package, _ in used} <= required | set(extra_of)
-    # of pyarrow the error names the package, which is the extra `parquet`
     silent = [
         f"{path.relative_to(ROOT)} imports {package} and does not say scperturbdiff[{extra_of[package]}]"
         for package, path in used
-        if package not in required and package != "pyarrow" and f"scperturbdiff[{extra_of[package]}]" not in files[path]
+        if package not in required and f"scperturbdiff[{extra_of[package]}]" not in files[path]
     ]
     assert not silent, "\n".join(silent)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
@@ -13,7 +14,6 @@ from scperturbdiff.data._counts import log_normalize
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import pandas as pd
     from numpy.typing import NDArray
 
 
@@ -69,7 +69,8 @@ def assemble_cells(
     obs = obs.copy()
     obs.index = "predicted-" + np.arange(len(obs)).astype(str).astype(object)
     for column in obs.columns:
-        if obs[column].dtype == object and column != CONTROL_CELL:
+        text = obs[column].dtype == object or isinstance(obs[column].dtype, pd.StringDtype)
+        if text and column != CONTROL_CELL:
             obs[column] = obs[column].astype("category")
     cells = AnnData(X=log_normalize(counts, target_sum), obs=obs, var=var.copy())
     cells.layers[COUNTS] = sparse.csr_matrix(counts, dtype=np.int32)

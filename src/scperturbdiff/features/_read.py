@@ -117,9 +117,10 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"Reading {path.name!r} needs pyarrow: pip install pyarrow") from error
+        raise ImportError(f"Reading {path.name!r} needs pyarrow: pip install 'scperturbdiff[parquet]'") from error
     table = pd.read_parquet(path, engine="pyarrow")
-    return table if table.index.dtype == object or not len(table.columns) else table.set_index(table.columns[0])
+    named = table.index.dtype == object or isinstance(table.index.dtype, pd.StringDtype)
+    return table if named or not len(table.columns) else table.set_index(table.columns[0])
 
 
 def _read_npz(path: Path) -> pd.DataFrame:

@@ -139,17 +139,23 @@ def _index(value: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> pd.Ind
     if "range" in value:
         start, stop, step = map(int, value["range"])
         return pd.RangeIndex(start, stop, step, name=name)
-    return pd.Index(decode(value["of"], tensors), name=name)
+    return pd.Index(_as_it_was(decode(value["of"], tensors)), name=name)
 
 
 def _table(value: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> pd.DataFrame:
     columns = [decode(column, tensors) for _, column in value["columns"]]
     index = _index(value["index"], tensors)
-    if isinstance(index, pd.RangeIndex) and columns and len(index) != len(columns[0]):
-        raise ValueError(f"{len(index)} rows, but columns of {len(columns[0])}")
-    table = pd.DataFrame(dict(enumerate(columns)), index=index)
-    table.columns = _index(value["names"], tensors)
+    if lengths := {len(column) for column in columns} - {len(index)}:
+        raise ValueError(f"{len(index)} rows, but columns of {min(lengths)}")
+    table = pd.DataFrame({i: _as_it_was(column) for i, column in enumerate(columns)}, index=None if columns else index)
+    table.index, table.columns = index, _index(value["names"], tensors)
     return table
+
+
+def _as_it_was(column: Any) -> Any:
+    """A column of objects stays one: pandas 3 makes text of an array of them where it can, but not of a series."""
+    objects = isinstance(column, np.ndarray) and column.dtype == object
+    return pd.Series(column, dtype=object) if objects else column
 
 
 _DECODERS = {

@@ -236,7 +236,8 @@ class PopulationTraining:
         if network.weight:
             changes = [found[way].change if way in found else 0.0 for way in held_out]
             change = sum(changes) / max(len(changes), 1)
-            if not change - SETTINGS.uneven_margin < network.with_network / network.without_network - 1:
+            of_network = network.with_network / network.without_network - 1  # NaN where it is used untested
+            if not (change < 0 and change - SETTINGS.uneven_margin < of_network):
                 return network
             text = f"a law of how strongly cells respond changes energy distances as much ({change:+.0%})"
             network = replace(network, weight=0.0, reason=f"The network is not used: {text}.")
