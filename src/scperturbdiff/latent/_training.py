@@ -48,14 +48,6 @@ class LatentTrainingPlan(TrainingPlan):
         check_number("dispersion_lr_factor", dispersion_lr_factor, "(0, inf)")
         super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, **kwargs)
         self.dispersion_lr_factor = dispersion_lr_factor
-        # what the chosen law of counts never reads
-        self._unread = [module.l_encoder] if module.use_observed_lib_size else []
-        self._unread += [module.decoder.px_r_decoder] if module.dispersion != "gene-cell" else []
-
-    def setup(self, stage: str) -> None:
-        """Leave out what takes no part: several processes would wait for its gradients."""
-        for part in self._unread:
-            part.requires_grad_(False)
 
     def get_optimizer_creator(self) -> Callable[[Iterable[Tensor]], Optimizer]:
         """scvi-tools' optimizer with a group of its own for the dispersions."""

@@ -29,6 +29,11 @@ class LatentVAE(VAE):
             torch.nn.init.constant_(self.px_r, 1.0)
         # a negative binomial has no zero inflation: half of the decoder's outputs that nobody would read
         self.decoder.px_dropout_decoder = torch.nn.Identity()
+        # what the chosen law of counts never reads: several processes would wait for its gradients
+        unread = [self.l_encoder] if self.use_observed_lib_size else []
+        unread += [self.decoder.px_r_decoder] if self.dispersion != "gene-cell" else []
+        for part in unread:
+            part.requires_grad_(False)
 
     def loss(
         self,
