@@ -31,10 +31,11 @@ ROOMS = {
     "limits",
 }
 MODEL = ROOMS | MODULE
-GROUND = {"arguments"}
+GROUND = {"arguments", "progress"}
 """What every room may import."""
 USES: dict[str, set[str]] = {
     "arguments": set(),
+    "progress": set(),
     "seeds": set(),
     "storage": set(),
     "data": {"seeds"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,7 @@ from scperturbdiff.prediction import (
 )
 from scperturbdiff.saving import believing, check_saved, check_weights, pack, saved_cells
 from scperturbdiff.seeds import resolve_seed, seeded, stream
+from scperturbdiff.progress import shows_progress
 from scperturbdiff.storage import SavedModel, check_kept, choose_device, find_model
 from scperturbdiff.training import (
     Checkpoints,
@@ -86,6 +88,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("scvi.scperturbdiff")  # follows scvi.settings.verbosity
 
+NO_ALARM = (r".*module\(s\) in eval mode", r".*Total length of .* across ranks is zero")
+"""Warnings of Lightning's that say what is meant to be: one stage rests while the other is trained; nothing is held out."""
 DESCRIBED = (
     "perturbation_key",
     "control",
@@ -452,7 +456,9 @@ class PerturbDiff(BaseModelClass):
         )
         if not (vae_epochs or generator_epochs or self.is_trained_):
             raise ValueError("Training of 0 epochs makes no trained model: max_epochs must be 1 or more.")
-        processes, trainer = Processes.launch({"accelerator": accelerator, "devices": devices, **trainer_kwargs})
+        processes, trainer = Processes.launch(
+            {"accelerator": accelerator, "devices": devices, "enable_progress_bar": shows_progress(), **trainer_kwargs}
+        )
         # before the first stage, so that populations without controls, or too few of them, are known of at once
         table = build_populations(self.conditions, self._annotated().obs) if generator_epochs else None
         features = self.conditions.feature_matrix()
@@ -597,7 +603,10 @@ class PerturbDiff(BaseModelClass):
             self, training_plan=stage.plan, data_splitter=stage.data, max_epochs=stage.max_epochs, **stage.options
         )
         runner.trainer.callbacks.extend(stage.checkpoints)
-        runner()
+        with warnings.catch_warnings():
+            for text in NO_ALARM:
+                warnings.filterwarnings("ignore", message=text)
+            runner()
         if stage.selection is not None and not stage.selection.decided:  # a checkpoint of the last epoch
             stage.selection.on_train_end(runner.trainer, stage.plan.to(self.device))
         return self.history_ or {}
@@ -812,7 +821,7 @@ class PerturbDiff(BaseModelClass):
         seed
             The same seed gives the same cells. Default: `scvi.settings.seed`, else a random one, kept in `uns`.
         progress
-            Show a progress bar.
+            Show a progress bar, if output goes to a terminal or a notebook.
         output
             Path of an `.h5ad` or `.zarr` file to write the cells to while they are generated, for requests that do not
             fit into memory. It gets its name when it is whole, and must not exist. What cannot be written there is an

@@ -19,6 +19,7 @@ from scperturbdiff.prediction._finite import check_finite, check_weights
 from scperturbdiff.prediction._pieces import ControlGroup, Piece
 from scperturbdiff.prediction._request import batch_codes
 from scperturbdiff.priors import make_prior
+from scperturbdiff.progress import shows_progress
 from scperturbdiff.retrieval import Conditions, Retrieved, draw_factors
 from scperturbdiff.seeds import derive_seed, stream
 
@@ -110,7 +111,7 @@ class PopulationGenerator:
         context = self.space.context_codes(request.table)
         batch = batch_codes(request.table, self.space, self.batches, self.transform_batch)
         wanted = range(len(request)) if only is None else only
-        for i in track(wanted, description="Generating populations", disable=not progress):
+        for i in track(wanted, description="Generating populations", disable=not (progress and shows_progress())):
             group = self._group(request.group[i])
             mean = group.latent.double().mean(0).cpu().numpy()[None]
             asked = Conditions(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scperturbdiff.data import iter_rows
 from scperturbdiff.diffusion import NetworkSelection, split_callbacks
 from scperturbdiff.latent import CellDataModule, LatentTrainingPlan
+from scperturbdiff.progress import StageName
 from scperturbdiff.training._parallel import OwnNoise, Processes
 from scperturbdiff.training._settings import SETTINGS
 
@@ -113,7 +114,7 @@ def latent_stage(
     callbacks = split_callbacks(trainer.get("callbacks"))[1]
     if processes.n > 1:
         callbacks = [*callbacks, OwnNoise(seed)]
-    options = {**trainer, "early_stopping": False, "callbacks": callbacks}
+    options = {**trainer, "early_stopping": False, "callbacks": [*callbacks, StageName("Cells")]}
     data = CellDataModule(manager, train_size, batch_size, processes.rank, processes.n, seed)
     return Stage(plan, data, max_epochs, options)
 

@@ -22,6 +22,7 @@ from scperturbdiff.diffusion import (
     split_callbacks,
 )
 from scperturbdiff.priors import make_prior
+from scperturbdiff.progress import StageName
 from scperturbdiff.responses import (
     MeasuredPopulations,
     ResponseSettings,
@@ -162,7 +163,7 @@ class PopulationTraining:
             "check_val_every_n_epoch": 1,
             "ckpt_path": ckpt_path,
             **trainer,
-            "callbacks": [*others, RepeatableEpochs(self.seed), selection],
+            "callbacks": [*others, StageName("Populations"), RepeatableEpochs(self.seed), selection],
         }
         data = StepsDataModule(steps_per_epoch, validation is not None)
         return Stage(plan, data, max_epochs, options, checkpoints, selection, novelty)
