@@ -55,9 +55,9 @@ from scperturbdiff.prediction import (
     prepare,
     response_table,
 )
+from scperturbdiff.progress import shows_progress
 from scperturbdiff.saving import believing, check_saved, check_weights, pack, saved_cells
 from scperturbdiff.seeds import resolve_seed, seeded, stream
-from scperturbdiff.progress import shows_progress
 from scperturbdiff.storage import SavedModel, check_kept, choose_device, find_model
 from scperturbdiff.training import (
     Checkpoints,
@@ -89,7 +89,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scvi.scperturbdiff")  # follows scvi.settings.verbosity
 
 NO_ALARM = (r".*module\(s\) in eval mode", r".*Total length of .* across ranks is zero")
-"""Warnings of Lightning's that say what is meant to be: one stage rests while the other is trained; nothing is held out."""
+"""Warnings of Lightning's about what is meant to be: one stage rests while the other is trained, nothing is held out."""
 DESCRIBED = (
     "perturbation_key",
     "control",
