@@ -89,7 +89,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("scvi.scperturbdiff")  # follows scvi.settings.verbosity
 
 NO_ALARM = (r".*module\(s\) in eval mode", r".*Total length of .* across ranks is zero")
-"""Warnings of Lightning's about what is meant to be: one stage rests while the other is trained, nothing is held out."""
+"""Lightning warns of what is meant to be: one stage rests while the other is trained, or nothing is held out."""
 DESCRIBED = (
     "perturbation_key",
     "control",
