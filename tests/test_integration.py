@@ -109,7 +109,7 @@ def test_autotune(cells: AnnData, tmp_path: Path) -> None:
         mode="min",
         search_space={
             "model_params": TINY | {"width": tune.choice([8, 16])},
-            "train_params": few | {"max_epochs": 2},
+            "train_params": few | {"max_epochs": 2, "validation_size": 0.25},  # else too few to be scored
         },
         num_samples=2,
         searcher="random",

@@ -413,7 +413,8 @@ class PerturbDiff(BaseModelClass):
             Passed to :class:`scperturbdiff.diffusion.GeneratorTrainingPlan`, e.g. `objective`, `n_cells`, `lr`; also
             `steps_per_epoch`.
         seed
-            The same seed gives the same training. Default: `scvi.settings.seed`, else one drawn from torch's state.
+            The same seed gives the same training from the same initial weights; set `scvi.settings.seed` before
+            ``PerturbDiff(adata)`` to fix these, too. Default: `scvi.settings.seed`, else one drawn from torch's state.
         ckpt_path
             Checkpoint of the second stage, written by a :class:`lightning.pytorch.callbacks.ModelCheckpoint` in
             `callbacks`: training goes on from there, with the VAE and the seed of the checkpoint, and reaches the state
@@ -796,7 +797,8 @@ class PerturbDiff(BaseModelClass):
             training perturbations. What is asked for again is drawn again, and ``obs["population"]`` numbers on.
         n_cells
             Cells per context and perturbation; batches share them in proportion to their controls. Default: as many as
-            there are controls. Fewer start from a random subset of them. More cells than fit into the machine's memory
+            there are controls. Fewer start from a random subset of them. More start from controls that others started
+            from: they are no independent cells, and vary less than real ones. More cells than fit into the machine's memory
             are refused before any is made; `output` makes room for many more.
         n_populations
             Independent draws of each population, numbered in ``obs["population"]``: each is one population as it might
