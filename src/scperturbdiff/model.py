@@ -798,8 +798,8 @@ class PerturbDiff(BaseModelClass):
         n_cells
             Cells per context and perturbation; batches share them in proportion to their controls. Default: as many as
             there are controls. Fewer start from a random subset of them. More start from controls that others started
-            from: they are no independent cells, and vary less than real ones. More cells than fit into the machine's memory
-            are refused before any is made; `output` makes room for many more.
+            from: they are no independent cells, and vary less than real ones. Cells that do not fit into the machine's
+            memory are refused before any is made; `output` makes room for many more.
         n_populations
             Independent draws of each population, numbered in ``obs["population"]``: each is one population as it might
             be. They vary as replicates do and, where the condition is new, as far as training populations that were
