@@ -28,6 +28,8 @@ FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^```(?:\{code-block\} )?(python|r)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
+SLOW = ("populations", "crispr", "unseen_cell_type", "conditions")
+"""Tutorials and pages that take long: the nightly run has them."""
 FOR_READING = {"logging": "scvi.autotune needs Ray and minutes: tests/test_integration.py runs it, if Ray is installed"}
 """Page -> why it has a Python block that no test here runs."""
 SCRIPTS = {"parallel": "its script starts processes of its own: tests/training/test_parallel.py runs one like it"}
@@ -204,7 +206,11 @@ LEFT = {
 """Page -> a check of what its code leaves."""
 
 
-@pytest.mark.parametrize("page", list(filter(with_blocks, [*PAGES, *RECORDS])), ids=lambda page: page.stem)
+def _each(paths: list[Path]) -> list[Any]:
+    return [pytest.param(path, marks=[pytest.mark.slow] if path.stem in SLOW else [], id=path.stem) for path in paths]
+
+
+@pytest.mark.parametrize("page", _each([*filter(with_blocks, [*PAGES, *RECORDS])]))
 def test_python_blocks_of_a_page_run(page: Path, in_short: Path) -> None:
     code = blocks(page)
     namespace = run(page.name, code, presumed(page.name, in_short))
@@ -213,7 +219,7 @@ def test_python_blocks_of_a_page_run(page: Path, in_short: Path) -> None:
         LEFT[page.stem](namespace)
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", _each(NOTEBOOKS))
 def test_tutorial_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SCPERTURBDIFF_QUICK", "1")
     monkeypatch.setenv("SCPERTURBDIFF_KANG", str(tmp_path / "absent.h5ad"))

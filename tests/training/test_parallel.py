@@ -60,6 +60,7 @@ def joined(batches: tuple[PopulationBatch, PopulationBatch]) -> PopulationBatch:
     return PopulationBatch(*(torch.cat(parts) for parts in zip(*(vars(b).values() for b in batches), strict=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_step_as_one_that_has_both_halves(
     stage: str, trained: list[Any], monkeypatch: pytest.MonkeyPatch
@@ -93,6 +94,7 @@ def test_two_processes_step_as_one_that_has_both_halves(
             torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 def test_processes_have_cells_and_populations_of_their_own(trained: list[Any]) -> None:
     first, second = (result["odd"] for result in trained)
     epoch = 3 + 1  # batches to train on and to validate with
@@ -109,6 +111,7 @@ def test_processes_have_cells_and_populations_of_their_own(trained: list[Any]) -
     assert set(torch.cat(first["drawn"]).tolist()) & set(torch.cat(second["drawn"]).tolist())  # dealt anew
 
 
+@pytest.mark.slow
 def test_processes_end_with_one_model(trained: list[Any]) -> None:
     """Also before the first one's is given to all: what lies between the stages is the same everywhere."""
     first, second = (result["odd"] for result in trained)
@@ -117,6 +120,7 @@ def test_processes_end_with_one_model(trained: list[Any]) -> None:
     assert first["history"] == second["history"] and first["cells"] == second["cells"]
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_train_together_say_why(trained: list[Any]) -> None:
     for result in trained:
         assert result["too many"].startswith("2 processes are too many for 1 populations to train on")
