@@ -226,9 +226,10 @@ def test_early_stopping_can_be_turned_off() -> None:
     assert same_weights(model.module.generator_ema.state_dict(), judge.weights[0])
 
 
+@pytest.mark.parametrize("donors", [1, 2])
 @pytest.mark.parametrize(("law", "used"), [(0.0, True), (-0.2, True), (-0.27, False), (-0.4, False)])
-def test_a_network_must_be_clearly_better_than_a_law_of_responses(law: float, used: bool) -> None:
-    model = judged(Judge(lambda _: [0.7, 2.1], lambda _: 0.7), law=law, max_epochs_generator=1)
+def test_a_network_must_be_clearly_better_than_a_law_of_responses(law: float, used: bool, donors: int) -> None:
+    model = judged(Judge(lambda _: [0.7, 2.1], lambda _: 0.7), donors=donors, law=law, max_epochs_generator=1)
     report, retrieval = model.report_, model.module.retrieval
     assert report is not None and retrieval is not None
     assert report.network_weight == model.module.generator_ema.network_weight == float(used)

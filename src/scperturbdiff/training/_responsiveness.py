@@ -31,7 +31,7 @@ class Responsiveness:
     law
         Quantiles of the factor on the predicted response, `(n_quantiles,)`, of mean 1.
     change
-        Relative change of the mean energy distance to populations that were left out, decoded expression.
+        Mean relative change of energy distances to populations that were left out, decoded expression.
     """
 
     law: NDArray[np.float64]
@@ -90,8 +90,7 @@ def responsiveness_laws(
             uneven[i] = _distance(module.uneven_expression(latent, moved, factor), targets[i])
         change = relative_difference(torch.as_tensor(uneven), torch.as_tensor(alike), least)
         if is_negative(change + SETTINGS.uneven_margin):
-            share = float((uneven.mean() - alike.mean()) / max(alike.mean(), least, 1e-12))
-            out[novelty] = Responsiveness(responsiveness_law(factors, lengths), share)
+            out[novelty] = Responsiveness(responsiveness_law(factors, lengths), float(change.mean()))
     return out
 
 

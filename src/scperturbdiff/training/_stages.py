@@ -237,7 +237,9 @@ class PopulationTraining:
         if network.weight:
             changes = [found[way].change if way in found else 0.0 for way in held_out]
             change = sum(changes) / max(len(changes), 1)
-            of_network = network.with_network / network.without_network - 1  # NaN where it is used untested
+            of_network = network.change  # NaN where it is used untested
+            if network.criterion != "energy distance":
+                of_network = network.with_network / network.without_network - 1
             if not (change < 0 and change - SETTINGS.uneven_margin < of_network):
                 return network
             text = f"a law of how strongly cells respond changes energy distances as much ({change:+.0%})"
