@@ -22,7 +22,7 @@ from scvi.model.base import BaseModelClass
 from scvi.train import TrainRunner
 from scvi.utils import setup_anndata_dsp
 
-from scperturbdiff.arguments import check_int, check_number, check_type
+from scperturbdiff.arguments import check_type
 from scperturbdiff.data import (
     CONDITIONS,
     as_anndata,
@@ -30,10 +30,7 @@ from scperturbdiff.data import (
     check_cells,
     check_genes,
     check_layer,
-    check_obs_key,
-    gene_positions,
     preview,
-    read_genes,
     read_indices,
     read_space,
     rna_view,
@@ -48,6 +45,7 @@ from scperturbdiff.module import PerturbDiffModule
 from scperturbdiff.prediction import (
     PreparedRequest,
     Settings,
+    decode_cells,
     encode_cells,
     perturbation_novelty,
     perturbation_representation,
@@ -57,7 +55,7 @@ from scperturbdiff.prediction import (
 )
 from scperturbdiff.progress import shows_progress
 from scperturbdiff.saving import believing, check_saved, check_weights, pack, saved_cells
-from scperturbdiff.seeds import resolve_seed, seeded, stream
+from scperturbdiff.seeds import resolve_seed, seeded
 from scperturbdiff.storage import SavedModel, check_kept, choose_device, find_model
 from scperturbdiff.training import (
     Checkpoints,
@@ -1007,36 +1005,29 @@ class PerturbDiff(BaseModelClass):
             If genes or batches are not the model's, or counts are not counts.
         """
         self._check_trained("get_normalized_expression")
-        check_int("n_samples", n_samples, 1)
-        if library_size != "latent":
-            check_number("library_size", library_size, "(0, inf)")
-        step = check_int("batch_size", settings.batch_size if batch_size is None else batch_size, 1)
-        cells, known = self._cells(adata), pd.Index(stored_genes(self.registry_))
+        cells = self._cells(adata)
         rows = np.arange(cells.n_obs) if indices is None else read_indices(indices, cells.n_obs)
-        at, genes = self._layer(cells, layer), known if gene_list is None else pd.Index(gene_list)
-        columns = gene_positions(known, genes, "model")
-        check_layer(cells, at, rows)
-        batch = self._batch_codes(cells, rows, transform_batch)
-        seed = resolve_seed(seed)
-        noise = torch.randn(n_samples, len(rows), len(self.module.latent_mean), generator=stream(seed))
-        self.module.eval()
-        found = [np.empty((n_samples, 0, len(genes)), np.float32)]
-        with torch.no_grad(), seeded(seed, self.device):  # the encoder draws as well, of which nothing is used
-            for i in range(0, len(rows), step):
-                counts = torch.as_tensor(read_genes(cells, known, at, rows[i : i + step]).toarray(), device=self.device)
-                codes = torch.as_tensor(batch[i : i + step], device=self.device)
-                posterior = self.module.vae.inference(counts, codes[:, None])["qz"]
-                latent = posterior.loc + posterior.scale * noise[:, i : i + step].to(self.device)
-                shares = self.module.vae.decode_frequencies(latent.flatten(0, 1), codes.repeat(n_samples))
-                scale = counts.sum(1, keepdim=True) if library_size == "latent" else float(library_size)
-                values = (shares.unflatten(0, latent.shape[:2])[..., columns] * scale).cpu().numpy()
-                found.append(values.mean(0, keepdims=True) if return_mean else values)
-        if return_mean or n_samples == 1:
-            table = np.concatenate([values[0] for values in found])
-            return table if return_numpy else pd.DataFrame(table, cells.obs_names[rows], genes)
+        values, genes = decode_cells(
+            self.module,
+            cells,
+            stored_genes(self.registry_),
+            self._layer(cells, layer),
+            rows,
+            wanted=gene_list,
+            batches=stored_batches(self.registry_),
+            batch_key=self.conditions.batch_key,
+            transform_batch=transform_batch,
+            library_size=library_size,
+            n_samples=n_samples,
+            return_mean=return_mean,
+            batch_size=settings.batch_size if batch_size is None else batch_size,
+            seed=resolve_seed(seed),
+        )
+        if len(values) == 1:
+            return values[0] if return_numpy else pd.DataFrame(values[0], cells.obs_names[rows], genes)
         if return_numpy is False:
             raise ValueError("return_numpy=False, but draws that are not averaged are no table: return_mean=True.")
-        return np.concatenate(found, axis=1)
+        return values
 
     def differential_expression(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not offered: it would compare decoded cells, which vary too little. An `AttributeError` names what to use.
@@ -1130,22 +1121,6 @@ class PerturbDiff(BaseModelClass):
     def _check_trained(self, what: str) -> None:
         if not self.is_trained_:
             raise RuntimeError(f"PerturbDiff.{what} needs a trained model: call train() first, or load a saved one.")
-
-    def _batch_codes(self, cells: AnnData, rows: NDArray[np.int64], transform_batch: str | None) -> NDArray[np.int64]:
-        """Codes of the batches that rows are decoded as: their own, or one for all."""
-        key, known = self.conditions.batch_key, pd.Index(stored_batches(self.registry_))
-        if transform_batch is not None or key is None:
-            names = pd.Index([known[0] if transform_batch is None else transform_batch] * len(rows))
-        else:
-            check_obs_key(cells, key, "batch_key")
-            names = pd.Index(cells.obs[key].iloc[rows].astype(str))
-        codes: NDArray[np.int64] = known.get_indexer(names)
-        if (codes < 0).any():
-            raise ValueError(
-                f"Batches {preview(names[codes < 0].unique())} were never seen in training. Pass transform_batch=... "
-                f"to decode as one of {preview(known)}."
-            )
-        return codes
 
     def _annotated(self) -> AnnData:
         """The cells the model was set up with, as an AnnData with all annotation in `obs`."""
