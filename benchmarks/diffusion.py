@@ -20,22 +20,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 from common import RESULTS, averages, commit, parser, quiet, save
 from conditions import without_network
 from other_law import draw, simulated_cells
-from panel import CEILING, MODEL, NO_CHANGE, RETRIEVAL, fit, rule_cells
+from panel import CEILING, MODEL, NO_CHANGE, RETRIEVAL, evaluated, fit, rule_cells
 from panel_situations import task
 from quality import is_control
-
-import scperturbdiff as spd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from panel_situations import Task
+
+    import scperturbdiff as spd
 
 SIZES = {24: (4, 6), 84: (6, 14), 240: (8, 30), 480: (10, 48), 960: (12, 80)}
 """Contexts and perturbations, by the number of populations."""
@@ -94,17 +93,7 @@ def measure(law: str, populations: int, responders: float, seed: int) -> dict[st
         for name, (m, n) in ways.items()
     }
     rules = rule_cells(this, seed)
-    table = spd.evaluate(
-        cells,
-        ad.concat([this.controls, this.truth]),
-        **this.keys,
-        train=this.train,
-        baselines=rules,
-        metrics=["energy_distance", "pearson_delta", "de_overlap"],
-        n_top=100,
-        seed=seed,
-    )
-    means = averages(table)
+    means = averages(evaluated(this, cells, rules, seed))
     distance = means["energy_distance"]
     best = str(distance[list(rules)].idxmin())
     row = dict(zip(KEYS, (law, populations, responders, seed), strict=True))

@@ -174,13 +174,9 @@ def compare(table: pd.DataFrame, metric: str, rules: list[str], lower: bool = Fa
     }
 
 
-def score(task: Task, model: spd.PerturbDiff, seed: int) -> dict[str, Any]:
-    """Predict, score beside rules and ceiling; the numbers of a row."""
-    weight = 0.0 if model.report_ is None else float(model.report_.network_weight)
-    models = {MODEL: model} | ({RETRIEVAL: without_network(model)} if weight > 0 else {})
-    cells = {n: m.predict(task.controls, task.request, seed=seed, progress=False) for n, m in models.items()}
-    rules = rule_cells(task, seed)
-    table = spd.evaluate(
+def evaluated(task: Task, cells: dict[str, AnnData], rules: dict[str, AnnData], seed: int) -> pd.DataFrame:
+    """The tidy table of predictions beside rules and ceiling."""
+    return spd.evaluate(
         cells,
         ad.concat([task.controls, task.truth]),
         **task.keys,
@@ -190,6 +186,15 @@ def score(task: Task, model: spd.PerturbDiff, seed: int) -> dict[str, Any]:
         n_top=min(100, task.train.n_vars // 3),
         seed=seed,
     )
+
+
+def score(task: Task, model: spd.PerturbDiff, seed: int) -> dict[str, Any]:
+    """Predict, score beside rules and ceiling; the numbers of a row."""
+    weight = 0.0 if model.report_ is None else float(model.report_.network_weight)
+    models = {MODEL: model} | ({RETRIEVAL: without_network(model)} if weight > 0 else {})
+    cells = {n: m.predict(task.controls, task.request, seed=seed, progress=False) for n, m in models.items()}
+    rules = rule_cells(task, seed)
+    table = evaluated(task, cells, rules, seed)
     keys = ["perturbation", *task.setup["context_keys"]]
     table["condition"] = table[keys].astype(str).agg("|".join, axis=1)
     distance = averages(table)["energy_distance"]
