@@ -11,6 +11,7 @@ from scperturbdiff.prediction._prepared import PreparedRequest, prepare
 from scperturbdiff.prediction._summary import PopulationSummary, summarize_populations
 
 __all__ = [
-    "PopulationGenerator", "PopulationSummary", "PreparedRequest", "Settings", "decode_cells", "encode_cells", "perturbation_novelty",
-    "perturbation_representation", "predict_cells", "prepare", "response_table", "summarize_populations",
+    "PopulationGenerator", "PopulationSummary", "PreparedRequest", "Settings", "decode_cells", "encode_cells",
+    "perturbation_novelty", "perturbation_representation", "predict_cells", "prepare", "response_table",
+    "summarize_populations",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from scperturbdiff.data import CHUNK_ROWS, read_genes
-from scperturbdiff.storage import to_state
+from scperturbdiff.storage import changed, to_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,12 +53,7 @@ def fingerprint(prepared: PreparedRequest, target_sum: float) -> dict[str, Any]:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What differs between two fingerprints, in words; empty if nothing does."""
-    names = {**there, **here}
-    return [
-        f"{name} {json.dumps(there.get(name))} and {json.dumps(here.get(name))}"
-        for name in names
-        if json.dumps(there.get(name)) != json.dumps(here.get(name))
-    ]
+    return [f"{name} {json.dumps(before)} and {json.dumps(now)}" for name, before, now in changed(there, here)]
 
 
 def _counts(prepared: PreparedRequest, rows: np.ndarray) -> str:

@@ -115,7 +115,7 @@ class Parts:
 
     def check_shared(self, run: dict[str, Any]) -> None:
         """Raise an `OSError` unless what process 0 opened is seen by this one."""
-        if self._run() is None or differences(self._run() or {}, run):
+        if differences(self._run() or {}, run):
             raise FileNotFoundError(
                 f"{str(self.folder)!r}, which process 0 made, is not seen by another process: all need the same disk."
             )

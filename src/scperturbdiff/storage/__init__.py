@@ -2,6 +2,7 @@
 
 from scperturbdiff.storage._atomic import atomic_file, atomic_folder, check_space, check_writable
 from scperturbdiff.storage._classes import build, from_state, to_state
+from scperturbdiff.storage._compare import changed
 from scperturbdiff.storage._device import choose_device
 from scperturbdiff.storage._inspect import check_h5ad, check_memory
 from scperturbdiff.storage._model import MODEL, PICKLE, SavedModel, find_model
@@ -14,6 +15,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "build",
+    "changed",
     "check_h5ad",
     "check_kept",
     "check_memory",

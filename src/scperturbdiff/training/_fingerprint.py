@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from scperturbdiff.data import CONDITIONS
+from scperturbdiff.storage import changed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,13 +71,7 @@ def fingerprint(
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What differs between two fingerprints, in words; empty if nothing does."""
-    pairs = {name: (there.get(name), here.get(name)) for name in {**there, **here}}
-    # as texts: what is not a number differs from itself, and pairs are lists once they are read again
-    return [
-        f"{name} was {_short(before)}, is {_short(now)}"
-        for name, (before, now) in pairs.items()
-        if json.dumps(before) != json.dumps(now)
-    ]
+    return [f"{name} was {_short(before)}, is {_short(now)}" for name, before, now in changed(there, here)]
 
 
 def _short(value: Any) -> str:

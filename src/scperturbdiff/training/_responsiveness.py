@@ -74,7 +74,7 @@ def responsiveness_laws(
     least = SETTINGS.uneven_margin * float(np.mean(unchanged))  # where nothing is left to gain, shares mean nothing
     ways: list[Novelty] = [*useful_novelties(table, retrieval.features is not None), "seen"]
     out: dict[Novelty, Responsiveness] = {}
-    for novelty in dict.fromkeys(ways):
+    for novelty in ways:
         prior = left_out_prior(populations, retrieval, module.by_state, novelty, rows)
         moves = [prior.at(i).move(_tensor(start)[None])[0].numpy() - start for i, (start, _) in enumerate(cells)]
         shifts = [move.mean(0) for move in moves]

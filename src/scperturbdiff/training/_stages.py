@@ -231,18 +231,18 @@ class PopulationTraining:
         The network's scores are the best of many epochs.
         """
         module = self.module
-        if module.retrieval is None:
+        untested = network.weight > 0 and not network.criterion
+        if module.retrieval is None or untested:
             return network
         found = responsiveness_laws(self.measured, module, module.retrieval, self.seed)
         if network.weight:
-            changes = [found[way].change if way in found else 0.0 for way in held_out]
-            change = sum(changes) / max(len(changes), 1)
-            of_network = network.change  # NaN where it is used untested
+            of_law = float(np.mean([found[way].change if way in found else 0.0 for way in held_out]))
+            of_network = network.change
             if network.criterion != "energy distance":
                 of_network = network.with_network / network.without_network - 1
-            if not (change < 0 and change - SETTINGS.uneven_margin < of_network):
+            if of_law == 0 or of_law - SETTINGS.uneven_margin >= of_network:
                 return network
-            text = f"a law of how strongly cells respond changes energy distances as much ({change:+.0%})"
+            text = f"a law of how strongly cells respond changes energy distances as much ({of_law:+.0%})"
             network = replace(network, weight=0.0, reason=f"The network is not used: {text}.")
         laws = {way: of.law for way, of in found.items()}
         module.retrieval = replace(module.retrieval, responsiveness=laws)
