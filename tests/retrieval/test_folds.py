@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scperturbdiff.retrieval import FoldEvidence, RetrievalSettings
+from scperturbdiff.retrieval._folds import usual_weight
 
 SETTINGS = RetrievalSettings()
 
@@ -16,17 +17,24 @@ def evidence(agrees: float, n: int = 32) -> FoldEvidence:
 
 
 @pytest.mark.parametrize("agrees", [-1.0, 0.0, 0.5, 1.0, 2.0])
-def test_far_from_all_evidence_fold_changes_are_followed(agrees: float) -> None:
-    for distance in (0.0, 1000.0):
-        assert evidence(agrees).weight(distance, SETTINGS) == pytest.approx(1, abs=0.01)
+@pytest.mark.parametrize(("distance", "wanted"), [(0.0, 0.5), (1000.0, 1.0)])
+def test_far_from_all_evidence_the_weight_is_the_usual_one(agrees: float, distance: float, wanted: float) -> None:
+    """Half of each nearby, fold changes far away."""
+    assert evidence(agrees).weight(distance, SETTINGS) == pytest.approx(wanted, abs=0.01)
+
+
+def test_the_usual_weight_rises_with_distance() -> None:
+    weights = [usual_weight(distance, SETTINGS) for distance in (0.0, 1.0, SETTINGS.fold_far, 10.0, 1e6)]
+    assert weights[0] == 0.5 and weights[2] == pytest.approx(0.75) and weights[-1] == pytest.approx(1)
+    assert (np.diff(weights) > 0).all()
 
 
 @pytest.mark.parametrize(("agrees", "wanted"), [(1.0, 1), (3.0, 1), (0.5, 0.5), (0.0, 0), (-1.0, 0)])
 def test_near_evidence_it_decides(agrees: float, wanted: float) -> None:
-    """A regression through the origin, in [0, 1]; one more condition says 1."""
+    """A regression through the origin, in [0, 1]; one more condition says the usual weight."""
     assert evidence(agrees, 1000).weight(2.0, SETTINGS) == pytest.approx(wanted, abs=2e-3)
     few = evidence(agrees, 1).weight(2.0, SETTINGS)
-    assert few == pytest.approx(np.clip((agrees + 1) / 2, 0, 1))
+    assert few == pytest.approx(np.clip((agrees + usual_weight(2.0, SETTINGS)) / 2, 0, 1))
 
 
 def test_the_weight_rises_with_what_speaks_for_it() -> None:

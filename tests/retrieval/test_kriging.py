@@ -102,7 +102,7 @@ def test_lengths_need_contexts_to_be_judged_by(n_contexts: int) -> None:
     retrieval = replace(
         Retrieval.fit(responses(known, np.ones((n, D)))), lengths=Lengths(np.arange(n), 2 * np.ones(n), np.ones(n))
     )
-    factor = retrieval._length("context", np.ones((1, n)))[0]
+    factor = retrieval._length("context", np.arange(n)[None], np.ones((1, n)))[0]
     assert factor == (1.0 if n_contexts < RetrievalSettings().min_contexts_for_length else 1.5)
 
 
@@ -125,3 +125,26 @@ def test_rows_of_a_population_are_left_out_together() -> None:
     changed = replace(retrieval, responses=replace(retrieval.responses, shift=shift)).leave_out("replicate").shift
     np.testing.assert_allclose(changed[[4, 5]], before[[4, 5]], atol=1e-4)
     assert np.abs(changed - before).max() > 1
+
+
+def test_three_contexts_cannot_rule_out_that_near_ones_respond_alike() -> None:
+    """Leaving out the one that lies apart speaks for the mean of all. It is no reason to ignore it where it is near."""
+    known = screen(n_contexts=3, n_perturbations=1, n_batches=1, noise=1e-3)
+    place = np.array([[0.0, 0, 0], [1.0, 0, 0], [0.5, 4, 0]])
+    shift = np.array([[1.0, 1.2, 0], [1.0, -1.2, 0], [1.0, 0, 2]])
+    retrieval = Retrieval.fit(responses(replace(known, control_mean=place), shift))
+    near = replace(known.take(np.array([2])), context=np.array([9]), control_mean=place[2:] + 0.3)
+    assert retrieval.predict(near, "context").shift[0, 2] > 0.9
+
+
+def test_many_contexts_choose_how_alike_near_ones_respond() -> None:
+    """Responses that follow the place of their context, or have nothing to do with it."""
+    known = screen(n_contexts=24, n_perturbations=2, n_batches=1, noise=1e-3)
+    rng = np.random.default_rng(3)
+    effect = np.array([[1.0, 0, 0], [0, 1.0, 0]])[known.component[:, 0]]
+    local = effect + np.tanh(known.control_mean / 3)
+    scattered = effect + rng.normal(size=(24, D))[known.context]
+    settings = RetrievalSettings(max_contexts=0)  # no similarities are learned
+    found = [Retrieval.fit(responses(known, shift), settings=settings) for shift in (local, scattered)]
+    shares = [retrieval.widths["context"].context_share for retrieval in found]
+    assert shares[0] > 0.5 and shares[1] < 0.2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scperturbdiff.retrieval._kernel import GRID
-from scperturbdiff.retrieval._kriging import left_out_errors
+from scperturbdiff.retrieval._kriging import DIGITS, left_out_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 CHOSEN = ("common_share", "feature_share", "feature_linear", "feature_scale")
 """Parameters that are averaged."""
-DIGITS = 6
 LEAST_GAIN = 0.02
 """Share by which features must lower the error of what is left out."""
 
@@ -174,5 +173,4 @@ def _mean(grid: list[Widths], weight: Floats) -> Widths:
         "feature_linear": of_features @ linear / of_features.sum() if of_features.any() else 0.0,
         "feature_scale": np.exp(near @ np.log(scale) / near.sum()) if near.any() else grid[0].feature_scale,
     }
-    # sums round by the order of populations, which must not matter
     return replace(grid[0], **{name: round(float(value), DIGITS) for name, value in found.items()})

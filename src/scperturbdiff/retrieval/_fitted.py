@@ -12,6 +12,7 @@ from scperturbdiff.retrieval._conditions import novelty_of
 from scperturbdiff.retrieval._covariance import squared_distances
 from scperturbdiff.retrieval._doses import DoseStrength
 from scperturbdiff.retrieval._evidence import FeatureEvidence
+from scperturbdiff.retrieval._folds import usual_weight
 from scperturbdiff.retrieval._kernel import ResponseKernel
 from scperturbdiff.retrieval._kriging import FEW, error_variance, neighborhoods
 from scperturbdiff.retrieval._own_gene import OwnGene
@@ -166,11 +167,12 @@ class FittedRetrieval:
         return np.where(np.isfinite(nearest), nearest, 0.0)
 
     def fold_weight(self, conditions: Conditions, novelty: Novelty) -> float:
-        """How far one condition follows fold changes, in [0, 1]; 1 where nothing could be left out."""
+        """How far one condition follows fold changes, in [0, 1]."""
         evidence = self.folds.get("replicate" if novelty == "seen" else novelty)
+        distance = float(self.nearest(conditions, novelty)[0])
         if evidence is None:
-            return 1.0
-        return evidence.weight(float(self.nearest(conditions, novelty)[0]), self.settings)
+            return usual_weight(distance, self.settings)
+        return evidence.weight(distance, self.settings)
 
     def unseen_targets(self, conditions: Conditions) -> NDArray[np.int64]:
         """Components of one condition that training never saw and whose own gene is expected to change, `(n,)`."""

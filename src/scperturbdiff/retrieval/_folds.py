@@ -33,10 +33,20 @@ class FoldEvidence:
     def weight(self, distance: float, settings: RetrievalSettings) -> float:
         """Weight of fold changes in [0, 1] for a condition whose controls are `distance` from the nearest known.
 
-        A regression in which conditions count as far as they were as new. One more says 1: far from all that is known
-        effects are carried over as fold changes, as a rule would.
+        A regression in which conditions count as far as they were as new. One more says :func:`usual_weight`.
         """
         apart = np.log((1 + self.distance) / (1 + distance)) / settings.fold_width
         counts = np.exp(-0.5 * apart**2)
         prior = settings.fold_prior * self.difference.mean()
-        return float(np.clip((counts @ self.agrees + prior) / max(counts @ self.difference + prior, 1e-12), 0, 1))
+        said = counts @ self.agrees + prior * usual_weight(distance, settings)
+        return float(np.clip(said / max(counts @ self.difference + prior, 1e-12), 0, 1))
+
+
+def usual_weight(distance: float, settings: RetrievalSettings) -> float:
+    """Weight of fold changes where nothing that was left out tells: from a half nearby to 1 far away.
+
+    Nearby, both are about as good, and off for different reasons: their mean is better than either. Far from all cells
+    that were seen treated the decoder extrapolates, and effects are carried over as fold changes, as a rule would.
+    """
+    squared = distance**2
+    return 0.5 + 0.5 * squared / (squared + settings.fold_far**2)

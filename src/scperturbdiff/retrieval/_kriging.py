@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 FEW = 2048
 """So many training conditions have their covariances computed once."""
+AVERAGED = ("context_scale", "context_share")
+"""Parameters of the kernel that are averaged for new contexts, not chosen."""
+DIGITS = 6
+"""Of averages: sums round by the order of populations, which must not matter."""
 
 
 class Neighborhood(NamedTuple):
@@ -157,7 +162,12 @@ def choose_widths(
     names: list[str],
     kernel: Callable[[Widths], ResponseKernel],
 ) -> Widths:
-    """Coordinate descent over :data:`GRID` on the error for conditions left out in the way of `novelty`.
+    r"""Coordinate descent over :data:`GRID` on the error for conditions left out in the way of `novelty`.
+
+    For new contexts, how alike contexts are is averaged in the end, not chosen: a handful of them cannot choose among
+    so many widths, and the best one is best by chance. Each counts by the likelihood :math:`e^{-n/2}` of Gaussian
+    errors of unknown size, where :math:`e` is the mean error and :math:`n` the number of contexts: of many the best is
+    left.
 
     Parameters
     ----------
@@ -175,6 +185,13 @@ def choose_widths(
         Makes the kernel of given widths.
     """
     patterns, pattern = np.unique(conditions.barred(conditions, novelty), axis=0, return_inverse=True)
+
+    def error_of(widths: Widths) -> float:
+        covariance = kernel(widths)(conditions, conditions)
+        covariance[np.diag_indices(len(conditions))] += widths.nugget + conditions.noise / signal
+        errors = left_out_errors(covariance, shifts, patterns, pattern.reshape(-1))
+        return float(np.average(errors, weights=conditions.mass))
+
     best, best_error = start, np.inf
     for _ in range(2):
         for name in names:
@@ -182,13 +199,18 @@ def choose_widths(
                 widths = replace(best, **{name: value})
                 if widths == best and np.isfinite(best_error):
                     continue
-                covariance = kernel(widths)(conditions, conditions)
-                covariance[np.diag_indices(len(conditions))] += widths.nugget + conditions.noise / signal
-                errors = left_out_errors(covariance, shifts, patterns, pattern.reshape(-1))
-                error = float(np.average(errors, weights=conditions.mass))
+                error = error_of(widths)
                 if error < best_error * (1 - 1e-3):
                     best, best_error = widths, error
-    return best
+    if novelty != "context":
+        return best
+    grid = [replace(best, context_scale=h, context_share=b) for h, b in product(*map(GRID.__getitem__, AVERAGED))]
+    log_weight = -0.5 * len(patterns) * np.log(np.maximum([error_of(widths) for widths in grid], 1e-12))
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    scale, share = np.array([[getattr(widths, name) for widths in grid] for name in AVERAGED])
+    scale, share = round(float(np.exp(weight @ np.log(scale))), DIGITS), round(float(weight @ share), DIGITS)
+    return replace(best, context_scale=scale, context_share=share)
 
 
 def left_out_errors(

@@ -28,7 +28,9 @@ class RetrievalSettings:
     state_prior_cells
         Cells with the shift of the whole population that are added to each state.
     fold_prior
-        Conditions for which the prior counts that says that effects are carried over as fold changes.
+        Conditions for which it counts how far effects usually are carried over as fold changes.
+    fold_far
+        Distance from known contexts, in standard deviations of cells, at which that is half the way from .5 to 1.
     fold_width
         How alike distances to known contexts must be for conditions to count, on the log scale.
     doubt_factors, doubt_prior, doubt_min
@@ -73,6 +75,7 @@ class RetrievalSettings:
     state_balance: float = 0.5
     state_prior_cells: float = 2.0
     fold_prior: float = 1.0
+    fold_far: float = 3.0
     fold_width: float = 0.25
     doubt_factors: int = 16
     doubt_prior: float = 4.0
@@ -132,6 +135,7 @@ ALLOWED = {
     "state_balance": "[0, 1]",
     "state_prior_cells": "[0, inf)",
     "fold_prior": "[0, inf)",
+    "fold_far": "(0, inf)",
     "fold_width": "(0, inf)",
     "doubt_prior": "[0, inf)",
     "context_prior_weight": "[0, inf)",
