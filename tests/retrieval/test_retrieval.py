@@ -315,7 +315,8 @@ def test_the_length_is_that_of_similar_conditions() -> None:
     lengths = Lengths(np.arange(8), np.where(long, 1.3, 0.6), np.ones(8))
     retrieval = replace(fitted(known), lengths=lengths)
     similar = np.stack([long, ~long, np.ones(8), np.zeros(8)]).astype(float)
-    np.testing.assert_allclose(retrieval._length("context", similar), [1.3, 0.6, 0.95, 1.0], atol=0.01)
+    every = np.tile(np.arange(8), (4, 1))
+    np.testing.assert_allclose(retrieval._length("context", every, similar), [1.3, 0.6, 0.95, 1.0], atol=0.01)
 
 
 @pytest.mark.parametrize(("measured", "wanted"), [(1.3, 1.3), (0.6, 0.6), (9.0, 1.5), (0.01, 0.5), (-1.0, 0.5)])
@@ -354,7 +355,8 @@ def test_without_evidence_the_length_is_left_alone() -> None:
     shift = 0.01 * np.random.default_rng(0).normal(size=(len(known), D))
     retrieval = Retrieval.fit(responses(known, shift))
     assert retrieval.lengths is not None
-    np.testing.assert_allclose(retrieval._length("context", np.ones((1, len(known)))), 1.0, atol=1e-3)
+    every = np.arange(len(known))[None]
+    np.testing.assert_allclose(retrieval._length("context", every, np.ones_like(every)), 1.0, atol=1e-3)
 
 
 def test_spread_follows_the_nearest_contexts() -> None:

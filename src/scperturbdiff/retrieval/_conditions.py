@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scperturbdiff.retrieval._groups import Groups
 
 Novelty = Literal["seen", "replicate", "pair", "context", "perturbation"]
 """How a condition is new: not at all; this population; the perturbation in this context; the context; a component."""
@@ -61,6 +64,16 @@ class Conditions:
     def site(self) -> NDArray[np.int64]:
         """Number of the (context, state) of each row, `(n,)`: where a response is measured."""
         return self.context * SITES + self.state
+
+    @cached_property
+    def treatment_groups(self) -> Groups:
+        """Rows with the same components and doses."""
+        return Groups.of(self.component, self.dose)
+
+    @cached_property
+    def place_groups(self) -> Groups:
+        """Rows of the same context and state with the same controls."""
+        return Groups.of(self.control_mean, self.context, self.state)
 
     def take(self, rows: NDArray[np.integer] | slice) -> Conditions:
         """The conditions of `rows`."""

@@ -15,6 +15,7 @@ from scperturbdiff.retrieval._evidence import FeatureEvidence
 from scperturbdiff.retrieval._folds import usual_weight
 from scperturbdiff.retrieval._kernel import ResponseKernel
 from scperturbdiff.retrieval._kriging import FEW, error_variance, neighborhoods
+from scperturbdiff.retrieval._many import leave_out_many
 from scperturbdiff.retrieval._own_gene import OwnGene
 from scperturbdiff.retrieval._responses import Retrieved
 from scperturbdiff.retrieval._responsiveness import HARDLY
@@ -23,6 +24,7 @@ from scperturbdiff.retrieval._settings import RetrievalSettings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
     from numpy.typing import NDArray
 
     from scperturbdiff.retrieval._conditions import Conditions, Floats, Novelty
@@ -138,24 +140,29 @@ class FittedRetrieval:
         *,
         with_genes: bool = False,
         with_variance: bool = True,
+        device: torch.device | str = "cpu",
     ) -> Retrieved:
-        """Responses of the training conditions `rows` (default: all) as if each were new in the way of `novelty`."""
+        """Responses of the training conditions `rows` (default: all) as if each were new in the way of `novelty`.
+
+        With more than 2,048 training conditions systems are solved in batches on the `device`, in double precision.
+        """
         known = self.responses.conditions
         rows = np.arange(len(known)) if rows is None else rows
         widths, alone = self.widths[novelty], novelty != "seen"
         n_genes = self._n_genes if with_genes else 0
+
+        def krige(some: NDArray[np.int64], kernel: ResponseKernel) -> Retrieved:
+            if len(known) > FEW:
+                return self._krige_many(some, novelty, kernel, n_genes, alone, device)
+            return self._krige(known.take(some), novelty, kernel, n_genes, leave=alone, variance=with_variance)
+
         if not widths.response_share or self.similarity is None:
-            return self._krige(
-                known.take(rows), novelty, self._kernel(widths), n_genes, leave=alone, variance=with_variance
-            )
+            return krige(rows, self._kernel(widths))
         out = Retrieved.nothing(len(rows), self._n_latent, n_genes, novelty)
         for fold, similarity in enumerate(self.similarity.folds):  # must not know the response that is left out
             at = np.flatnonzero(self.similarity.fold[rows] == fold)
             if len(at):
-                kernel = self._kernel(widths, similarity)
-                out.put(
-                    at, self._krige(known.take(rows[at]), novelty, kernel, n_genes, leave=alone, variance=with_variance)
-                )
+                out.put(at, krige(rows[at], self._kernel(widths, similarity)))
         return out
 
     def nearest(self, conditions: Conditions, novelty: Novelty) -> Floats:
@@ -232,8 +239,7 @@ class FittedRetrieval:
         chunk: int = 128,
         variance: bool = True,
     ) -> Retrieved:
-        measured, nugget = self.responses, kernel.widths.nugget
-        known = measured.conditions
+        known, nugget = self.responses.conditions, kernel.widths.nugget
         out = Retrieved.nothing(len(asked), self._n_latent, n_genes, novelty)
         noise = nugget + known.noise / self.signal
         n = self.settings.n_neighbors
@@ -241,29 +247,52 @@ class FittedRetrieval:
         if variance and usual_among is None and len(known) <= FEW:
             usual_among = usual(known, known)
         for around in neighborhoods(kernel, known, noise, asked, novelty, leave, n, chunk, among):
-            rows, near, weights = around.rows, around.near, around.weights()
-            shift = np.einsum("qk,qkd->qd", weights, measured.shift[near])
-            real = _real_share(shift, (weights**2 * known.noise[near]).sum(1))
-            length = np.ones(len(near))
-            if self._corrects_lengths(novelty):
-                length = self._length(novelty, around.over_all(np.abs(weights), len(known)))
-            out.shift[rows] = (length * real)[:, None] * shift
-            out.spread[rows] = real * (weights * measured.spread[near]).sum(1)
-            out.library[rows] = real * (weights * measured.library[near]).sum(1)
-            if n_genes:
-                for name in ("residual", "fold"):
-                    of_genes = getattr(measured, name)
-                    getattr(out, name)[rows] = [
-                        r * (w @ of_genes[k].astype(np.float32)) for r, w, k in zip(real, weights, near, strict=True)
-                    ]
+            weights = around.weights()
+            self._combine(out, around.rows, around.near, weights)
             if not variance:
                 continue
-            part = asked.take(rows)
-            out.prior_variance[rows] = self.signal * (usual.diagonal(part) + nugget)
-            out.variance[rows] = self.signal * error_variance(
+            part = asked.take(around.rows)
+            out.prior_variance[around.rows] = self.signal * (usual.diagonal(part) + nugget)
+            out.variance[around.rows] = self.signal * error_variance(
                 usual, known, noise, part, around, weights, nugget, usual_among
             )
         return out
+
+    def _krige_many(
+        self,
+        rows: NDArray[np.int64],
+        novelty: Novelty,
+        kernel: ResponseKernel,
+        n_genes: int,
+        leave: bool,
+        device: torch.device | str,
+    ) -> Retrieved:
+        """The same of training conditions `rows`, where there are many."""
+        known, out = self.responses.conditions, Retrieved.nothing(len(rows), self._n_latent, n_genes, novelty)
+        noise, n = kernel.widths.nugget + known.noise / self.signal, self.settings.n_neighbors
+        for part in leave_out_many(kernel, known, noise, rows, novelty, leave, n, device):
+            self._combine(out, part.rows, part.near, part.weights)
+            out.prior_variance[part.rows] = self.signal * part.prior
+            out.variance[part.rows] = self.signal * part.variance
+        return out
+
+    def _combine(
+        self, out: Retrieved, rows: slice | NDArray[np.int64], near: NDArray[np.int64], weights: Floats
+    ) -> None:
+        """Put weighted responses of the neighbours `(q, k)` into `rows` of `out`."""
+        measured, novelty = self.responses, out.novelty[0]
+        shift = np.einsum("qk,qkd->qd", weights, measured.shift[near])
+        real = _real_share(shift, (weights**2 * measured.conditions.noise[near]).sum(1))
+        length = self._length(novelty, near, np.abs(weights))
+        out.shift[rows] = (length * real)[:, None] * shift
+        out.spread[rows] = real * (weights * measured.spread[near]).sum(1)
+        out.library[rows] = real * (weights * measured.library[near]).sum(1)
+        if out.residual.shape[1]:
+            for name in ("residual", "fold"):
+                of_genes = getattr(measured, name)
+                getattr(out, name)[rows] = [
+                    r * (w @ of_genes[k].astype(np.float32)) for r, w, k in zip(real, weights, near, strict=True)
+                ]
 
     @cached_property
     def _n_contexts(self) -> int:
@@ -273,11 +302,12 @@ class FittedRetrieval:
         enough = self._n_contexts >= self.settings.min_contexts_for_length
         return novelty == "context" and self.lengths is not None and enough
 
-    def _length(self, novelty: Novelty, used: Floats) -> Floats:
-        """Factor on the length of predictions that use the training conditions with these weights, `(q,)`."""
+    def _length(self, novelty: Novelty, near: NDArray[np.int64], weights: Floats) -> Floats:
+        """Factor on the length of predictions that use the conditions `near` with these absolute weights, `(q,)`."""
         if self.lengths is None or not self._corrects_lengths(novelty):
-            return np.ones(len(used))
-        return self.lengths.factor(used, self._n_latent * self.responses.conditions.noise, self.settings.length_bounds)
+            return np.ones(len(near))
+        noise = self._n_latent * self.responses.conditions.noise
+        return self.lengths.factor(near, weights, noise, self.settings.length_bounds)
 
 
 def _real_share(shift: Floats, noise: Floats) -> Floats:

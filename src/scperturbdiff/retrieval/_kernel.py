@@ -12,6 +12,8 @@ from scperturbdiff.retrieval._covariance import additive_covariance, squared_dis
 from scperturbdiff.retrieval._doses import DoseStrength
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from scperturbdiff.retrieval._conditions import Conditions, Floats
@@ -141,18 +143,39 @@ class ResponseKernel:
 
     def __call__(self, a: Conditions, b: Conditions) -> Floats:
         """Covariance of the shifts of `a` and `b`, `(len(a), len(b))`."""
-        share, common = self.widths.response_share, self.widths.common_share
+        share = self.widths.response_share
         contexts = self.contexts(a.control_mean, b.control_mean)
-        flat = self.mean_variance - 1  # the mean over contexts and doses; how doses differ is as large as a response
 
         def at_doses(first: Floats, second: Floats) -> Floats:
-            return self._strengths(first, second) * (flat + (contexts - flat) * self._near(first, second))
+            return self._strengths(first, second) * (self.flat + (contexts - self.flat) * self._near(first, second))
 
+        out = self._of_perturbations(a, b, at_doses)
+        return out + share * self.learned(a, b, self._doses) if share and self.learned is not None else out
+
+    @property
+    def flat(self) -> float:
+        """Added to the variance of the mean over contexts and doses; how doses differ is as large as a response."""
+        return self.mean_variance - 1
+
+    def parts(self, a: Conditions, b: Conditions) -> tuple[Floats, Floats, Floats | None]:
+        """What of the covariance depends on the perturbations alone, `(len(a), len(b))` each.
+
+        The covariance is :attr:`flat` times the first, plus :meth:`contexts` less `flat` times the second, plus the
+        learned covariance of contexts times the third (`None`: nothing was learned).
+        """
+        mean = self._of_perturbations(a, b, self._strengths)
+        differs = self._of_perturbations(a, b, self._doses)
+        if not self.widths.response_share or self.learned is None:
+            return mean, differs, None
+        return mean, differs, self.widths.response_share * self.learned.of_perturbations(a, b, self._doses)
+
+    def _of_perturbations(self, a: Conditions, b: Conditions, at_doses: Callable[[Floats, Floats], Floats]) -> Floats:
+        """Covariance that is not learned from responses, from that of a response at two doses."""
+        share, common = self.widths.response_share, self.widths.common_share
         # each component brings along what all have in common. If a combination did so once, a new perturbation would be
         # the part of singles that pairs do not have twice
         shared = at_doses(_mean_dose(a), _mean_dose(b)) * np.outer(_n_parts(a), _n_parts(b))
-        out = (1 - share) * (common * shared + (1 - common) * additive_covariance(a, b, self._components, at_doses))
-        return out + share * self.learned(a, b, self._doses) if share and self.learned is not None else out
+        return (1 - share) * (common * shared + (1 - common) * additive_covariance(a, b, self._components, at_doses))
 
     def diagonal(self, a: Conditions) -> Floats:
         """Variance of the shift of each of `a`, `(len(a),)`."""

@@ -31,19 +31,22 @@ class Lengths:
     explained: Floats
     predicted: Floats
 
-    def factor(self, used: Floats, noise: Floats, bounds: tuple[float, float]) -> Floats:
+    def factor(self, near: NDArray[np.int64], weights: Floats, noise: Floats, bounds: tuple[float, float]) -> Floats:
         """Factor on the length of predictions, `(q,)`.
 
         Parameters
         ----------
-        used
-            Absolute weights of all training conditions in each prediction, `(q, n_train)`.
+        near, weights
+            Training conditions in each prediction and their absolute weights, `(q, k)`.
         noise
             Squared length of the sampling noise of each training shift, `(n_train,)`: decides how much evidence there
             must be.
         bounds
             Least and largest factor.
         """
-        weight = used[:, self.rows]
+        order = np.argsort(self.rows)
+        at = order[np.minimum(np.searchsorted(self.rows, near, sorter=order), len(order) - 1)]
+        weight = np.zeros((len(near), len(order)))
+        np.add.at(weight, (np.arange(len(near))[:, None], at), np.where(self.rows[at] == near, weights, 0.0))
         doubt = weight @ noise[self.rows] + 1e-12
         return np.clip((weight @ self.explained + doubt) / (weight @ self.predicted + doubt), *bounds)

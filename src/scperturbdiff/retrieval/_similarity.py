@@ -56,9 +56,16 @@ class ResponseSimilarity:
 
     def __call__(self, a: Conditions, b: Conditions, doses: Callable[[Floats, Floats], Floats]) -> Floats:
         """Covariance of the shifts of `a` and `b`, `(len(a), len(b))`; 0 where a context is unknown."""
-        (first, known_first), (second, known_second) = (self._codes(c.site) for c in (a, b))
-        contexts = self.context_covariance[np.ix_(first, second)] * np.outer(known_first, known_second)
-        return contexts * additive_covariance(a, b, self._components, doses)
+        return self.of_contexts(a.site, b.site) * self.of_perturbations(a, b, doses)
+
+    def of_contexts(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Floats:
+        """Covariance of contexts by their labels, `(len(first), len(second))`; 0 where one is unknown."""
+        (a, known_a), (b, known_b) = (self._codes(labels) for labels in (first, second))
+        return self.context_covariance[np.ix_(a, b)] * np.outer(known_a, known_b)
+
+    def of_perturbations(self, a: Conditions, b: Conditions, doses: Callable[[Floats, Floats], Floats]) -> Floats:
+        """Covariance of what was done, `(len(a), len(b))`."""
+        return additive_covariance(a, b, self._components, doses)
 
     def _codes(self, context: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         codes = np.minimum(np.searchsorted(self.contexts, context), len(self.contexts) - 1)
