@@ -126,6 +126,8 @@ def figure(rows: pd.DataFrame, path: Path) -> None:
             ax.errorbar(mean.index, mean, yerr=[mean - low, high - mean], marker="o", capsize=3, label=f"{share:.0%}")
         ax.axhline(1, color="0.7", lw=1, zorder=0)
         ax.set(xscale="log", xlabel="training populations", title=f"law: {law}")
+        ax.set_xticks(sorted(rows["populations"].unique()), labels=sorted(rows["populations"].unique()))
+        ax.minorticks_off()
         ax.legend(title="cells that respond", frameon=False)
     axes[0, 0].set_ylabel("energy distance, relative to retrieval")
     fig.savefig(path, dpi=150)
