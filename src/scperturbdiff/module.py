@@ -107,6 +107,11 @@ class PerturbDiffModule(BaseModuleClass):
     features: Tensor | None
     has_features: Tensor | None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the module is, by one of its tensors: scvi-tools asks them all, each time."""
+        return self.latent_mean.device
+
     def set_latent_scale(self, latent: Tensor) -> None:
         """Standardise each latent dimension by the mean and deviation of the training cells `(n_cells, n_latent)`."""
         self.latent_mean.copy_(latent.mean(0))
@@ -168,6 +173,7 @@ class PerturbDiffModule(BaseModuleClass):
         repeated: Tensor | None = None,
         rng: torch.Generator | None = None,
         factor: Tensor | None = None,
+        start_shares: Tensor | None = None,
     ) -> Tensor:
         r"""Sample counts of cells as if the control cells they started from had moved in the latent space.
 
@@ -194,6 +200,8 @@ class PerturbDiffModule(BaseModuleClass):
             What is drawn from; `None`: torch's global generator.
         factor
             How strongly each cell responds, relative to what `latent` says, `(n_cells,)`; `None`: as it says.
+        start_shares
+            Expected share of each gene in the control cells' counts, if at hand, `(n_cells, n_genes)`.
 
         Returns
         -------
@@ -201,7 +209,9 @@ class PerturbDiffModule(BaseModuleClass):
         """
         library = start_counts.sum(-1, keepdim=True)
         after, dispersion = self._expected(latent, (library_ratio * library).log(), batch, residual)
-        before = library * self.vae.decode_frequencies(start_latent, start_batch)
+        if start_shares is None:
+            start_shares = self.vae.decode_frequencies(start_latent, start_batch)
+        before = library * start_shares
         if factor is not None:
             factor = factor[:, None]
             ratio = (1 + factor * (library_ratio - 1)).clamp(min=MIN_RATIO)
@@ -218,7 +228,7 @@ class PerturbDiffModule(BaseModuleClass):
         if residual is None:
             return px.mu, px.theta
         after = px.mu * residual.exp()
-        return after * (px.mu.sum(-1, keepdim=True) / after.sum(-1, keepdim=True).clamp(min=EPS)), px.theta
+        return after.mul_(px.mu.sum(-1, keepdim=True) / after.sum(-1, keepdim=True).clamp(min=EPS)), px.theta
 
     @torch.no_grad()
     def expression(self, latent: Tensor, target_sum: float = 1e4) -> Tensor:

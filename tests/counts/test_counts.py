@@ -56,6 +56,23 @@ def test_counts_change_only_as_far_as_their_means() -> None:
     assert torch.corrcoef(torch.stack([some[1000:].ravel(), counts[1000:].ravel()]))[0, 1] > 0.4  # but are like it
 
 
+def test_a_dispersion_that_cells_share_is_that_of_each() -> None:
+    """A row that all cells share is not copied; what is given stays."""
+    torch.manual_seed(0)
+    counts, theta = torch.poisson(torch.full((300, 5), 2.0)), torch.tensor([0.3, 1.0, 2.0, 5.0, 1e6])
+    before, after = 4 * torch.rand(300, 5) + 0.1, 4 * torch.rand(300, 5) + 0.1
+    repeated = torch.arange(300) % 3 == 0
+    given = counts.clone(), before.clone(), after.clone()
+    one, other = (
+        move_counts(counts, before, after, shared, repeated, torch.Generator().manual_seed(1))
+        for shared in (theta.expand(300, 5), theta.repeat(300, 1))
+    )
+    assert torch.equal(one, other)
+    assert all(torch.equal(a, b) for a, b in zip(given, (counts, before, after), strict=True))
+    whole = move_counts(counts, before, after, theta.expand(300, 5), torch.ones(300, dtype=torch.bool))
+    assert (whole != counts).any(0).all()
+
+
 @pytest.mark.parametrize("shape", [1e-6, 1.0, 1e6, 1e12, 1e16, 1e30])
 def test_counts_of_any_dispersion_are_drawn(shape: float) -> None:
     """Poisson counts in the limit; rounding must not ask for counts that have no probability."""

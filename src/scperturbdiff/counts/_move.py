@@ -49,10 +49,19 @@ def move_counts(
     all_of = counts, before, after, dispersion
     first, copies = positions(~repeated), positions(repeated)
     out = torch.empty_like(counts)
-    out.index_copy_(0, first, move(*(x.index_select(0, first) for x in all_of), rng))
-    counts, before, after, dispersion = (x.index_select(0, copies) for x in all_of)
+    if len(first):
+        out.index_copy_(0, first, move(*(_rows(x, first) for x in all_of), rng))
+    counts, before, after, dispersion = (_rows(x, copies) for x in all_of)
     shape = dispersion + counts
-    return out.index_copy_(0, copies, sample_negative_binomial(after * shape / (dispersion + before), shape, rng))
+    mean = (after * shape).div_(dispersion + before)
+    return out.index_copy_(0, copies, sample_negative_binomial(mean, shape, rng))
+
+
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Some rows, a copy; but what all rows share is not copied."""
+    if values.stride(0) == 0:
+        return values[:1].expand(len(rows), *values.shape[1:])
+    return values.index_select(0, rows)
 
 
 def scale_response(before: Tensor, after: Tensor, further: Tensor, factor: Tensor) -> Tensor:
@@ -69,7 +78,7 @@ def _move(
     counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor, rng: torch.Generator | None = None
 ) -> Tensor:
     """:func:`move_counts` of cells that are nobody's copy; only entries that may change are looked at."""
-    rise, shape = (after - before).reshape(-1), dispersion.reshape(-1)
+    rise = (after - before).reshape(-1)
     out, old, new = counts.reshape(-1).clone(), before.reshape(-1), after.reshape(-1)
     here = positions(out > 0)
     falls = rise.take(here) < 0
@@ -81,8 +90,9 @@ def _move(
     out.put_(lost, thinned)
     more = torch.cat([fresh, kept])
     drawn = torch.cat([uniform.take(fresh), torch.rand(len(kept), generator=rng, dtype=rise.dtype, device=rise.device)])
-    known = shape.take(more) + out.take(more)
-    added = _draw(drawn, rise.take(more) * known / (shape.take(more) + old.take(more)), known, rng)
+    shape = dispersion[0].take(more % counts.shape[1]) if dispersion.stride(0) == 0 else dispersion.take(more)
+    known = shape + out.take(more)
+    added = _draw(drawn, rise.take(more) * known / (shape + old.take(more)), known, rng)
     return out.put_(more, added, accumulate=True).view(counts.shape)
 
 

@@ -54,30 +54,29 @@ def _draw(uniform: Tensor, mean: Tensor, shape: Tensor, rng: torch.Generator | N
     """
     out = torch.zeros_like(mean)
     mean, shape = mean.double(), shape.double()
-    some = uniform < -torch.expm1(-shape * torch.log1p(mean / shape))
+    none = -shape * torch.log1p(mean / shape)
     large = mean > LARGE_MEAN
-    at = positions(some & ~large)
-    out.put_(at, _invert(uniform.take(at).double(), mean.take(at), shape.take(at)).to(out.dtype))
+    at = positions((uniform < -torch.expm1(none)) & ~large)
+    out.put_(at, _invert(uniform.take(at).double(), mean.take(at), shape.take(at), none.take(at)).to(out.dtype))
     at = positions(large)
     mean, shape = mean.take(at), shape.take(at)
     return out.put_(at, _gamma_poisson(mean, shape, rng).to(out.dtype))
 
 
-def _invert(uniform: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
-    """Largest counts that a share of at least `uniform` of all counts reach, for small means and counts above 0."""
-    odds = mean / (shape + mean)
-    # the logarithm of the probability of 0: (1 - odds) ** shape loses it at large shapes
-    none = -shape * torch.log1p(mean / shape)
-    mass = none.exp()
-    left = -torch.expm1(none) - uniform.clamp(min=2.0**-25)  # probability of smaller counts that are not 0
-    out, active = torch.ones_like(mean), torch.arange(len(mean), device=mean.device)
-    count = 0
-    while True:
-        mass = mass * odds * (shape + count) / (count + 1)
+def _invert(uniform: Tensor, mean: Tensor, shape: Tensor, none: Tensor) -> Tensor:
+    """Largest counts that a share of at least `uniform` of all counts reach, for small means and counts above 0.
+
+    `none` is the logarithm of the probability of 0; that of other counts would lose it at large shapes.
+    """
+    left = (-torch.expm1(none) - uniform.clamp(min=2.0**-25)).numpy()  # probability of smaller counts that are not 0
+    odds, mass, more = (mean / (shape + mean)).numpy(), none.exp().numpy(), shape.numpy()
+    out, active, count = np.ones(len(mean)), np.arange(len(mean)), 0
+    while True:  # in NumPy: the last steps are of a few numbers, and calls of torch cost more
+        mass = mass * odds * (more + count) / (count + 1)
         left = left - mass
         count += 1
-        more = positions((left > 0) & (mass > TINY))
-        if not len(more):
-            return out
-        active, mass, odds, shape, left = (x.take(more) for x in (active, mass, odds, shape, left))
-        out.put_(active, torch.full_like(left, count + 1))
+        wanted = np.flatnonzero((left > 0) & (mass > TINY))
+        if not len(wanted):
+            return torch.from_numpy(out)
+        active, mass, odds, more, left = (x[wanted] for x in (active, mass, odds, more, left))
+        out[active] = count + 1

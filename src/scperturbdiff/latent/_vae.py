@@ -35,6 +35,11 @@ class LatentVAE(VAE):
         for part in unread:
             part.requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the VAE is, by one of its tensors: scvi-tools asks them all at every call."""
+        return next(self.parameters()).device
+
     def loss(
         self,
         tensors: dict[str, Tensor],

@@ -45,6 +45,8 @@ NO_CHANGE = 1e-3
 """Moves of latent vectors, in their standard deviations, and log fold changes that are no effect."""
 KEPT_ENTRIES = 2**28
 """Counts of control cells that are kept to be used again, at most: 2 GB."""
+KEPT_SHARES = 2**24
+"""Expected shares of genes in the control cells of a group that are kept, at most: 64 MB."""
 LARGEST = 2**31 - 2**7
 """The largest 32-bit integer that is a number of single precision, too."""
 
@@ -140,7 +142,7 @@ class PopulationGenerator:
     def _group(self, group: int) -> ControlGroup:
         """Encode a control group, once while there is room for what is encoded."""
         if group not in self._encoded:
-            while sum(other.counts.nnz for other in self._encoded.values()) > KEPT_ENTRIES:
+            while sum(other.entries for other in self._encoded.values()) > KEPT_ENTRIES:
                 del self._encoded[next(iter(self._encoded))]
             rows = self.groups.cells[group]
             counts = read_genes(self.adata, self.genes, self.layer, rows)
@@ -157,7 +159,10 @@ class PopulationGenerator:
             encoded, states = self.module.generator_ema.encode_controls(shown[None]), None
             if self._by_state is not None:
                 states = self._by_state.states.shares(latent.cpu().numpy()).argmax(1)
-            self._encoded[group] = ControlGroup(rows, latent, counts, batch, encoded, states)
+            shares = None
+            if batch >= 0 and len(rows) * len(self.genes) <= KEPT_SHARES:
+                shares = self.module.shares(latent, torch.full((len(rows),), batch, device=latent.device))
+            self._encoded[group] = ControlGroup(rows, latent, counts, batch, encoded, states, shares)
         return self._encoded[group]
 
     def _retrieve(self, asked: Conditions) -> tuple[Retrieved, tuple[str, float]]:
@@ -307,6 +312,7 @@ class PopulationGenerator:
                 repeated[part],
                 rng,
                 strength,
+                None if group.shares is None else group.shares[piece],
             )
             if strength is not None:
                 latent = start + strength[:, None] * (latent - start)

@@ -36,6 +36,9 @@ class ControlGroup:
         What the network sees of them.
     states
         Their states, `(n,)`; `None` where there is one.
+    shares
+        Expected share of each gene in their counts, `(n, n_genes)`; `None` where that is too much to keep, or depends
+        on the batch of the population.
     """
 
     rows: NDArray[np.int64]
@@ -44,6 +47,12 @@ class ControlGroup:
     batch: int
     controls: EncodedControls
     states: NDArray[np.int64] | None
+    shares: Tensor | None = None
+
+    @property
+    def entries(self) -> int:
+        """Numbers that are kept, about."""
+        return int(self.counts.nnz) + (0 if self.shares is None else self.shares.numel() // 2)
 
 
 @dataclass(frozen=True)
