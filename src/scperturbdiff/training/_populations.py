@@ -169,23 +169,29 @@ def left_out_prior(
     many = np.zeros(len(rows), bool)
     if novelty == "replicate":
         many = count_replicates(populations.table)[rows] >= SETTINGS.many_replicates
-    found = _leave_out(retrieval, novelty, rows, many)
+    found = _leave_out(retrieval, novelty, rows, many, device)
     conditions = retrieval.responses.conditions.take(rows)
     if by_state is None:
         return make_prior(found, conditions, device=device)
     of_states = by_state.rows(rows)
-    each = _leave_out(by_state.retrieval, novelty, of_states, np.repeat(many, len(by_state.states)))
+    each = _leave_out(by_state.retrieval, novelty, of_states, np.repeat(many, len(by_state.states)), device)
     where = by_state.retrieval.responses.conditions.take(of_states)
     return make_prior(found, conditions, (by_state.states, where, each), device)
 
 
-def _leave_out(retrieval: Retrieval, novelty: Novelty, rows: NDArray[np.int64], whole: NDArray[np.bool_]) -> Retrieved:
+def _leave_out(
+    retrieval: Retrieval,
+    novelty: Novelty,
+    rows: NDArray[np.int64],
+    whole: NDArray[np.bool_],
+    device: torch.device | str,
+) -> Retrieved:
     """Responses of `rows` as if new in the way of `novelty`, but as if seen where `whole`."""
     out = Retrieved.nothing(len(rows), retrieval.responses.shift.shape[1], novelty=novelty)
     ways: list[tuple[Novelty, NDArray[np.bool_]]] = [(novelty, ~whole), ("seen", whole)]
     for way, of in ways:
         if of.any():
-            out.put(np.flatnonzero(of), retrieval.leave_out(way, rows[of]))
+            out.put(np.flatnonzero(of), retrieval.leave_out(way, rows[of], device=device))
     return out
 
 
