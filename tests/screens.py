@@ -62,6 +62,6 @@ def use_latent(monkeypatch: pytest.MonkeyPatch, latent: torch.Tensor) -> None:
     """Let training find cells at these places, whatever their counts."""
 
     def encoded(*args: Any, **kwargs: Any) -> torch.Tensor:
-        return latent
+        return latent.clone()  # which training standardises in place
 
     monkeypatch.setattr(f"{STAGES}.encode_cells", encoded)

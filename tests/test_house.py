@@ -60,7 +60,7 @@ USES: dict[str, set[str]] = {
     "cli": {PACKAGE, "evaluation", "reporting", "datasets", "model", *MODEL},
     "__main__": {"cli"},
     # the door of the house, which says where its names are found
-    PACKAGE: {"evaluation", "reporting", "datasets", "features", "model", "prediction"},
+    PACKAGE: {"data", "evaluation", "reporting", "datasets", "features", "model", "prediction"},
 }
 """Room or single file at the top of the package -> what it may import."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scperturbdiff import datasets, features
+    from scperturbdiff.data import open_store
     from scperturbdiff.evaluation import adapters, baselines, evaluate, metrics, pl, splits, summarize_evaluation
     from scperturbdiff.model import PerturbDiff
     from scperturbdiff.prediction import summarize_populations
@@ -25,6 +26,7 @@ else:
         "evaluate": "evaluation",
         "features": "features",
         "metrics": "evaluation",
+        "open_store": "data",
         "pl": "evaluation",
         "report": "reporting",
         "splits": "evaluation",
@@ -57,6 +59,7 @@ __all__ = [
     "evaluate",
     "features",
     "metrics",
+    "open_store",
     "pl",
     "report",
     "splits",

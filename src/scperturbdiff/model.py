@@ -272,7 +272,7 @@ class PerturbDiff(BaseModelClass):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=True),
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),  # which we check, wherever they are
             CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, None),
         ]
@@ -318,7 +318,7 @@ class PerturbDiff(BaseModelClass):
         cells = rna_view(mdata, setup_method_args["setup_args"])
         x = REGISTRY_KEYS.X_KEY
         fields = [
-            MuDataLayerField(x, rna_layer, mod_key=of.rna_layer, mod_required=True, is_count_data=True),
+            MuDataLayerField(x, rna_layer, mod_key=of.rna_layer, mod_required=True, is_count_data=False),
             MuDataCategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key, mod_key=of.batch_key),
             MuDataCategoricalObsField(REGISTRY_KEYS.LABELS_KEY, None, mod_key=None),
         ]
@@ -347,6 +347,17 @@ class PerturbDiff(BaseModelClass):
     def _setup_methods(cls) -> dict[str, Callable[..., None]]:
         """What a saved model may have been set up with."""
         return {"setup_anndata": cls.setup_anndata, "setup_mudata": cls.setup_mudata}
+
+    @classmethod
+    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not offered: populations are drawn by condition, which a stream of batches does not allow.
+
+        A `NotImplementedError` names what to use for cells on disk: :func:`scperturbdiff.open_store`.
+        """
+        raise NotImplementedError(
+            "PerturbDiff has no setup_annbatch: it draws cells by condition, and annbatch streams them. Cells on disk: "
+            "adata = scperturbdiff.open_store(path), then PerturbDiff.setup_anndata(adata, ...) and PerturbDiff(adata)."
+        )
 
     @property
     def conditions(self) -> ConditionSpace:
@@ -443,7 +454,8 @@ class PerturbDiff(BaseModelClass):
                 "The model was loaded without an AnnData, so there is nothing to train on. Load it with adata=..."
             )
         check_training(locals())
-        check_layer(self._annotated(), stored_layer(self.registry_))  # they may have been changed since set-up
+        # they may have been changed since set-up
+        check_layer(self._annotated(), stored_layer(self.registry_), sample=True)
         vae_epochs, generator_epochs = plan_epochs(
             self.adata.n_obs,
             batch_size,
@@ -948,7 +960,7 @@ class PerturbDiff(BaseModelClass):
         cells = self._cells(adata)
         rows = None if indices is None else read_indices(indices, cells.n_obs)
         at = self._layer(cells, layer)
-        check_layer(cells, at, rows)
+        check_layer(cells, at, rows, sample=True)
         self.module.eval()
         return encode_cells(self.module, cells, stored_genes(self.registry_), at, rows)
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from scperturbdiff.counts import PER_CELL
-from scperturbdiff.data import PopulationTable, grouped_sums, member_weights
+from scperturbdiff.data import PopulationTable, add_to_groups, iter_counts, member_weights
 from scperturbdiff.retrieval import Conditions, Responses, control_moments, match_states, state_responses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
-    from scipy import sparse
 
     from scperturbdiff.data import Groups
     from scperturbdiff.retrieval import RetrievalSettings, States
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 CHUNK = 2048
+"""Cells that are decoded at a time."""
+ENCODED = 4096
+"""Cells that are read and encoded at a time."""
+SOME = 2**16
+"""Cells of which latent vectors are taken at a time."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,59 @@ class MeasuredPopulations:
         )
 
 
+class SummedCounts:
+    """Counts added up over populations and groups of controls, while they are read for something else.
+
+    Parameters
+    ----------
+    table
+        Populations.
+    matrix
+        Counts, `(n_cells, n_genes)`, in memory or on disk.
+    where
+        How messages name the matrix.
+
+    Attributes
+    ----------
+    library
+        Counts of each cell, `(n_cells,)`.
+    sums
+        Counts of each gene in each group of controls and then in each population, `(n_groups, n_genes)`.
+    members
+        Which cells these are of, `(n_groups, n_cells)`, by cell.
+    size
+        Number of cells of each, `(n_groups,)`.
+    """
+
+    def __init__(self, table: PopulationTable, matrix: Any, where: str = "adata.X") -> None:
+        both = (table.match.groups, table.cells)
+        self.matrix, self.where = matrix, where
+        self.size = np.concatenate([groups.count for groups in both])
+        rows = np.concatenate([groups.rows for groups in both])
+        shape = len(self.size), matrix.shape[0]
+        members = member_weights(np.repeat(np.arange(shape[0]), self.size), rows, shape)
+        self.members = members.astype(np.float32).tocsc()
+        self.library, self.sums = np.zeros(shape[1], np.float32), np.zeros((shape[0], matrix.shape[1]), np.float32)
+        self._n_read = 0
+
+    def blocks(self) -> Iterator[Any]:
+        """The counts in blocks of rows, which are added up."""
+        self.library[:], self.sums[:], self._n_read = 0, 0, 0
+        for block in iter_counts(self.matrix, chunk=ENCODED, where=self.where):
+            counts = sparse.csr_matrix(block, dtype=np.float32)
+            rows = np.arange(self._n_read, self._n_read + counts.shape[0])
+            self.library[rows] = np.asarray(counts.sum(axis=1)).ravel()
+            add_to_groups([self.sums], self.members, rows, [counts])
+            yield block
+            self._n_read += len(rows)
+
+    def finish(self) -> None:
+        """Read the counts, unless :meth:`blocks` was gone through."""
+        if self._n_read < len(self.library):
+            for _ in self.blocks():
+                pass
+
+
 def measure_populations(
     table: PopulationTable,
     latent: torch.Tensor,
@@ -88,7 +146,7 @@ def measure_populations(
     latent
         Standardised latent vectors of all cells, `(n_cells, n_latent)`.
     matrix
-        Counts, `(n_cells, n_genes)`, in memory or backed; read once, in blocks of rows.
+        Counts, `(n_cells, n_genes)`, in memory or on disk; or :class:`SummedCounts` of them.
     batch
         Batch codes, `(n_cells,)`.
     decode
@@ -108,7 +166,8 @@ def measure_populations(
     degrees = np.maximum(table.cells.count - 1, 0)
     after = (square + settings.pseudo_cells * before) / (degrees + settings.pseudo_cells)
     conditions = Conditions(control_mean[pool], table.component, table.dose, table.context, noise)
-    of_counts = _count_responses(table, latent, matrix, batch, decode, settings.prior_counts)
+    counted = matrix if isinstance(matrix, SummedCounts) else SummedCounts(table, matrix)
+    of_counts = _count_responses(table, latent, counted, batch, decode, settings.prior_counts)
     shift, spread = treated_mean - control_mean[pool], 0.5 * np.log(after / before)
     return MeasuredPopulations(
         table, values, treated_mean, control_mean, Responses(conditions, shift, spread, *of_counts)
@@ -144,23 +203,31 @@ def response_of_states(
 def group_means(values: NDArray[np.floating], groups: Groups) -> Floats:
     """Mean of the rows `values` `(n_cells, d)` of each group, `(n_groups, d)`."""
     sums = np.zeros((len(groups), values.shape[1]))
-    np.add.at(sums, np.repeat(np.arange(len(groups)), groups.count), values[groups.rows])
+    for group, rows in _by_block(groups):
+        np.add.at(sums, group, values[rows])
     return sums / np.maximum(groups.count, 1)[:, None]
 
 
 def _squares(values: NDArray[np.floating], groups: Groups, means: Floats) -> Floats:
     """Sum over cells of the squared deviation from the mean of their group, averaged over dimensions, `(n_groups,)`."""
-    group = np.repeat(np.arange(len(groups)), groups.count)
-    deviation = ((values[groups.rows] - means[group]) ** 2).mean(1)
-    sums: Floats = np.bincount(group, weights=deviation, minlength=len(groups)).astype(np.float64)
+    sums = np.zeros(len(groups))
+    for group, rows in _by_block(groups):
+        np.add.at(sums, group, ((values[rows] - means[group]) ** 2).mean(1))
     return sums
+
+
+def _by_block(groups: Groups, size: int = SOME) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Group and row of each cell in turn, so many at a time: all latent vectors at once would be held again."""
+    group = np.repeat(np.arange(len(groups)), groups.count)
+    for start in range(0, len(group), size):
+        yield group[start : start + size], groups.rows[start : start + size]
 
 
 @torch.no_grad()
 def _count_responses(
     table: PopulationTable,
     latent: torch.Tensor,
-    matrix: Any,
+    counted: SummedCounts,
     batch: NDArray[np.integer],
     decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     prior_counts: float,
@@ -170,23 +237,17 @@ def _count_responses(
     For a gene of which a population has :math:`o` counts where the decoder expects :math:`e`, the ratio is
     :math:`(o + a) / (e + a)`, its mean under a gamma prior with shape and rate :math:`a` (`prior_counts`).
     """
-    n_pools = len(table.match.groups)
-    both = (table.match.groups, table.cells)
-    size = np.concatenate([groups.count for groups in both])
-    rows_of = np.concatenate([groups.rows for groups in both])
-    members = member_weights(np.repeat(np.arange(len(size)), size), rows_of, (len(size), len(latent)))
-
-    def measured_and_decoded(counts: sparse.csr_matrix, rows: NDArray[np.intp]) -> tuple[Any, Any]:
+    counted.finish()
+    n_pools, measured = len(table.match.groups), counted.sums
+    decoded = np.zeros_like(measured)
+    used = np.flatnonzero(np.diff(counted.members.indptr))
+    for start in range(0, len(used), CHUNK):
+        rows = used[start : start + CHUNK]
         at = torch.as_tensor(rows, device=latent.device)
         share = decode(latent[at], torch.as_tensor(batch[rows], device=latent.device)).cpu().numpy()
-        counts = counts.astype(np.float32)
-        return counts, share * np.asarray(counts.sum(axis=1))
-
-    measured, decoded = grouped_sums(
-        matrix, members.astype(np.float32), measured_and_decoded, chunk=CHUNK, dtype=np.float32
-    )
+        add_to_groups([decoded], counted.members, rows, [share * counted.library[rows, None]])
     ratio = np.log((measured + prior_counts) / (decoded + prior_counts))
-    library = np.log(np.maximum(measured.sum(1, dtype=np.float64), 1) / np.maximum(size, 1))
+    library = np.log(np.maximum(measured.sum(1, dtype=np.float64), 1) / np.maximum(counted.size, 1))
 
     def against_controls(values: NDArray[Any]) -> NDArray[Any]:
         return values[n_pools:] - values[:n_pools][table.match.group]
@@ -272,6 +333,8 @@ def spike(eigenvalue: Floats, ratio: float) -> Floats:
 
 def _within(values: NDArray[np.floating], groups: Groups, mean: Floats) -> Floats:
     """Covariance of cells within groups of given means, `(d, d)`."""
-    cells = values[groups.rows].astype(np.float64)
-    squares: Floats = cells.T @ cells - (mean * groups.count[:, None]).T @ mean
-    return squares / max(len(cells) - len(groups), 1)
+    squares: Floats = -(mean * groups.count[:, None]).T @ mean
+    for _, rows in _by_block(groups, 2**20):
+        cells = values[rows].astype(np.float64)
+        squares = squares + cells.T @ cells
+    return squares / max(len(groups.rows) - len(groups), 1)

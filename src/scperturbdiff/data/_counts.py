@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import sparse
 
 from scperturbdiff.data._messages import check_text, preview
+from scperturbdiff.data._rows import CHUNK_ROWS, is_on_disk, iter_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-CHUNK_ROWS = 16_384
-"""Rows read at a time, so that a backed or sparse matrix is never dense as a whole."""
 CHECKED_ENTRIES = 2**25
 """Entries, zeros included, that are checked at a time."""
+SAMPLED_BLOCKS, SAMPLED_ROWS = 8, 2048
+"""Blocks of consecutive cells, and cells of each, of a matrix on disk that are checked before it is read."""
 SAME_TOTAL = 1e-3
 """Relative range of totals of cells that are the same but for rounding."""
 LARGEST_COUNT = 2**24
@@ -42,68 +43,6 @@ def get_matrix(adata: AnnData, layer: str | None = None, where: str = "adata", a
     return adata.layers[layer]
 
 
-def iter_rows(
-    matrix: Any, rows: NDArray[np.integer] | None = None, chunk: int = CHUNK_ROWS, where: str = "The matrix"
-) -> Iterator[Any]:
-    """Yield consecutive blocks of rows in memory, in the order of `rows` (repeats allowed).
-
-    Sparse blocks are sorted and have one entry a place, the sum of duplicates; the matrix itself is not changed. One
-    whose arrays do not fit together raises a `ValueError`; `where` is how its message names the matrix.
-
-    Backed matrices want sorted, unique row numbers; that is undone here, so that the rows come out as asked.
-    """
-    n = matrix.shape[0] if rows is None else len(rows)
-    if sparse.issparse(matrix):
-        matrix = matrix if matrix.format in COMPRESSED else matrix.tocsr()
-        _check_structure(matrix, where, entries=matrix.format == "csc")
-    in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
-    for start in range(0, n, chunk):
-        stop = min(start + chunk, n)
-        if rows is None:
-            block = matrix[start:stop]
-        elif in_memory:
-            block = matrix[rows[start:stop]]
-        else:
-            wanted, back = np.unique(rows[start:stop], return_inverse=True)
-            block = _canonical(matrix[wanted], where)[back]
-        yield _canonical(block, where)
-
-
-COMPRESSED = ("csr", "csc")
-"""Sparse formats of which rows can be taken."""
-
-
-def _canonical(block: Any, where: str) -> Any:
-    """A sparse block, checked, its entries sorted and those of the same place summed; a dense one as it is."""
-    if not sparse.issparse(block):
-        return block
-    _check_structure(block, where)
-    if not block.has_canonical_format:
-        block = block.copy()
-        block.sum_duplicates()
-    return block
-
-
-def _check_structure(matrix: Any, where: str, entries: bool = True) -> None:
-    """Raise where the arrays of a CSR or CSC matrix do not fit together: SciPy would read and write beyond them.
-
-    `entries` says whether to look at all entries, too, or at the borders of rows (of columns) only.
-    """
-    (n, width), start = matrix.shape if matrix.format == "csr" else matrix.shape[::-1], matrix.indptr
-    n_entries = min(len(matrix.indices), len(matrix.data))
-    if len(start) != n + 1 or start[0] != 0 or (start[1:] < start[:-1]).any():
-        wrong = f"indptr must rise from 0 in {n + 1} steps"
-    elif start[-1] > n_entries:
-        wrong = f"indptr ends at {start[-1]}, beyond the {n_entries} entries"
-    elif len(matrix.indices) != len(matrix.data):
-        wrong = f"{len(matrix.indices)} indices for {len(matrix.data)} entries"
-    elif entries and start[-1] and not 0 <= (used := matrix.indices[: start[-1]]).min() <= used.max() < width:
-        wrong = f"indices lie between {used.min()} and {used.max()}, not between 0 and {width - 1}"
-    else:
-        return
-    raise ValueError(f"{where} is a damaged {matrix.format.upper()} matrix: {wrong}. Build or download it again.")
-
-
 def check_not_empty(matrix: Any, where: str) -> None:
     """Raise a `ValueError` where a matrix has no cells or no genes."""
     if matrix.shape[0] == 0 or matrix.shape[1] == 0:
@@ -111,10 +50,15 @@ def check_not_empty(matrix: Any, where: str) -> None:
 
 
 def check_layer(
-    adata: AnnData, layer: str | None = None, rows: NDArray[np.integer] | None = None, where: str = "adata"
+    adata: AnnData,
+    layer: str | None = None,
+    rows: NDArray[np.integer] | None = None,
+    where: str = "adata",
+    *,
+    sample: bool = False,
 ) -> NDArray[np.float64]:
     """Totals of cells; raise unless a layer of `adata` (`None`: X) holds counts; see :func:`check_counts`."""
-    return check_counts(get_matrix(adata, layer, where), matrix_name(layer, where), rows)
+    return check_counts(get_matrix(adata, layer, where), matrix_name(layer, where), rows, sample=sample)
 
 
 def matrix_name(layer: str | None, where: str = "adata") -> str:
@@ -129,6 +73,7 @@ def check_counts(
     *,
     empty_cells: bool = False,
     argument: str = "layer=...",
+    sample: bool = False,
 ) -> NDArray[np.float64]:
     """Raise a `ValueError` unless every entry is an integer from 0 to `LARGEST_COUNT` and every cell has a count.
 
@@ -142,32 +87,73 @@ def check_counts(
         How messages name the matrix, and what they say to pass to name another layer.
     rows, empty_cells
         Cells to look at; `None`: all. Whether cells may be without counts.
+    sample
+        Of a matrix on disk look at some of the cells only: who reads the others does so with :func:`iter_counts`.
     """
     check_not_empty(matrix, where)
     if isinstance(matrix, np.ma.MaskedArray):
         raise ValueError(f"{where} is a masked array. Say what masked entries are, e.g. {where} = {where}.filled(0).")
-    bad = dict.fromkeys(NO_COUNTS, 0)
-    totals = [np.empty(0)]
+    if sample and is_on_disk(matrix):
+        rows = _some(np.arange(matrix.shape[0]) if rows is None else rows)
+    found = _Found(where, argument)
     for block in iter_rows(matrix, rows, max(1, CHECKED_ENTRIES // matrix.shape[1]), where):
+        found.add(block)
+    return found.check(rows, empty_cells)
+
+
+def iter_counts(
+    matrix: Any, rows: NDArray[np.integer] | None = None, chunk: int = CHUNK_ROWS, where: str = "adata.X"
+) -> Iterator[Any]:
+    """:func:`iter_rows` of counts, of which those on disk are checked while they are read; see :func:`check_counts`."""
+    start, unchecked = 0, is_on_disk(matrix)
+    for block in iter_rows(matrix, rows, chunk, where):
+        if unchecked:
+            found, stop = _Found(where), start + block.shape[0]
+            found.add(block)
+            found.check(np.arange(start, stop) if rows is None else rows[start:stop])
+            start = stop
+        yield block
+
+
+def _some(rows: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Blocks of consecutive ones of `rows`, evenly spaced; all, where there are not many."""
+    if len(rows) <= SAMPLED_BLOCKS * SAMPLED_ROWS:
+        return rows
+    start = np.linspace(0, len(rows) - SAMPLED_ROWS, SAMPLED_BLOCKS).astype(np.int64)
+    return rows[(start[:, None] + np.arange(SAMPLED_ROWS)).ravel()]
+
+
+class _Found:
+    """What was found in blocks of a matrix that should hold counts."""
+
+    def __init__(self, where: str, argument: str = "layer=...") -> None:
+        self.where, self.argument = where, argument
+        self.bad, self.totals = dict.fromkeys(NO_COUNTS, 0), [np.empty(0)]
+
+    def add(self, block: Any) -> None:
+        """Look at a block."""
         values = block.data if sparse.issparse(block) else np.asarray(block)
-        for what, number in _no_counts(values, where).items():
-            bad[what] += number
-        totals.append(np.asarray(block.sum(axis=1)).ravel())
-    remedy = f"Pass {argument} to name the layer that holds raw counts; log-normalised values are not counts."
-    total = np.concatenate(totals)
-    if bad[FRACTIONAL] and len(total) > 1 and are_equal_totals(total):
-        remedy = f"Its cells all add up to about {total.mean():,.0f}: they seem to be normalised. {remedy}"
-    for what, number in bad.items():
-        if number:
-            raise ValueError(f"{where} must hold raw counts, but {number} entries are {what}. {remedy}")
-    empty = np.flatnonzero(total == 0)
-    no_counts = empty if rows is None else np.asarray(rows)[empty]
-    if no_counts.size and not empty_cells:
-        raise ValueError(
-            f"{where}: {no_counts.size} cells have no counts at all (rows {preview(no_counts.tolist())}). "
-            "Remove them first, e.g. sc.pp.filter_cells(adata, min_counts=1)."
-        )
-    return total
+        for what, number in _no_counts(values, self.where).items():
+            self.bad[what] += number
+        self.totals.append(np.asarray(block.sum(axis=1)).ravel())
+
+    def check(self, rows: NDArray[np.integer] | None, empty_cells: bool = False) -> NDArray[np.float64]:
+        """Totals of the cells, `rows` of the matrix; a `ValueError` that says what is wrong."""
+        remedy = f"Pass {self.argument} to name the layer that holds raw counts; log-normalised values are not counts."
+        total = np.concatenate(self.totals)
+        if self.bad[FRACTIONAL] and len(total) > 1 and are_equal_totals(total):
+            remedy = f"Its cells all add up to about {total.mean():,.0f}: they seem to be normalised. {remedy}"
+        for what, number in self.bad.items():
+            if number:
+                raise ValueError(f"{self.where} must hold raw counts, but {number} entries are {what}. {remedy}")
+        empty = np.flatnonzero(total == 0)
+        no_counts = empty if rows is None else np.asarray(rows)[empty]
+        if no_counts.size and not empty_cells:
+            raise ValueError(
+                f"{self.where}: {no_counts.size} cells have no counts at all (rows {preview(no_counts.tolist())}). "
+                "Remove them first, e.g. sc.pp.filter_cells(adata, min_counts=1)."
+            )
+        return total
 
 
 def are_equal_totals(totals: NDArray[Any]) -> bool:
@@ -184,6 +170,8 @@ def _no_counts(values: NDArray[Any], where: str) -> dict[str, int]:
     """How many of the values are what of :data:`NO_COUNTS`."""
     if values.dtype.kind not in "biuf":
         raise ValueError(f"{where} must hold raw counts, but its entries are of type {values.dtype}.")
+    if values.dtype.kind == "f" and values.size and values.min() >= 0 and values.max() <= LARGEST_COUNT:
+        return {FRACTIONAL: int(np.count_nonzero(values != np.floor(values)))}  # also without NaN: as nearly always
     not_finite = fractional = 0
     if values.dtype.kind == "f":
         finite = np.isfinite(values)
@@ -243,6 +231,8 @@ def read_genes(
     rows: NDArray[np.integer] | None = None,
     where: str = "adata",
     argument: str = "layer",
+    *,
+    counts: bool = False,
 ) -> sparse.csr_matrix:
     """Rows of the matrix with its columns in the order of `genes`, as float32 CSR in memory.
 
@@ -256,11 +246,14 @@ def read_genes(
         Layer to read; `None` for X. Row numbers wanted, in order, repeats allowed; `None`: all.
     where, argument
         What messages call the cells, and the argument that names the layer.
+    counts
+        Check what is read from disk (:func:`iter_counts`).
     """
     columns = np.arange(adata.n_vars) if genes is None else gene_positions(adata.var_names, genes, where)
     as_stored = np.array_equal(columns, np.arange(adata.n_vars))
+    matrix, name = get_matrix(adata, layer, where, argument), matrix_name(layer, where)
     blocks = []
-    for block in iter_rows(get_matrix(adata, layer, where, argument), rows):
+    for block in iter_counts(matrix, rows, where=name) if counts else iter_rows(matrix, rows):
         taken = sparse.csr_matrix(block, dtype=np.float32)
         blocks.append(taken if as_stored else taken[:, columns])
     if not blocks:

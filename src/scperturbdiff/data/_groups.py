@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scperturbdiff.data._counts import CHUNK_ROWS, iter_rows
+from scperturbdiff.data._rows import CHUNK_ROWS, iter_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,14 +91,22 @@ def grouped_sums(
         block = sparse.csr_matrix(stored)
         rows = used[start : start + block.shape[0]]
         start += len(rows)
-        here = by_row[:, rows].tocsr()
-        groups = np.flatnonzero(np.diff(here.indptr))  # of many groups few have rows in a block
         parts = transform(block if columns is None else block[:, columns], rows)
         sums = sums or [np.zeros((weights.shape[0], part.shape[1]), dtype) for part in parts]
-        for total, part in zip(sums, parts, strict=True):
-            of_groups = here[groups] @ part
-            total[groups] += of_groups.toarray() if sparse.issparse(of_groups) else of_groups
+        add_to_groups(sums, by_row, rows, parts)
     return sums
+
+
+def add_to_groups(
+    sums: Sequence[NDArray[Any]], by_row: sparse.csc_matrix, rows: NDArray[np.integer], parts: Sequence[Any]
+) -> None:
+    """Add to sums over groups what there is of each of `rows`; `by_row` are weights `(n_groups, n_rows)` by row."""
+    here = by_row[:, rows].tocsr()
+    groups = np.flatnonzero(np.diff(here.indptr))  # of many groups few have rows in a block
+    here = here[groups]
+    for total, part in zip(sums, parts, strict=True):
+        of_groups = here @ part
+        total[groups] += of_groups.toarray() if sparse.issparse(of_groups) else of_groups
 
 
 def member_weights(group: NDArray[np.integer], rows: NDArray[np.integer], shape: tuple[int, int]) -> sparse.csr_matrix:

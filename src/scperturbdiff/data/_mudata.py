@@ -31,9 +31,16 @@ RNA = "rna_layer"
 def check_cells(cells: Any, name: str = "adata") -> None:
     """Raise a `TypeError` for what is no AnnData, and for one whose annotation is not in memory."""
     if not isinstance(cells, AnnData):
-        raise TypeError(f"{name} must be an AnnData, not {type(cells).__name__}; a file is read by anndata.read_h5ad.")
+        raise TypeError(
+            f"{name} must be an AnnData, not {type(cells).__name__}; a file or store is opened by "
+            "scperturbdiff.open_store or anndata.read_h5ad."
+        )
     if not isinstance(cells.obs, pd.DataFrame):
-        raise TypeError(f"{name} was read lazily: call {name}.to_memory(), or read it with backed='r'.")
+        raise TypeError(
+            f"{name} was opened with read_lazy, which leaves annotation on disk and gives no single cell without its "
+            f"neighbours. Open the store with scperturbdiff.open_store(path) instead: its X stays on disk, too. Cells "
+            f"that fit into memory can be read: {name}.to_memory()."
+        )
 
 
 def rna_view(mdata: MuData, setup_args: Mapping[str, Any]) -> AnnData:

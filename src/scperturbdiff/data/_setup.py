@@ -9,6 +9,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata.abc import CSCDataset
 from scipy import sparse
 
 from scperturbdiff.arguments import check_texts, check_type
@@ -214,13 +215,19 @@ def stored_layer(registry: Mapping[str, Any]) -> str | None:
 def read_space(adata: AnnData, layer: str | None, source: Mapping[str, Any] | None, **keys: Any) -> ConditionSpace:
     """Check counts in `layer` and names, then take the conditions of a saved model or learn them from `adata`.
 
+    Of cells on disk some are checked, as all are when they are read.
     `source` is the registry of the saved model, if one is loaded; `keys` are those of :func:`learn_conditions`.
     """
     check_cells(adata)
     check_unique_names(adata)
-    totals = check_layer(adata, layer)
-    if isinstance(get_matrix(adata, layer), sparse.sparray):
-        name = matrix_name(layer)
+    matrix, name = get_matrix(adata, layer), matrix_name(layer)
+    if isinstance(matrix, CSCDataset):
+        raise TypeError(
+            f"{name} is on disk gene by gene (CSC), so that each cell would need all of it. Store it cell by cell: "
+            f"{name} = {name}.to_memory().tocsr(), then write it anew."
+        )
+    totals = check_layer(adata, layer, sample=True)
+    if isinstance(matrix, sparse.sparray):
         raise TypeError(f"scvi-tools does not read sparse arrays: {name} = scipy.sparse.csr_matrix({name}).")
     if source is None:
         warn_of_cells(adata, layer, totals)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from copy import copy
+from typing import TYPE_CHECKING, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from scvi import settings
-from torch.utils.data import DataLoader, Sampler
+from scvi import REGISTRY_KEYS, settings
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scperturbdiff.arguments import check_number
 from scperturbdiff.seeds import derive_seed, stream
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from scvi.data import AnnDataManager
+
+
+class Reader(Protocol):
+    """What reads counts of cells; those of many batches are announced, as far as `ahead` says."""
+
+    ahead: int
+
+    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Counts `(n, n_genes)` of `rows`."""
+
+    def announce(self, rows: NDArray[np.int64]) -> None:
+        """Say which rows will be asked for next."""
 
 
 class RowBatches(Sampler[list[int]]):
@@ -40,6 +53,8 @@ class RowBatches(Sampler[list[int]]):
         row of another's: up to ``n_ranks - 1`` rows are left out of a last batch that is not full.
     seed
         Of the order that several processes have in common. One process has the order of torch's global generator.
+    reader
+        Is told which rows come next, if any wants to know.
     """
 
     def __init__(
@@ -50,6 +65,7 @@ class RowBatches(Sampler[list[int]]):
         rank: int = 0,
         n_ranks: int = 1,
         seed: int = 0,
+        reader: Reader | None = None,
     ) -> None:
         if 0 < len(rows) < n_ranks:
             raise ValueError(f"{n_ranks} processes are too many for {len(rows)} cells: each needs one of its own.")
@@ -59,6 +75,7 @@ class RowBatches(Sampler[list[int]]):
         full, rest = divmod(len(rows), self.batch_size)
         # a last batch of one cell would break batch normalisation
         self.n_batches = max(1, full) if shuffle else full + (rest >= n_ranks)
+        self.reader = reader
 
     def __len__(self) -> int:
         return self.n_batches
@@ -67,10 +84,35 @@ class RowBatches(Sampler[list[int]]):
         rows = self.rows
         if self.shuffle:
             rows = rows[torch.randperm(len(rows), generator=self.order).numpy()]
-        for i in range(self.n_batches):
-            batch = rows[i * self.batch_size : (i + 1) * self.batch_size]
-            each = len(batch) // self.n_ranks
-            yield np.sort(batch[self.rank * each : (self.rank + 1) * each]).tolist()
+        n_ahead = 0 if self.reader is None else self.reader.ahead * self.n_ranks // self.batch_size
+        try:
+            for i in range(self.n_batches):
+                if self.reader is not None and n_ahead > 1 and i % n_ahead == 0:
+                    some = range(i, min(i + n_ahead, self.n_batches))
+                    self.reader.announce(np.concatenate([self._batch(rows, j) for j in some]))
+                yield self._batch(rows, i).tolist()
+        finally:
+            if n_ahead > 1 and self.reader is not None:
+                self.reader.announce(rows[:0])
+
+    def _batch(self, rows: NDArray[np.int64], i: int) -> NDArray[np.int64]:
+        """Rows of batch `i` that are those of this process."""
+        batch = rows[i * self.batch_size : (i + 1) * self.batch_size]
+        each = len(batch) // self.n_ranks
+        return np.sort(batch[self.rank * each : (self.rank + 1) * each])
+
+
+class CellRows(Dataset[dict[str, "NDArray"]]):
+    """What is registered of cells, by lists of row numbers; as scvi-tools', but with its own reader of counts."""
+
+    def __init__(self, manager: AnnDataManager, reader: Reader) -> None:
+        self.reader = reader
+        others = [key for key in manager.data_registry if key != REGISTRY_KEYS.X_KEY]
+        self.columns = {key: np.asarray(manager.get_from_registry(key), dtype=np.int64) for key in others}
+
+    def __getitem__(self, rows: list[int]) -> dict[str, NDArray]:
+        at = np.asarray(rows)
+        return {REGISTRY_KEYS.X_KEY: self.reader(at), **{key: values[at] for key, values in self.columns.items()}}
 
 
 class CellDataModule(pl.LightningDataModule):
@@ -80,6 +122,8 @@ class CellDataModule(pl.LightningDataModule):
     ----------
     manager
         Of the registered AnnData.
+    reader
+        Reads its counts.
     train_size
         Share of the cells to train on; the others are for validation.
     batch_size
@@ -91,6 +135,7 @@ class CellDataModule(pl.LightningDataModule):
     def __init__(
         self,
         manager: AnnDataManager,
+        reader: Reader,
         train_size: float,
         batch_size: int,
         rank: int = 0,
@@ -105,14 +150,17 @@ class CellDataModule(pl.LightningDataModule):
         order = torch.randperm(n).numpy()
         self.train_idx, self.val_idx = np.sort(order[: self.n_train]), np.sort(order[self.n_train :])
         self.test_idx = np.empty(0, np.int64)
-        self.manager, self.batch_size = manager, batch_size
+        self.manager, self.reader, self.batch_size = manager, reader, batch_size
         self.shared: dict[str, int] = {"rank": rank, "n_ranks": n_ranks, "seed": seed}
 
     def _loader(self, rows: NDArray[np.int64], shuffle: bool) -> DataLoader:
+        reader = copy(self.reader)  # what one loader announces is not what the other will ask for
+        # processes that load have readers of their own, which nobody tells anything
+        told = None if settings.dl_num_workers else reader
         return DataLoader(
-            self.manager.create_torch_dataset(),
+            CellRows(self.manager, reader),
             batch_size=None,
-            sampler=RowBatches(rows, self.batch_size, shuffle, **self.shared),
+            sampler=RowBatches(rows, self.batch_size, shuffle, **self.shared, reader=told),
             num_workers=settings.dl_num_workers,
             persistent_workers=settings.dl_persistent_workers,
         )

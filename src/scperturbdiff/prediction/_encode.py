@@ -41,7 +41,7 @@ def encode_cells(
     """Latent vectors `(n_cells, n_latent)` of rows of an AnnData, read in blocks, in memory of the processor."""
     rows = np.arange(adata.n_obs) if rows is None else rows
     found = [
-        encode_rows(module, read_genes(adata, genes, layer, rows[i : i + CHUNK_ROWS])).cpu().numpy()
+        encode_rows(module, read_genes(adata, genes, layer, rows[i : i + CHUNK_ROWS], counts=True)).cpu().numpy()
         for i in range(0, max(len(rows), 1), CHUNK_ROWS)
     ]
     return np.concatenate(found)

@@ -145,7 +145,7 @@ class PopulationGenerator:
             while sum(other.entries for other in self._encoded.values()) > KEPT_ENTRIES:
                 del self._encoded[next(iter(self._encoded))]
             rows = self.groups.cells[group]
-            counts = read_genes(self.adata, self.genes, self.layer, rows)
+            counts = read_genes(self.adata, self.genes, self.layer, rows, counts=True)
             latent = self.module.standardize(encode_rows(self.module, counts))
             own = self.groups.labels.iloc[group].get(self.space.batch_key) if self.space.batch_key else self.batches[0]
             batch = self.batches.index(str(own)) if str(own) in self.batches else -1

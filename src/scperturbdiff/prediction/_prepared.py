@@ -188,7 +188,7 @@ def prepare(
     check_not_empty(get_matrix(adata, layer), matrix_name(layer))
     groups = read_controls(space, adata, covariates)
     # of the controls only: they may be few among the cells of a large file
-    check_layer(adata, layer, np.sort(groups.cells.rows))
+    check_layer(adata, layer, np.sort(groups.cells.rows), sample=True)
     request = plan_request(space, wanted, groups, n_cells)
     few = tell_of_request(space, request, groups)
     generator = PopulationGenerator(

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import h5py
 import numpy as np
-from anndata import AnnData
-from anndata.io import read_elem, sparse_dataset, write_elem
+from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
 from scperturbdiff.arguments import check_type
-from scperturbdiff.data import COUNTS, assemble_cells, log_normalize
+from scperturbdiff.data import COUNTS, assemble_cells, log_normalize, open_store
 from scperturbdiff.storage import atomic_file, atomic_folder, check_space, check_writable
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import pandas as pd
+    from anndata import AnnData
     from numpy.typing import NDArray
 
     from scperturbdiff.prediction._pieces import Piece
@@ -191,14 +191,4 @@ class CellWriter:
 
     def open(self) -> AnnData:
         """The cells, with the matrices left on disk."""
-        if self._is_h5ad:
-            store: Any = h5py.File(self.path, "r")
-        else:
-            import zarr
-
-            store = zarr.open_group(str(self.path), mode="r")
-        return AnnData(
-            X=sparse_dataset(store["X"]),
-            layers={COUNTS: sparse_dataset(store[f"layers/{COUNTS}"])},
-            **{name: read_elem(store[name]) for name in ("obs", "var", "obsm", "uns")},
-        )
+        return open_store(self.path)

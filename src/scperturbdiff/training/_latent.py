@@ -5,9 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from scperturbdiff.data import iter_rows
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+
+from scperturbdiff.data import CountReader, matrix_name, stored_layer
 from scperturbdiff.diffusion import NetworkSelection, split_callbacks
 from scperturbdiff.latent import CellDataModule, LatentTrainingPlan
 from scperturbdiff.progress import StageName
@@ -15,16 +20,19 @@ from scperturbdiff.training._parallel import OwnNoise, Processes
 from scperturbdiff.training._settings import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import lightning.pytorch as pl
-    import torch
+    from numpy.typing import NDArray
     from scvi.data import AnnDataManager
 
     from scperturbdiff.module import PerturbDiffModule
     from scperturbdiff.retrieval import Novelty
 
 logger = logging.getLogger("scvi.scperturbdiff")  # follows scvi.settings.verbosity
+
+MAPPED_BYTES = 2**28
+"""Latent vectors of all cells that take more bytes are kept in a file."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +123,33 @@ def latent_stage(
     if processes.n > 1:
         callbacks = [*callbacks, OwnNoise(seed)]
     options = {**trainer, "early_stopping": False, "callbacks": [*callbacks, StageName("Cells")]}
-    data = CellDataModule(manager, train_size, batch_size, processes.rank, processes.n, seed)
+    reader = CountReader(manager.get_from_registry(REGISTRY_KEYS.X_KEY), matrix_name(stored_layer(manager.registry)))
+    data = CellDataModule(manager, reader, train_size, batch_size, processes.rank, processes.n, seed)
     return Stage(plan, data, max_epochs, options)
 
 
-def encode_cells(module: PerturbDiffModule, matrix: Any, chunk: int = 4096) -> torch.Tensor:
-    """Latent vectors `(n_cells, n_latent)` of counts `(n_cells, n_genes)`, on the module's device."""
+def encode_cells(module: PerturbDiffModule, blocks: Iterable[Any], n_cells: int) -> torch.Tensor:
+    """Latent vectors `(n_cells, n_latent)` of blocks of counts, on the module's device.
+
+    More than fit into memory several times over are kept in a file for temporary ones that has no name: the system
+    reads of it what is needed, and removes it with the last use of it.
+    """
     module.eval()
-    return module.encode(iter_rows(matrix, chunk=chunk))
+    shape = n_cells, len(module.latent_mean)
+    if 4 * shape[0] * shape[1] > MAPPED_BYTES:
+        with TemporaryFile() as file:
+            values: NDArray[np.float32] = np.memmap(file, np.float32, "w+", shape=shape)
+    else:
+        values = np.empty(shape, np.float32)
+    latent, start = torch.from_numpy(values), 0
+    for block in blocks:
+        stop = start + block.shape[0]
+        latent[start:stop] = module.encode([block])
+        start = stop
+    return latent.to(module.device)
+
+
+def standardize_cells(module: PerturbDiffModule, latent: torch.Tensor) -> torch.Tensor:
+    """Fix the scale of the latent space, and standardise the cells in place."""
+    module.set_latent_scale(latent)
+    return latent.sub_(module.latent_mean).div_(module.latent_scale)

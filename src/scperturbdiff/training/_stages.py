@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from scperturbdiff.data import FEW_CELLS
+from scperturbdiff.data import FEW_CELLS, matrix_name, stored_layer
 from scperturbdiff.diffusion import (
     SELECTION_METRIC,
     GeneratorTrainingPlan,
@@ -26,13 +26,14 @@ from scperturbdiff.progress import StageName
 from scperturbdiff.responses import (
     MeasuredPopulations,
     ResponseSettings,
+    SummedCounts,
     measure_populations,
     replicate_factors,
     response_of_states,
 )
 from scperturbdiff.retrieval import OwnGene, Retrieval
 from scperturbdiff.training._folds import fold_evidence
-from scperturbdiff.training._latent import Stage, encode_cells
+from scperturbdiff.training._latent import Stage, encode_cells, standardize_cells
 from scperturbdiff.training._own_genes import own_gene
 from scperturbdiff.training._parallel import Processes
 from scperturbdiff.training._populations import (
@@ -111,11 +112,10 @@ class PopulationTraining:
     ) -> PopulationTraining:
         """Fix the latent space, measure the populations in it, hold some of them out."""
         matrix, batch = (manager.get_from_registry(name) for name in ("X", "batch"))
-        latent = encode_cells(module, matrix)
-        module.set_latent_scale(latent)
-        latent = module.standardize(latent)
+        counted = SummedCounts(table, matrix, matrix_name(stored_layer(manager.registry)))
+        latent = standardize_cells(module, encode_cells(module, counted.blocks(), matrix.shape[0]))
         training, held_out, enough = hold_out(table, validation_size, seed, has_features=features is not None)
-        measured = measure_populations(table, latent, matrix, batch.ravel(), module.shares)
+        measured = measure_populations(table, latent, counted, batch.ravel(), module.shares)
         return cls(module, measured, training, held_out, latent, matrix, features, seed, enough, own_genes)
 
     def stage(
