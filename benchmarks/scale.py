@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py --donors 1 --predict 20000     # 100,000 cells x 2,000 genes
     python benchmarks/scale.py --donors 10                    # a million cells; needs about 5 GB of disk
+    python benchmarks/scale.py --zarr                         # a zarr store instead of an .h5ad file; --zarr sharded
 
 Prints peak memory (resident set) and seconds of each and adds a line to benchmarks/results/scale.csv. The files are
 deleted at the end.
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
+import zarr
 from common import found, parser, save
 
 N_CONTEXTS, N_PERTURBATIONS, POPULATION = 10, 49, 200
@@ -50,7 +53,8 @@ def write(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     effects = draw_perturbations(rng, contexts, N_PERTURBATIONS, 0, 0.0, 1.0, np.empty(0))
     batch_effect = (0.1 * rng.normal(size=(options.donors, options.genes))).astype(np.float32)
     frames = []
-    with h5py.File(path, "w") as store:
+    with ExitStack() as stack:
+        store = stack.enter_context(h5py.File(path, "w")) if path.suffix == ".h5ad" else zarr.open_group(path, mode="w")
         store.attrs["encoding-type"], store.attrs["encoding-version"] = "anndata", "0.1.0"
         for donor in range(options.donors):
             product = [range(N_CONTEXTS), range(-1, N_PERTURBATIONS), [np.nan], [donor]]
@@ -66,7 +70,8 @@ def write(path: Path, options: argparse.Namespace) -> dict[str, Any]:
                 sparse_dataset(store["X"]).append(counts)
             else:
                 counts.indptr = counts.indptr.astype(np.int64)
-                write_elem(store, "X", counts)
+                with ad.settings.override(auto_shard_zarr_v3=options.zarr == "sharded"):
+                    write_elem(store, "X", counts)
         labels = pd.concat(frames, ignore_index=True)
         obs = pd.DataFrame(
             {
@@ -81,16 +86,22 @@ def write(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         write_elem(store, "obs", obs)
         write_elem(store, "var", pd.DataFrame(index=[f"gene{i + 1:04d}" for i in range(options.genes)]))
         entries = int(store["X/data"].shape[0])
-    return {"cells": len(obs), "entries": entries, "gb": path.stat().st_size / 2**30}
+    return {"cells": len(obs), "entries": entries, "gb": gigabytes(path)}
+
+
+def gigabytes(path: Path) -> float:
+    """Size of a file, or of all files of a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files) / 2**30
 
 
 def train(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Both stages, a fixed number of steps of each, from the file."""
-    from scperturbdiff import PerturbDiff  # not before: what one process imports is no other's memory
+    from scperturbdiff import PerturbDiff, open_store  # not before: what one process imports is no other's memory
 
     times = {}
     start = time.perf_counter()
-    cells = ad.read_h5ad(path, backed="r")
+    cells = open_store(path)
     PerturbDiff.setup_anndata(cells, "perturbation", "control", context_keys=["cell_type"], batch_key="donor")
     times["setup_s"] = time.perf_counter() - start
     model = PerturbDiff(cells)
@@ -107,15 +118,15 @@ def train(path: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def predict(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Predict from the controls in the file, streamed to another file."""
-    from scperturbdiff import PerturbDiff
+    from scperturbdiff import PerturbDiff, open_store
 
     model = PerturbDiff.load(str(path.parent / "model"), adata=False, accelerator="cpu")
-    cells = ad.read_h5ad(path, backed="r")
+    cells = open_store(path)
     names = [f"P{i + 1:02d}" for i in range(N_PERTURBATIONS)]
     n_cells = -(-options.predict // (N_CONTEXTS * N_PERTURBATIONS))
-    out = path.parent / "predicted.h5ad"
+    out = path.parent / f"predicted{path.suffix}"
     predicted = model.predict(cells, names, n_cells=n_cells, seed=0, progress=False, output=out)
-    return {"predicted": predicted.n_obs, "predicted_gb": out.stat().st_size / 2**30}
+    return {"predicted": predicted.n_obs, "predicted_gb": gigabytes(out)}
 
 
 PHASES = {"write": write, "train": train, "predict": predict}
@@ -123,7 +134,7 @@ PHASES = {"write": write, "train": train, "predict": predict}
 
 def in_process(phase: str, path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run a phase in a process of its own and return what it reports."""
-    arguments = [f"--{k}={getattr(options, k)}" for k in ("donors", "genes", "steps", "predict")]
+    arguments = [f"--{k}={getattr(options, k)}" for k in ("donors", "genes", "steps", "predict", "zarr")]
     command = [sys.executable, __file__, *arguments, "--phase", phase, "--path", str(path)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     report: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -137,6 +148,14 @@ def main() -> None:
     arguments.add_argument("--genes", type=int, default=2000)
     arguments.add_argument("--steps", type=int, default=300, help="training steps of each stage")
     arguments.add_argument("--predict", type=int, default=200_000, help="cells to predict")
+    arguments.add_argument(
+        "--zarr",
+        nargs="?",
+        const="plain",
+        choices=["", "plain", "sharded"],
+        default="",
+        help="a zarr store, or a sharded one",
+    )
     arguments.add_argument("--folder", type=Path, help="where the files go; default: a temporary folder")
     arguments.add_argument("--phase", choices=list(PHASES), help=argparse.SUPPRESS)
     arguments.add_argument("--path", type=Path, help=argparse.SUPPRESS)
@@ -155,7 +174,7 @@ def main() -> None:
             raise SystemExit(f"{folder} has {free / 2**30:.0f} GB free; {2 * needed / 2**30:.0f} GB are wanted.")
         row: dict[str, Any] = {"genes": options.genes, "steps": options.steps}
         for phase in PHASES:
-            report = in_process(phase, folder / "screen.h5ad", options)
+            report = in_process(phase, folder / ("screen.zarr" if options.zarr else "screen.h5ad"), options)
             row |= {key if key in PLAIN else f"{phase}_{key}": value for key, value in report.items()}
     finally:
         shutil.rmtree(folder)

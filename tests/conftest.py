@@ -18,15 +18,16 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 from typing import TYPE_CHECKING
 
 import pytest
-import scvi
-import torch
+
+# scvi-tools takes seconds to import: where others run the tests (pytest -n), this process does without, and they need
+# not wait for it
 from tests.fuzz import profiles
 from tests.helpers import BRIEF, N_LATENT, SETUP
 
-from scperturbdiff import PerturbDiff, datasets
-
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from scperturbdiff import PerturbDiff
 
 DATA_VARIABLE = "SCPERTURBDIFF_DATA"
 SEED = 0
@@ -34,6 +35,11 @@ profiles.register()  # --hypothesis-profile takes their names
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None):
+        return
+    import scvi
+    import torch
+
     torch.set_num_threads(1)
     scvi.settings.verbosity = logging.ERROR
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
@@ -43,6 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def seed() -> int:
     """Seed Python, NumPy and torch, and reset `scvi.settings.seed` to the same value, before every test."""
+    import scvi
+
     scvi.settings.seed = SEED
     return SEED
 
@@ -50,6 +58,8 @@ def seed() -> int:
 @pytest.fixture(autouse=True, scope="session")
 def logging_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Keep scvi-tools' logs and checkpoints out of the working directory."""
+    import scvi
+
     folder = tmp_path_factory.mktemp("scvi_log")
     scvi.settings.logging_dir = folder
     return folder
@@ -58,6 +68,8 @@ def logging_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def screen() -> AnnData:
     """A small simulated screen: C1 to C3, P01 to P04 and a pair, D1 and D2. Tests that change it take a copy."""
+    from scperturbdiff import datasets
+
     return datasets.simulate(
         n_contexts=3, n_perturbations=4, n_genes=100, n_cells_per_population=10, n_batches=2, combinations=1, seed=3
     )
@@ -66,6 +78,10 @@ def screen() -> AnnData:
 @pytest.fixture(scope="session")
 def trained_model(screen: AnnData) -> PerturbDiff:
     """A model of `screen`, hardly trained. Tests that change a model make their own."""
+    import scvi
+
+    from scperturbdiff import PerturbDiff
+
     scvi.settings.seed = SEED
     adata = screen.copy()
     PerturbDiff.setup_anndata(adata, **SETUP)

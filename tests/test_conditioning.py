@@ -23,16 +23,7 @@ GENES, COMPONENTS = 30, ("A", "B", "C")
 # with validation, anchors are fitted twice, which takes most of the time here
 FEW_STEPS = helpers.FEW_STEPS | {"validation_size": 0.0}
 CASES = list(itertools.product((False, True), (False, True), (False, True), (0, 1, 2)))
-PAIRWISE = {
-    (0, 0, 0, 0),
-    (0, 1, 1, 0),
-    (0, 0, 1, 1),
-    (1, 1, 0, 1),
-    (0, 0, 1, 2),
-    (1, 1, 1, 2),
-    (0, 1, 0, 2),
-    (1, 0, 0, 0),
-}
+PAIRWISE = {(0, 0, 0, 0), (1, 1, 1, 0), (0, 1, 1, 1), (1, 0, 0, 1), (1, 0, 1, 2), (0, 1, 0, 2)}
 """Cases that have every pair of options; others are slow."""
 
 

@@ -118,11 +118,12 @@ def test_loading_draws_no_random_numbers(folder: Path) -> None:
 
 
 def test_doses_features_covariates_and_lists_come_back(screen: AnnData, tmp_path: Path) -> None:
-    rng, cells = np.random.default_rng(0), screen.copy()
+    rng, cells = np.random.default_rng(0), screen[screen.obs["cell_type"].isin(["C1", "C2"])].copy()
     treated = (cells.obs["perturbation"] != "control").to_numpy()
-    cells.obs["dose"] = np.where(treated, rng.choice([0.1, 1.0], cells.n_obs), 0)
-    cells.obs["sex"] = pd.Categorical(rng.choice(["f", "m"], cells.n_obs))
-    cells.obs["hours"] = rng.choice([6.0, 24.0], cells.n_obs)
+    first = (cells.obs["donor"] == "D1").to_numpy()
+    cells.obs["dose"] = np.where(treated, np.where(first, 0.1, 1.0), 0)
+    cells.obs["sex"] = pd.Categorical(np.where(first, "f", "m"))
+    cells.obs["hours"] = np.where(cells.obs["cell_type"] == "C1", 6.0, 24.0)
     features = {name: rng.normal(size=3) for name in ("P01", "P02", "P03", "P04", "new")}
     keys = {"dose_key": "dose", "categorical_covariate_keys": ["sex"], "continuous_covariate_keys": ["hours"]}
     PerturbDiff.setup_anndata(cells, **SETUP, **keys, perturbation_embeddings=features)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import pytest
 import scanpy as sc
 
 if TYPE_CHECKING:
@@ -14,16 +15,22 @@ if TYPE_CHECKING:
     from scperturbdiff import PerturbDiff
 
 
-def test_predicted_cells_are_embedded_beside_controls(both: AnnData) -> None:
+def test_predicted_cells_lie_among_controls(both: AnnData) -> None:
     assert set(both.obs["perturbation"]) == {"P01", "P02", "control"}
     sc.pp.pca(both, n_comps=10)
     sc.pp.neighbors(both, n_neighbors=10)
-    sc.tl.umap(both, maxiter=30)
-    assert both.obsm["X_umap"].shape == (both.n_obs, 2) and np.isfinite(both.obsm["X_umap"]).all()
     # predicted cells lie among real ones: they have neighbours of the other kind
     made = (both.obs["perturbation"] != "control").to_numpy()
     mixed = both.obsp["connectivities"][made][:, ~made]
     assert (np.asarray(mixed.sum(axis=1)).ravel() > 0).mean() > 0.5
+
+
+@pytest.mark.slow  # umap-learn is compiled first
+def test_predicted_cells_are_embedded_beside_controls(both: AnnData) -> None:
+    sc.pp.pca(both, n_comps=10)
+    sc.pp.neighbors(both, n_neighbors=10)
+    sc.tl.umap(both, maxiter=30)
+    assert both.obsm["X_umap"].shape == (both.n_obs, 2) and np.isfinite(both.obsm["X_umap"]).all()
 
 
 def test_neighbours_in_the_latent_space(predicted: AnnData) -> None:

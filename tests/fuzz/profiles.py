@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-PROFILES = {"default": 20, "ci": 40, "long": 2500}
+PROFILES = {"default": 12, "ci": 40, "long": 2500}
 """Name -> whole cases, from set-up to a loaded model. On one core about half a minute, two minutes, half an hour."""
 
 

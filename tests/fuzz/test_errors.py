@@ -19,7 +19,7 @@ def raised(call: object) -> Exception:
 def test_an_error_of_the_package_that_names_what_is_wrong_is_clear() -> None:
     error = raised(lambda: check_counts(np.array([[0.5, 1]])))
     assert is_clear(error), unclear(error)
-    assert signature(error) == "ValueError < _counts.py:check_counts < _counts.check_counts"
+    assert signature(error) == "ValueError < _counts.py:check < _counts.check < _counts.check_counts"
     assert is_clear(raised(lambda: check_not_missing(pd.Series([None]), "donor")))
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from scperturbdiff.retrieval._search import Near, Search
-from scperturbdiff.retrieval._tables import Kriged, Tables
+from scperturbdiff.retrieval._search import Search
+from scperturbdiff.retrieval._tables import Kriged, Near, Tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

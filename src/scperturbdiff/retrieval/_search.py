@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scperturbdiff.retrieval._tables import Near
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,28 +25,6 @@ TREATMENTS, ASKED = 64, 128
 """Treatments, and conditions of one, that are searched at a time."""
 CACHED = 256
 """Places whose surroundings are kept."""
-
-
-class Near(NamedTuple):
-    """The `k` nearest of `q` conditions.
-
-    Which were asked and their variance without the flat prior `(q,)`; the numbers of the nearest, their covariance with
-    those asked, the part of it that comes from the flat prior, and which may not be used, `(q, k)` each.
-    """
-
-    asked: Codes
-    variance: Floats
-    near: Codes
-    covariance: Floats
-    from_flat: Floats
-    barred: NDArray[np.bool_]
-
-    def take(self, rows: slice) -> Near:
-        return Near._make(field[rows] for field in self)
-
-    @classmethod
-    def join(cls, parts: list[Near]) -> Near:
-        return cls._make(np.concatenate(fields) for fields in zip(*parts, strict=True))
 
 
 class Surroundings(NamedTuple):

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from scperturbdiff.retrieval._conditions import Conditions, Floats
     from scperturbdiff.retrieval._groups import Groups
     from scperturbdiff.retrieval._kernel import ResponseKernel
-    from scperturbdiff.retrieval._search import Near
 
     Codes = NDArray[np.int64]
     Parts = tuple[Floats | None, ...]
@@ -26,6 +25,28 @@ WHOLE = 2048
 """Tables of so many treatments or places are made once; of more, those of the neighbours at hand."""
 BARRED = 1e12
 """Variance of the noise of what may not be used."""
+
+
+class Near(NamedTuple):
+    """The `k` nearest of `q` conditions.
+
+    Which were asked and their variance without the flat prior `(q,)`; the numbers of the nearest, their covariance with
+    those asked, the part of it that comes from the flat prior, and which may not be used, `(q, k)` each.
+    """
+
+    asked: Codes
+    variance: Floats
+    near: Codes
+    covariance: Floats
+    from_flat: Floats
+    barred: NDArray[np.bool_]
+
+    def take(self, rows: slice) -> Near:
+        return Near._make(field[rows] for field in self)
+
+    @classmethod
+    def join(cls, parts: list[Near]) -> Near:
+        return cls._make(np.concatenate(fields) for fields in zip(*parts, strict=True))
 
 
 class Kriged(NamedTuple):
