@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 FEW = 2048
 """So many training conditions have their covariances computed once."""
 AVERAGED = ("context_scale", "context_share")
-"""Parameters of the kernel that are averaged for new contexts, not chosen."""
+FEW_CONTEXTS = 3
+"""Parameters of the kernel that are averaged for new contexts, not chosen, where no more contexts were left out."""
 DIGITS = 6
 """Of averages: sums round by the order of populations, which must not matter."""
 
@@ -164,10 +165,10 @@ def choose_widths(
 ) -> Widths:
     r"""Coordinate descent over :data:`GRID` on the error for conditions left out in the way of `novelty`.
 
-    For new contexts, how alike contexts are is averaged in the end, not chosen: a handful of them cannot choose among
-    so many widths, and the best one is best by chance. Each counts by the likelihood :math:`e^{-n/2}` of Gaussian
-    errors of unknown size, where :math:`e` is the mean error and :math:`n` the number of contexts: of many the best is
-    left.
+    For new contexts, how alike contexts are is averaged in the end, not chosen, where no more than three were left out:
+    these cannot choose among so many widths, and the best one is best by chance. Each counts by the likelihood
+    :math:`e^{-n/2}` of Gaussian errors of unknown size, where :math:`e` is the mean error and :math:`n` the number of
+    contexts.
 
     Parameters
     ----------
@@ -202,7 +203,7 @@ def choose_widths(
                 error = error_of(widths)
                 if error < best_error * (1 - 1e-3):
                     best, best_error = widths, error
-    if novelty != "context":
+    if novelty != "context" or len(patterns) > FEW_CONTEXTS:
         return best
     grid = [replace(best, context_scale=h, context_share=b) for h, b in product(*map(GRID.__getitem__, AVERAGED))]
     log_weight = -0.5 * len(patterns) * np.log(np.maximum([error_of(widths) for widths in grid], 1e-12))
