@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 FEW = 2048
 """So many training conditions have their covariances computed once."""
-AVERAGED = ("context_scale", "context_share")
-FEW_CONTEXTS = 3
-"""Parameters of the kernel that are averaged for new contexts, not chosen, where no more contexts were left out."""
+AVERAGED, FEW_CONTEXTS = ("context_scale", "context_share"), 3
+"""Parameters of the kernel that are averaged for new contexts, where no more contexts than this can be left out."""
 DIGITS = 6
 """Of averages: sums round by the order of populations, which must not matter."""
 
