@@ -29,8 +29,8 @@ def open_store(store: str | Path | Any) -> AnnData:
     ----------
     store
         Path of a `.zarr` store, sharded or not, or of an `.h5ad` file; a URL of a store that fsspec knows
-        (``"s3://..."``; needs fsspec and its package for that protocol); or an open :class:`zarr.Group` or
-        :class:`h5py.Group`.
+        (``"s3://..."``; needs fsspec and its package for that protocol); or an open ``zarr.Group`` or
+        ``h5py.Group``.
 
     Returns
     -------

@@ -33,7 +33,7 @@ class FoldEvidence:
     def weight(self, distance: float, settings: RetrievalSettings) -> float:
         """Weight of fold changes in [0, 1] for a condition whose controls are `distance` from the nearest known.
 
-        A regression in which conditions count as far as they were as new. One more says :func:`usual_weight`.
+        A regression in which conditions count as far as they were as new. One more says ``usual_weight``.
         """
         apart = np.log((1 + self.distance) / (1 + distance)) / settings.fold_width
         counts = np.exp(-0.5 * apart**2)
