@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,21 +145,42 @@ class PerturbDiffModule(BaseModuleClass):
         return self.vae.decode_frequencies(self.unstandardize(latent), batch)
 
     @torch.no_grad()
-    def moved_means(self, counts: Tensor, start: Tensor, moved: Tensor, residual: Tensor) -> MovedMeans:
-        """Mean counts of control cells and of where they go, as of the first batch.
+    def unmoved_means(self, counts: Tensor, start: Tensor) -> MovedMeans:
+        """Mean counts of control cells that stay where they are, as of the first batch.
 
         Parameters
         ----------
         counts
             Their counts, `(n_cells, n_genes)`.
-        start, moved
-            Their latent vectors, and where they go, standardised, `(n_cells, n_latent)`.
+        start
+            Their latent vectors, standardised, `(n_cells, n_latent)`.
+        """
+        library = counts.sum(-1, keepdim=True)
+        batch = torch.zeros_like(library, dtype=torch.long)
+        px = self.vae.generative(z=self.unstandardize(start), library=torch.zeros_like(library), batch_index=batch)[
+            "px"
+        ]
+        before = library * px.scale
+        return MovedMeans.of(counts, before, before, px.theta)
+
+    @torch.no_grad()
+    def moved_means(self, unmoved: MovedMeans, library: Tensor, moved: Tensor, residual: Tensor) -> MovedMeans:
+        """The same where they go.
+
+        Parameters
+        ----------
+        unmoved
+            Of :meth:`unmoved_means`.
+        library
+            Their counts in total, `(n_cells, 1)`.
+        moved
+            Where they go in the latent space, standardised, `(n_cells, n_latent)`.
         residual
             Log ratio of expected counts to decoded ones, `(n_genes,)`.
         """
-        batch, library = torch.zeros(len(start), dtype=torch.long, device=start.device), counts.sum(-1, keepdim=True)
-        after, dispersion = self._expected(self.unstandardize(moved), library.clamp(min=1).log(), batch, residual)
-        return MovedMeans.of(counts, library * self.shares(start, batch), after, dispersion)
+        batch = torch.zeros(len(moved), dtype=torch.long, device=moved.device)
+        after, _ = self._expected(self.unstandardize(moved), library.clamp(min=1).log(), batch, residual)
+        return replace(unmoved, after=after.mean(0))
 
     @torch.no_grad()
     def moved_counts(

@@ -47,14 +47,21 @@ def move_counts(
     if repeated is None or not repeated.any():
         return move(counts, before, after, dispersion, rng)
     all_of = counts, before, after, dispersion
+    if repeated.all():
+        return _redraw(*all_of, rng=rng)
     first, copies = positions(~repeated), positions(repeated)
     out = torch.empty_like(counts)
-    if len(first):
-        out.index_copy_(0, first, move(*(_rows(x, first) for x in all_of), rng))
-    counts, before, after, dispersion = (_rows(x, copies) for x in all_of)
+    out.index_copy_(0, first, move(*(_rows(x, first) for x in all_of), rng))
+    return out.index_copy_(0, copies, _redraw(*(_rows(x, copies) for x in all_of), rng=rng))
+
+
+def _redraw(
+    counts: Tensor, before: Tensor, after: Tensor, dispersion: Tensor, *, rng: torch.Generator | None
+) -> Tensor:
+    """:func:`move_counts` of copies: what their cell shows of `w` is kept, its Poisson noise is not."""
     shape = dispersion + counts
-    mean = (after * shape).div_(dispersion + before)
-    return out.index_copy_(0, copies, sample_negative_binomial(mean, shape, rng))
+    mean = (dispersion + before).reciprocal_().mul_(after).mul_(shape)
+    return sample_negative_binomial(mean, shape, rng)
 
 
 def _rows(values: Tensor, rows: Tensor) -> Tensor:

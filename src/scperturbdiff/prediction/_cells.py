@@ -12,6 +12,7 @@ from scperturbdiff.data import assemble_cells
 from scperturbdiff.prediction._shards import predict_shards
 from scperturbdiff.prediction._stream import CellWriter
 from scperturbdiff.prediction._team import Team
+from scperturbdiff.prediction._threads import one_blas_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,8 +41,13 @@ def predict_cells(
     check_flag("progress", progress)
     prepared.check_room(BYTES_PER_CELL + 4 * len(prepared.generator.module.latent_mean), output is None)
     team = None if output is None else Team.launched()
-    if output is not None and team is not None and (team.size > 1 or str(output).endswith(".zarr")):
-        return predict_shards(prepared, team, output, target_sum=target_sum, progress=progress)
+    with one_blas_thread():
+        if output is not None and team is not None and (team.size > 1 or str(output).endswith(".zarr")):
+            return predict_shards(prepared, team, output, target_sum=target_sum, progress=progress)
+        return _predict_alone(prepared, target_sum, progress, output)
+
+
+def _predict_alone(prepared: PreparedRequest, target_sum: float, progress: bool, output: str | Path | None) -> AnnData:
     pieces = prepared.generator.generate(prepared.request, progress)
     var = prepared.controls.var.loc[prepared.genes]
     if output is not None:

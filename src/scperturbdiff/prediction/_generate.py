@@ -16,7 +16,7 @@ from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, preview, rea
 from scperturbdiff.diffusion import Components, Condition
 from scperturbdiff.prediction._encode import encode_rows
 from scperturbdiff.prediction._finite import check_finite, check_weights
-from scperturbdiff.prediction._pieces import ControlGroup, Piece
+from scperturbdiff.prediction._pieces import ControlGroup, ControlSample, Piece
 from scperturbdiff.prediction._request import batch_codes
 from scperturbdiff.priors import make_prior
 from scperturbdiff.progress import shows_progress
@@ -98,6 +98,7 @@ class PopulationGenerator:
         self.adata, self.genes, self.layer, self.batches = adata, genes, layer, batches
         self.groups = groups
         self._encoded: dict[int, ControlGroup] = {}
+        self._samples: dict[int, ControlSample] = {}
         features = space.feature_matrix()
         self._features, self._has_features = module.scale_features(features)
         self._own_genes = space.target_genes(genes)
@@ -121,7 +122,7 @@ class PopulationGenerator:
             )
             found, self.evidence[i] = self._retrieve(asked)
             condition = self._condition(asked, found, group.latent, codes[i : i + 1], numbers[i : i + 1])
-            factors = self._gene_factors(group, asked, condition, found)
+            factors = self._gene_factors(request.group[i], asked, condition, found)
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
             if (component[i] >= 0).any() and self._stays(group, condition, found, factors):
                 self.unchanged[i] = ", ".join(str(name) for name in names if name != "")
@@ -143,7 +144,9 @@ class PopulationGenerator:
         """Encode a control group, once while there is room for what is encoded."""
         if group not in self._encoded:
             while sum(other.entries for other in self._encoded.values()) > KEPT_ENTRIES:
-                del self._encoded[next(iter(self._encoded))]
+                oldest = next(iter(self._encoded))
+                del self._encoded[oldest]
+                self._samples.pop(oldest, None)
             rows = self.groups.cells[group]
             counts = read_genes(self.adata, self.genes, self.layer, rows, counts=True)
             latent = self.module.standardize(encode_rows(self.module, counts))
@@ -164,6 +167,17 @@ class PopulationGenerator:
                 shares = self.module.shares(latent, torch.full((len(rows),), batch, device=latent.device))
             self._encoded[group] = ControlGroup(rows, latent, counts, batch, encoded, states, shares)
         return self._encoded[group]
+
+    def _sample(self, number: int) -> ControlSample:
+        """Mean expression of an encoded control group, found once."""
+        if number not in self._samples:
+            group = self._encoded[number]
+            n = min(len(group.rows), self.settings.shown_controls)
+            at = np.linspace(0, len(group.rows) - 1, n).astype(np.int64)
+            latent, counts = group.latent[self._put(at, torch.long)], self._put(group.counts[at].toarray())
+            unmoved = self.module.unmoved_means(counts, latent)
+            self._samples[number] = ControlSample(latent, counts.sum(-1, keepdim=True), unmoved)
+        return self._samples[number]
 
     def _retrieve(self, asked: Conditions) -> tuple[Retrieved, tuple[str, float]]:
         """What training says of one population, and its entry of `evidence`."""
@@ -198,10 +212,8 @@ class PopulationGenerator:
             put(np.ones(1)),
         )
 
-    def _gene_factors(
-        self, group: ControlGroup, asked: Conditions, condition: Condition, found: Retrieved
-    ) -> Tensor | None:
-        """Log factors on the decoded counts of a population, `(n_genes,)`."""
+    def _gene_factors(self, number: int, asked: Conditions, condition: Condition, found: Retrieved) -> Tensor | None:
+        """Log factors on the decoded counts of a population of control group `number`, `(n_genes,)`."""
         if self._retrieval is None or not found.residual.size:
             return None
         residual, weight = self._put(found.residual[0]), self._retrieval.fold_weight(asked, found.novelty[0])
@@ -209,10 +221,9 @@ class PopulationGenerator:
         own = self._put(columns[columns >= 0], torch.long)
         if not weight and not len(own):
             return residual
-        n = min(len(group.rows), self.settings.shown_controls)
-        at = np.linspace(0, len(group.rows) - 1, n).astype(np.int64)
-        start, counts = group.latent[torch.as_tensor(at, device=group.latent.device)], group.counts[at].toarray()
-        means = self.module.moved_means(self._put(counts), start, condition.prior.move(start[None])[0], residual)
+        sample = self._sample(number)
+        moved = condition.prior.move(sample.latent[None])[0]
+        means = self.module.moved_means(sample.unmoved, sample.library, moved, residual)
         factor = means.towards_fold(self._put(found.fold[0]), weight) if weight else torch.zeros_like(residual)
         if len(own):
             factor = means.at_least(factor, own, self._retrieval.own_gene.fold)

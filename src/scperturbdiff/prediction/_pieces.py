@@ -15,7 +15,27 @@ if TYPE_CHECKING:
     from scipy import sparse
     from torch import Tensor
 
+    from scperturbdiff.counts import MovedMeans
     from scperturbdiff.diffusion import EncodedControls
+
+
+@dataclass(frozen=True)
+class ControlSample:
+    """Some cells of a control group, evenly spaced: its mean expression, and what moves it.
+
+    Attributes
+    ----------
+    latent
+        Standardised latent vectors, `(n, n_latent)`.
+    library
+        Their counts in total, `(n, 1)`.
+    unmoved
+        Mean counts where they stay.
+    """
+
+    latent: Tensor
+    library: Tensor
+    unmoved: MovedMeans
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import torch
 
 from scperturbdiff.retrieval._conditions import novelty_of
 from scperturbdiff.retrieval._covariance import squared_distances
@@ -24,7 +25,6 @@ from scperturbdiff.retrieval._settings import RetrievalSettings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import torch
     from numpy.typing import NDArray
 
     from scperturbdiff.retrieval._conditions import Conditions, Floats, Novelty
@@ -288,11 +288,11 @@ class FittedRetrieval:
         out.spread[rows] = real * (weights * measured.spread[near]).sum(1)
         out.library[rows] = real * (weights * measured.library[near]).sum(1)
         if out.residual.shape[1]:
+            scaled = torch.from_numpy((real[:, None] * weights).astype(np.float32))
             for name in ("residual", "fold"):
-                of_genes = getattr(measured, name)
-                getattr(out, name)[rows] = [
-                    r * (w @ of_genes[k].astype(np.float32)) for r, w, k in zip(real, weights, near, strict=True)
-                ]
+                of_genes = torch.from_numpy(getattr(measured, name))  # which reads half precision faster than NumPy
+                rows_of = zip(scaled, torch.from_numpy(near), strict=True)
+                getattr(out, name)[rows] = torch.stack([w @ of_genes[k].float() for w, k in rows_of]).numpy()
 
     @cached_property
     def _n_contexts(self) -> int:

@@ -69,7 +69,8 @@ def fold_evidence(
                 for part in (found.residual, found.fold)
             )
             moved, library = prior.at(i).move(start[None])[0], float(np.exp(found.library[i]))
-            followed = residual + module.moved_means(counts, start, moved, residual).towards_fold(fold, 1.0)
+            unmoved, size = module.unmoved_means(counts, start), counts.sum(-1, keepdim=True)
+            followed = residual + module.moved_means(unmoved, size, moved, residual).towards_fold(fold, 1.0)
             (shifted, folded), (other_shifted, other_folded) = (
                 [
                     _mean_expression(_draw(module, counts, start, moved, library, factors, derived))
