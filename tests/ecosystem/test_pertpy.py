@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 
@@ -56,3 +57,15 @@ def test_tests_of_distances(tools: Any, controls: AnnData, predicted: AnnData) -
     table = test(moved(controls, predicted), groupby="perturbation", contrast="control", show_progressbar=False)
     assert {"P01", "P02", "strong"} <= set(table.index)
     assert table["pvalue"].astype(float).between(0, 1).all() and float(table.loc["strong", "pvalue"]) < 0.05
+
+
+def test_mixscape_finds_predicted_cells_that_respond(tools: Any, controls: AnnData, predicted: AnnData) -> None:
+    """A perturbation beyond doubt: nearly all of its cells are called perturbed, and no control cell is."""
+    cells = moved(controls, predicted)
+    cells = cells[cells.obs["perturbation"].isin(["control", "strong"])].copy()
+    mixscape = tools.Mixscape()
+    mixscape.perturbation_signature(cells, "perturbation", "control", n_neighbors=10)
+    mixscape.mixscape(cells, "perturbation", "control", layer="X_pert", min_de_genes=2)
+    called = pd.crosstab(cells.obs["perturbation"], cells.obs["mixscape_class_global"])
+    assert called.loc["control", "control"] == (cells.obs["perturbation"] == "control").sum()
+    assert called.loc["strong", "KO"] > 0.8 * called.loc["strong"].sum()
