@@ -112,10 +112,10 @@ def test_values_that_are_not_the_same_in_every_table_are_refused(adata: AnnData,
 def test_names_that_no_file_can_hold_are_refused(adata: AnnData, bad: str) -> None:
     for key, old in (("perturbation", "P01"), ("cell_type", "C1"), ("donor", "D1")):
         changed = adata.copy()
-        changed.obs[key] = changed.obs[key].astype(str).replace(old, bad)
+        changed.obs[key] = changed.obs[key].astype(object).replace(old, bad)
         with pytest.raises(ValueError, match=rf"obs\['{key}'\] has 1 names with NUL or half characters"):
             setup(changed)
-    adata.var_names = [bad, *adata.var_names[1:]]
+    adata.var.index = pd.Index([bad, *adata.var_names[1:]], dtype=object)
     with pytest.raises(ValueError, match="adata.var_names has 1 names with NUL"):
         check_unique_names(adata)
 

@@ -424,7 +424,9 @@ def _(file: h5py.File) -> None:
 def _names(name: str, change: Callable[[list[str]], list[Any]], outcome: str, where: str = "obs/_index") -> None:
     @in_file(f"{where}: {name}", outcome)
     def _(file: h5py.File) -> None:
-        values = change(file[where].asstr()[:].tolist())
+        found = file[where]
+        found = found["values"] if isinstance(found, h5py.Group) else found  # anndata 0.13 writes a mask beside them
+        values = change(found.asstr()[:].tolist())
         kind = h5py.string_dtype() if all(isinstance(value, str) for value in values) else None
         _put(file, where, np.array(values, dtype=kind) if kind else np.array(values))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scperturbdiff.data._messages import did_you_mean, preview
+from scperturbdiff.data._messages import check_text, did_you_mean, preview
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +101,12 @@ class Labels:
     ) -> tuple[NDArray[np.int64], list[Any], list[tuple[str, ...]]]:
         """Number of each row's label, the different labels, and what is joined in each, the control included."""
         check_not_missing(column, self.key, where)
-        codes, labels = pd.factorize(_hashable(column).to_numpy(dtype=object))
+        try:
+            text = _hashable(column)
+        except UnicodeEncodeError:  # pandas 3 makes no text of what cannot be written
+            check_text(map(str, column.astype(object).unique()), f"{where}[{self.key!r}]")
+            raise
+        codes, labels = pd.factorize(text.to_numpy(dtype=object))
         return codes, list(labels), [self._written(label) for label in labels]
 
     def read(self, obs: pd.DataFrame, where: str = "obs") -> pd.DataFrame:

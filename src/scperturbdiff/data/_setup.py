@@ -73,6 +73,8 @@ def learn_conditions(
     if perturbation_key is not None and control is None:
         raise ValueError("control=... is needed: the value of the perturbation column that marks control cells.")
     check_roles(perturbation_key, dose_key, contexts, categorical, continuous, batch_key)
+    for key in categorical:  # whose categories are sorted below
+        check_not_missing(adata.obs[key], key)
     space = ConditionSpace(
         perturbation_key,
         None if control is None else str(control),

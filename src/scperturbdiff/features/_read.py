@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 SUFFIXES = (*SEPARATORS, *(f"{suffix}.gz" for suffix in SEPARATORS), ".parquet", ".npz")
 """Names of files that are read."""
+MARK = "="
+"""Stands before names while they are read."""
 
 
 def read(
@@ -102,11 +104,13 @@ def _read_file(path: Path) -> pd.DataFrame:
         if suffix == ".parquet":
             return _read_parquet(path)
         separator = SEPARATORS[suffix.removesuffix(".gz")]
-        # names are text whatever they look like, and so no index yet: a gene may be called NAN
-        table = pd.read_csv(path, sep=separator, converters={0: str}, low_memory=False)
+        # names are text whatever they look like, and so no index yet: a gene may be called NAN. pandas 3 takes that for
+        # missing, even where a converter returns it
+        table = pd.read_csv(path, sep=separator, converters={0: MARK.__add__}, low_memory=False)
         if not isinstance(table.index, pd.RangeIndex):
             raise ValueError("rows have more columns than the header. Give the column of names a title, too.")
-        return table.set_index(table.columns[0])
+        names = table.pop(table.columns[0]).str.removeprefix(MARK)
+        return table.set_index(names)
     except (ImportError, TypeError, MemoryError):
         raise
     except Exception as error:  # of a damaged file libraries say anything
