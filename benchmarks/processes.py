@@ -19,29 +19,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pandas as pd
 from common import parser, quiet, save
+from speed import Watch
 
 import scperturbdiff as spd
 
 BATCH, POPULATIONS = 128, 16
 
 
-class Epochs(pl.Callback):
-    """Seconds of each epoch."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seconds.append((time.perf_counter() - self._start) / trainer.num_training_batches)
-
-
 def prepare(options: argparse.Namespace) -> spd.PerturbDiff:
+    """A model of the screen, not trained."""
     adata = spd.datasets.simulate(
         n_contexts=6, n_perturbations=10, n_cells_per_population=100, n_genes=options.genes, n_batches=1, seed=0
     )
@@ -52,7 +40,7 @@ def prepare(options: argparse.Namespace) -> spd.PerturbDiff:
 def train(options: argparse.Namespace) -> None:
     """One of the processes; the first one prints."""
     quiet()
-    n, model, vae, generator = int(os.environ["WORLD_SIZE"]), prepare(options), Epochs(), Epochs()
+    n, model, vae, generator = int(os.environ["WORLD_SIZE"]), prepare(options), Watch("cpu", False), Watch("cpu", False)
     common: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "seed": 0}
     if n > 1:
         common |= {"devices": n, "strategy": "ddp"}
@@ -73,8 +61,8 @@ def train(options: argparse.Namespace) -> None:
         **common,
     )
     if os.environ["RANK"] == "0":
-        rates = {"vae_cells_s": n * BATCH / min(vae.seconds[1:])}
-        rates["network_populations_s"] = n * POPULATIONS / min(generator.seconds[1:])
+        rates = {"vae_cells_s": n * BATCH / min(vae.steps)}
+        rates["network_populations_s"] = n * POPULATIONS / min(generator.steps)
         print(json.dumps(rates), flush=True)
         model.save(str(options.folder / f"model{n}"), overwrite=True)
 

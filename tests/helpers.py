@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 import numpy as np
 from pandas.testing import assert_frame_equal
 
+from scperturbdiff.diffusion import GeneratorTrainingPlan
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
 
 TINY: dict[str, Any] = {"n_latent": 4, "n_hidden": 8, "width": 8, "n_layers": 1, "n_heads": 1}
@@ -51,3 +56,19 @@ def assert_same_cells(a: AnnData, b: AnnData) -> None:
     assert (a.X != b.X).nnz == 0
     assert (a.layers["counts"] != b.layers["counts"]).nnz == 0
     np.testing.assert_array_equal(a.obsm["X_perturbdiff"], b.obsm["X_perturbdiff"])
+
+
+class FirstStep(pl.Callback):
+    """Hands `watch` a step of the second stage, forwards and backwards, before training makes its first one."""
+
+    def __init__(self, watch: Callable[[Callable[[], None]], None]) -> None:
+        self.watch = watch
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not isinstance(pl_module, GeneratorTrainingPlan):
+            return
+        plan: Any = pl_module
+        log, plan.log = plan.log, lambda *args, **kwargs: None
+        self.watch(lambda: plan.training_step(None, 0).backward())
+        plan.zero_grad()
+        plan.log = log

@@ -155,13 +155,10 @@ class PerturbDiffModule(BaseModuleClass):
         start
             Their latent vectors, standardised, `(n_cells, n_latent)`.
         """
-        library = counts.sum(-1, keepdim=True)
-        batch = torch.zeros_like(library, dtype=torch.long)
-        px = self.vae.generative(z=self.unstandardize(start), library=torch.zeros_like(library), batch_index=batch)[
-            "px"
-        ]
-        before = library * px.scale
-        return MovedMeans.of(counts, before, before, px.theta)
+        batch, library = torch.zeros(len(start), dtype=torch.long, device=start.device), counts.sum(-1, keepdim=True)
+        share, dispersion = self._expected(self.unstandardize(start), torch.zeros_like(library), batch, None)
+        before = library * share
+        return MovedMeans.of(counts, before, before, dispersion)
 
     @torch.no_grad()
     def moved_means(self, unmoved: MovedMeans, library: Tensor, moved: Tensor, residual: Tensor) -> MovedMeans:

@@ -60,7 +60,7 @@ def _redraw(
 ) -> Tensor:
     """:func:`move_counts` of copies: what their cell shows of `w` is kept, its Poisson noise is not."""
     shape = dispersion + counts
-    mean = (dispersion + before).reciprocal_().mul_(after).mul_(shape)
+    mean = (after * shape).div_(dispersion + before)
     return sample_negative_binomial(mean, shape, rng)
 
 

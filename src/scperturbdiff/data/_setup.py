@@ -73,8 +73,6 @@ def learn_conditions(
     if perturbation_key is not None and control is None:
         raise ValueError("control=... is needed: the value of the perturbation column that marks control cells.")
     check_roles(perturbation_key, dose_key, contexts, categorical, continuous, batch_key)
-    for key in categorical:  # whose categories are sorted below
-        check_not_missing(adata.obs[key], key)
     space = ConditionSpace(
         perturbation_key,
         None if control is None else str(control),
@@ -86,7 +84,6 @@ def learn_conditions(
         continuous,
         (),
         features=None if perturbation_embeddings is None else FeatureTable.parse(perturbation_embeddings, adata),
-        categories={key: tuple(sorted(adata.obs[key].astype(str).unique())) for key in categorical},
         scales={key: _scale(adata.obs[key], key) for key in continuous},
     )
     match = space.obs_keys if control_match_keys is None else check_texts("control_match_keys", control_match_keys)
@@ -98,6 +95,8 @@ def learn_conditions(
         )
     for key in space.obs_keys:
         check_not_missing(adata.obs[key], key)
+    categories = {key: tuple(sorted(adata.obs[key].astype(str).unique())) for key in categorical}
+    space = replace(space, categories=categories)
     check_plain(adata.obs, [key for key in space.obs_keys if key not in continuous])
     if perturbation_key is not None:
         space.labels.check_control(adata.obs)

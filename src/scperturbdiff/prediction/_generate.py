@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,7 +99,6 @@ class PopulationGenerator:
         self.adata, self.genes, self.layer, self.batches = adata, genes, layer, batches
         self.groups = groups
         self._encoded: dict[int, ControlGroup] = {}
-        self._samples: dict[int, ControlSample] = {}
         features = space.feature_matrix()
         self._features, self._has_features = module.scale_features(features)
         self._own_genes = space.target_genes(genes)
@@ -122,7 +122,7 @@ class PopulationGenerator:
             )
             found, self.evidence[i] = self._retrieve(asked)
             condition = self._condition(asked, found, group.latent, codes[i : i + 1], numbers[i : i + 1])
-            factors = self._gene_factors(request.group[i], asked, condition, found)
+            factors = self._gene_factors(group, asked, condition, found)
             names = [request.table[column].iloc[i] for column in (PERTURBATION, DOSE, *self.space.obs_keys)]
             if (component[i] >= 0).any() and self._stays(group, condition, found, factors):
                 self.unchanged[i] = ", ".join(str(name) for name in names if name != "")
@@ -144,9 +144,7 @@ class PopulationGenerator:
         """Encode a control group, once while there is room for what is encoded."""
         if group not in self._encoded:
             while sum(other.entries for other in self._encoded.values()) > KEPT_ENTRIES:
-                oldest = next(iter(self._encoded))
-                del self._encoded[oldest]
-                self._samples.pop(oldest, None)
+                del self._encoded[next(iter(self._encoded))]
             rows = self.groups.cells[group]
             counts = read_genes(self.adata, self.genes, self.layer, rows, counts=True)
             latent = self.module.standardize(encode_rows(self.module, counts))
@@ -165,19 +163,15 @@ class PopulationGenerator:
             shares = None
             if batch >= 0 and len(rows) * len(self.genes) <= KEPT_SHARES:
                 shares = self.module.shares(latent, torch.full((len(rows),), batch, device=latent.device))
-            self._encoded[group] = ControlGroup(rows, latent, counts, batch, encoded, states, shares)
+            sample = cache(partial(self._sample, latent, counts))
+            self._encoded[group] = ControlGroup(rows, latent, counts, batch, encoded, states, sample, shares)
         return self._encoded[group]
 
-    def _sample(self, number: int) -> ControlSample:
-        """Mean expression of an encoded control group, found once."""
-        if number not in self._samples:
-            group = self._encoded[number]
-            n = min(len(group.rows), self.settings.shown_controls)
-            at = np.linspace(0, len(group.rows) - 1, n).astype(np.int64)
-            latent, counts = group.latent[self._put(at, torch.long)], self._put(group.counts[at].toarray())
-            unmoved = self.module.unmoved_means(counts, latent)
-            self._samples[number] = ControlSample(latent, counts.sum(-1, keepdim=True), unmoved)
-        return self._samples[number]
+    def _sample(self, latent: Tensor, counts: sparse.csr_matrix) -> ControlSample:
+        """Some cells of a control group, evenly spaced, with their mean expression."""
+        at = np.linspace(0, len(latent) - 1, min(len(latent), self.settings.shown_controls)).astype(np.int64)
+        some, dense = latent[self._put(at, torch.long)], self._put(counts[at].toarray())
+        return ControlSample(some, dense.sum(-1, keepdim=True), self.module.unmoved_means(dense, some))
 
     def _retrieve(self, asked: Conditions) -> tuple[Retrieved, tuple[str, float]]:
         """What training says of one population, and its entry of `evidence`."""
@@ -212,8 +206,10 @@ class PopulationGenerator:
             put(np.ones(1)),
         )
 
-    def _gene_factors(self, number: int, asked: Conditions, condition: Condition, found: Retrieved) -> Tensor | None:
-        """Log factors on the decoded counts of a population of control group `number`, `(n_genes,)`."""
+    def _gene_factors(
+        self, group: ControlGroup, asked: Conditions, condition: Condition, found: Retrieved
+    ) -> Tensor | None:
+        """Log factors on the decoded counts of a population, `(n_genes,)`."""
         if self._retrieval is None or not found.residual.size:
             return None
         residual, weight = self._put(found.residual[0]), self._retrieval.fold_weight(asked, found.novelty[0])
@@ -221,7 +217,7 @@ class PopulationGenerator:
         own = self._put(columns[columns >= 0], torch.long)
         if not weight and not len(own):
             return residual
-        sample = self._sample(number)
+        sample = group.sample()
         moved = condition.prior.move(sample.latent[None])[0]
         means = self.module.moved_means(sample.unmoved, sample.library, moved, residual)
         factor = means.towards_fold(self._put(found.fold[0]), weight) if weight else torch.zeros_like(residual)

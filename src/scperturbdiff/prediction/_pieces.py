@@ -10,6 +10,8 @@ from scperturbdiff.diffusion import Sampler
 from scperturbdiff.seeds import check_seed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
     from scipy import sparse
@@ -56,6 +58,8 @@ class ControlGroup:
         What the network sees of them.
     states
         Their states, `(n,)`; `None` where there is one.
+    sample
+        Some of them, found when it is first asked for.
     shares
         Expected share of each gene in their counts, `(n, n_genes)`; `None` where that is too much to keep, or depends
         on the batch of the population.
@@ -67,6 +71,7 @@ class ControlGroup:
     batch: int
     controls: EncodedControls
     states: NDArray[np.int64] | None
+    sample: Callable[[], ControlSample]
     shares: Tensor | None = None
 
     @property

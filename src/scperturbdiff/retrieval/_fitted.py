@@ -288,11 +288,11 @@ class FittedRetrieval:
         out.spread[rows] = real * (weights * measured.spread[near]).sum(1)
         out.library[rows] = real * (weights * measured.library[near]).sum(1)
         if out.residual.shape[1]:
-            scaled = torch.from_numpy((real[:, None] * weights).astype(np.float32))
             for name in ("residual", "fold"):
                 of_genes = torch.from_numpy(getattr(measured, name))  # which reads half precision faster than NumPy
-                rows_of = zip(scaled, torch.from_numpy(near), strict=True)
-                getattr(out, name)[rows] = torch.stack([w @ of_genes[k].float() for w, k in rows_of]).numpy()
+                getattr(out, name)[rows] = [
+                    r * (w @ of_genes[k].float().numpy()) for r, w, k in zip(real, weights, near, strict=True)
+                ]
 
     @cached_property
     def _n_contexts(self) -> int:
