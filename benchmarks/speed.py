@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import scperturbdiff as spd
 from scperturbdiff.diffusion import Components, Condition, Generator, Prior
+from scperturbdiff.prediction import _generate
 
 if TYPE_CHECKING:
     import argparse
@@ -226,7 +227,8 @@ def prediction(options: argparse.Namespace, model: spd.PerturbDiff, adata: AnnDa
         return run
 
     generator.sample = timed("sampling", generator.sample)
-    module.moved_counts = timed("decoding", module.moved_counts)
+    module.decode = timed("decoding", module.decode)
+    _generate.respond = timed("counts", _generate.respond)
     rows: list[dict[str, Any]] = []
     for n_cells in options.predict:
         spent.clear()
@@ -240,6 +242,7 @@ def prediction(options: argparse.Namespace, model: spd.PerturbDiff, adata: AnnDa
                 "cells_s": predicted.n_obs / seconds,
                 "sampling_share": spent["sampling"] / seconds,
                 "decoding_share": spent["decoding"] / seconds,
+                "counts_share": spent["counts"] / seconds,
             }
         )
     table = pd.DataFrame(rows)

@@ -41,6 +41,8 @@ CONTROL, SETUP = "control", {"batch_key": "donor", "control_match_keys": ["donor
 class FixedPoint(nn.Module):
     """A first stage that loses nothing: counts are coordinates in fixed point."""
 
+    n_input = N_LATENT + 1
+
     def encode(self, counts: Tensor) -> Tensor:
         """Coordinates `(n_cells, N_LATENT)`."""
         return counts[:, :N_LATENT] / SCALE - OFFSET
@@ -58,7 +60,7 @@ class FixedPoint(nn.Module):
     def generative(self, z: Tensor, library: Tensor, **_: Any) -> dict[str, Any]:
         """Mean counts at a log library size, with next to no dispersion."""
         mean = library.exp() * self.decode_frequencies(z)
-        return {"px": SimpleNamespace(mu=mean, theta=torch.full_like(mean, 1e6))}
+        return {"px": SimpleNamespace(mu=mean, scale=self.decode_frequencies(z), theta=torch.full_like(mean, 1e6))}
 
 
 @dataclass(frozen=True)

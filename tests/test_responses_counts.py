@@ -15,6 +15,7 @@ from scipy import sparse
 
 from scperturbdiff import PerturbDiff, datasets
 from scperturbdiff import responses as module_of_responses
+from scperturbdiff.counts import respond
 from scperturbdiff.data import Groups
 from scperturbdiff.module import PerturbDiffModule
 from scperturbdiff.responses import MeasuredPopulations, ResponseSettings, measure_populations
@@ -135,13 +136,12 @@ START, DRAWN = torch.tensor([[30.0, 50.0, 40.0, 80.0]]), 40_000
 
 
 def generated(
-    module: PerturbDiffModule, start: torch.Tensor = START, **kwargs: Any
+    module: PerturbDiffModule, start: torch.Tensor = START, residual: torch.Tensor | None = None, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean counts of cells that start from these counts, and the mean of the VAE for their library size."""
     latent, batch = torch.zeros(DRAWN, 2), torch.zeros(DRAWN)
-    counts = module.moved_counts(latent, batch, start.expand(DRAWN, -1), latent, batch, **kwargs)
-    with torch.no_grad():
-        return counts.mean(0), start.sum() * module.vae.decode_frequencies(latent[:1], batch[:1])[0]
+    before, after = module.decode(latent, batch).share, module.decode(latent, batch, residual)
+    return respond(start.expand(DRAWN, -1), before, after, **kwargs).mean(0), start.sum() * before[0]
 
 
 def test_counts_follow_the_residual_and_keep_the_library_size(module: PerturbDiffModule) -> None:

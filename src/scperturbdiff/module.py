@@ -11,7 +11,7 @@ import torch
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor
 
-from scperturbdiff.counts import EPS, MovedMeans, move_counts, scale_response
+from scperturbdiff.counts import EPS, Decoded, MovedMeans, scale_response
 from scperturbdiff.diffusion import Generator
 from scperturbdiff.latent import LatentVAE
 from scperturbdiff.retrieval import Retrieval, RetrievalSettings, StateRetrieval
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
-
-MIN_RATIO = 0.05
-"""Smallest ratio of library sizes of a cell that responds strongly."""
 
 
 class PerturbDiffModule(BaseModuleClass):
@@ -156,9 +153,9 @@ class PerturbDiffModule(BaseModuleClass):
             Their latent vectors, standardised, `(n_cells, n_latent)`.
         """
         batch, library = torch.zeros(len(start), dtype=torch.long, device=start.device), counts.sum(-1, keepdim=True)
-        share, dispersion = self._expected(self.unstandardize(start), torch.zeros_like(library), batch, None)
-        before = library * share
-        return MovedMeans.of(counts, before, before, dispersion)
+        decoded = self.decode(self.unstandardize(start), batch)
+        before = library * decoded.share
+        return MovedMeans.of(counts, before, before, decoded.dispersion)
 
     @torch.no_grad()
     def moved_means(self, unmoved: MovedMeans, library: Tensor, moved: Tensor, residual: Tensor) -> MovedMeans:
@@ -176,78 +173,28 @@ class PerturbDiffModule(BaseModuleClass):
             Log ratio of expected counts to decoded ones, `(n_genes,)`.
         """
         batch = torch.zeros(len(moved), dtype=torch.long, device=moved.device)
-        after, _ = self._expected(self.unstandardize(moved), library.clamp(min=1).log(), batch, residual)
+        after = library.clamp(min=1) * self.decode(self.unstandardize(moved), batch, residual).share
         return replace(unmoved, after=after.mean(0))
 
     @torch.no_grad()
-    def moved_counts(
-        self,
-        latent: Tensor,
-        batch: Tensor,
-        start_counts: Tensor,
-        start_latent: Tensor,
-        start_batch: Tensor,
-        library_ratio: float = 1.0,
-        residual: Tensor | None = None,
-        repeated: Tensor | None = None,
-        rng: torch.Generator | None = None,
-        factor: Tensor | None = None,
-        start_shares: Tensor | None = None,
-    ) -> Tensor:
-        r"""Sample counts of cells as if the control cells they started from had moved in the latent space.
-
-        The mean of gene `g` is :math:`\ell h_g(z)`, :math:`\ell` the cell's library size. What a control cell shows,
-        given its counts, of what the decoder cannot know is kept (:func:`~scperturbdiff.counts.move_counts`): where the
-        VAE is right, counts have its negative binomial law; where it is not, generated cells keep what it cannot
-        reconstruct of real ones.
+    def decode(self, latent: Tensor, batch: Tensor, residual: Tensor | None = None) -> Decoded:
+        """What to expect of the counts of cells.
 
         Parameters
         ----------
         latent
-            Where the cells go, `(n_cells, n_latent)`, not standardised.
+            Latent vectors, `(n_cells, n_latent)`, not standardised.
         batch
             Batch codes to decode with, `(n_cells,)`.
-        start_counts, start_latent, start_batch
-            Counts `(n_cells, n_genes)`, latent vectors (not standardised) and batch codes of the control cells.
-        library_ratio
-            Expected library sizes relative to those of the control cells.
         residual
             Log ratio of expected counts to decoded ones, `(n_genes,)`; cells keep their expected library size.
-        repeated
-            Cells whose control cell another one has already started from, `(n_cells,)`.
-        rng
-            What is drawn from; `None`: torch's global generator.
-        factor
-            How strongly each cell responds, relative to what `latent` says, `(n_cells,)`; `None`: as it says.
-        start_shares
-            Expected share of each gene in the control cells' counts, if at hand, `(n_cells, n_genes)`.
-
-        Returns
-        -------
-        Counts `(n_cells, n_genes)`.
         """
-        library = start_counts.sum(-1, keepdim=True)
-        after, dispersion = self._expected(latent, (library_ratio * library).log(), batch, residual)
-        if start_shares is None:
-            start_shares = self.vae.decode_frequencies(start_latent, start_batch)
-        before = library * start_shares
-        if factor is not None:
-            factor = factor[:, None]
-            ratio = (1 + factor * (library_ratio - 1)).clamp(min=MIN_RATIO)
-            further = start_latent + factor * (latent - start_latent)
-            further_after, _ = self._expected(further, (ratio * library).log(), batch, residual)
-            after = scale_response(before, after, further_after, factor)
-        return move_counts(start_counts, before, after, dispersion.expand_as(before), repeated, rng)
-
-    def _expected(
-        self, latent: Tensor, log_library: Tensor, batch: Tensor, residual: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Mean counts `(n_cells, n_genes)` of latent vectors, not standardised, with residuals, and dispersions."""
-        px = self.vae.generative(z=latent, library=log_library, batch_index=batch[:, None].long())["px"]
+        none = torch.zeros(len(latent), 1, device=latent.device)
+        px = self.vae.generative(z=latent, library=none, batch_index=batch[:, None].long())["px"]
         if residual is None:
-            return px.mu, px.theta
-        after = px.mu * residual.exp()
-        return after.mul_(px.mu.sum(-1, keepdim=True) / after.sum(-1, keepdim=True).clamp(min=EPS)), px.theta
+            return Decoded(px.scale, px.theta)
+        share = px.scale * residual.exp()
+        return Decoded(share.div_(share.sum(-1, keepdim=True).clamp(min=EPS)), px.theta)
 
     @torch.no_grad()
     def expression(self, latent: Tensor, target_sum: float = 1e4) -> Tensor:

@@ -93,7 +93,7 @@ def test_cells_do_not_depend_on_how_many_groups_are_kept(
 ) -> None:
     options: dict[str, Any] = {"seed": 0, "progress": False}
     whole = trained_model.predict(controls, ["P01", "P02"], **options)
-    monkeypatch.setattr("scperturbdiff.prediction._generate.KEPT_ENTRIES", 0)
+    monkeypatch.setattr("scperturbdiff.prediction._encoded.KEPT_ENTRIES", 0)
     assert_same_cells(trained_model.predict(controls, ["P01", "P02"], **options), whole)
 
 

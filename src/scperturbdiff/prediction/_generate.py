@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +11,12 @@ import torch
 from scipy import sparse
 from scvi.utils import track
 
-from scperturbdiff.counts import positions
-from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, preview, read_genes, resample_controls
+from scperturbdiff.counts import positions, respond
+from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, preview, resample_controls
 from scperturbdiff.diffusion import Components, Condition
-from scperturbdiff.prediction._encode import encode_rows
+from scperturbdiff.prediction._encoded import Destinations, EncodedGroups
 from scperturbdiff.prediction._finite import check_finite, check_weights
-from scperturbdiff.prediction._pieces import ControlGroup, ControlSample, Piece
+from scperturbdiff.prediction._pieces import Piece
 from scperturbdiff.prediction._request import batch_codes
 from scperturbdiff.priors import make_prior
 from scperturbdiff.progress import shows_progress
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
     from scperturbdiff.data import ConditionSpace
     from scperturbdiff.module import PerturbDiffModule
-    from scperturbdiff.prediction._pieces import Settings
+    from scperturbdiff.prediction._pieces import ControlGroup, Settings
     from scperturbdiff.prediction._request import ControlGroups, PopulationRequest
 
 
@@ -44,10 +43,6 @@ PIECES = 64
 """Pieces of a population that are handed on together."""
 NO_CHANGE = 1e-3
 """Moves of latent vectors, in their standard deviations, and log fold changes that are no effect."""
-KEPT_ENTRIES = 2**28
-"""Counts of control cells that are kept to be used again, at most: 2 GB."""
-KEPT_SHARES = 2**24
-"""Expected shares of genes in the control cells of a group that are kept, at most: 64 MB."""
 LARGEST = 2**31 - 2**7
 """The largest 32-bit integer that is a number of single precision, too."""
 
@@ -96,9 +91,8 @@ class PopulationGenerator:
         where it says what happens, near 1 where it says nothing; NaN without retrieval."""
         self.unchanged: dict[int, str] = {}
         """Populations that are predicted as their controls: what training measured is within the noise of sampling."""
-        self.adata, self.genes, self.layer, self.batches = adata, genes, layer, batches
-        self.groups = groups
-        self._encoded: dict[int, ControlGroup] = {}
+        self.layer, self.batches, self.groups = layer, batches, groups
+        self._encoded = EncodedGroups(module, adata, genes, layer, batches, space.batch_key, groups, settings)
         features = space.feature_matrix()
         self._features, self._has_features = module.scale_features(features)
         self._own_genes = space.target_genes(genes)
@@ -115,7 +109,7 @@ class PopulationGenerator:
         batch = batch_codes(request.table, self.space, self.batches, self.transform_batch)
         wanted = range(len(request)) if only is None else only
         for i in track(wanted, description="Generating populations", disable=not (progress and shows_progress())):
-            group = self._group(request.group[i])
+            group = self._encoded[request.group[i]]
             mean = group.latent.double().mean(0).cpu().numpy()[None]
             asked = Conditions(
                 mean, component[i : i + 1], dose[i : i + 1], context[i : i + 1], np.full(1, 1 / len(group.rows))
@@ -139,39 +133,6 @@ class PopulationGenerator:
         if self.unchanged:
             text = "%d of %d populations are predicted as their controls, no effect beyond the noise of sampling: %s."
             logger.warning(text, len(self.unchanged), len(request), preview(self.unchanged.values()))
-
-    def _group(self, group: int) -> ControlGroup:
-        """Encode a control group, once while there is room for what is encoded."""
-        if group not in self._encoded:
-            while sum(other.entries for other in self._encoded.values()) > KEPT_ENTRIES:
-                del self._encoded[next(iter(self._encoded))]
-            rows = self.groups.cells[group]
-            counts = read_genes(self.adata, self.genes, self.layer, rows, counts=True)
-            latent = self.module.standardize(encode_rows(self.module, counts))
-            own = self.groups.labels.iloc[group].get(self.space.batch_key) if self.space.batch_key else self.batches[0]
-            batch = self.batches.index(str(own)) if str(own) in self.batches else -1
-            shown = latent
-            if len(rows) > self.settings.shown_controls:
-                names = self.groups.labels.iloc[group].astype(str)
-                order = np.random.default_rng(derive_seed(self.settings.seed, "controls", *names)).permutation(
-                    len(rows)
-                )
-                shown = latent[torch.as_tensor(order[: self.settings.shown_controls], device=latent.device)]
-            encoded, states = self.module.generator_ema.encode_controls(shown[None]), None
-            if self._by_state is not None:
-                states = self._by_state.states.shares(latent.cpu().numpy()).argmax(1)
-            shares = None
-            if batch >= 0 and len(rows) * len(self.genes) <= KEPT_SHARES:
-                shares = self.module.shares(latent, torch.full((len(rows),), batch, device=latent.device))
-            sample = cache(partial(self._sample, latent, counts))
-            self._encoded[group] = ControlGroup(rows, latent, counts, batch, encoded, states, sample, shares)
-        return self._encoded[group]
-
-    def _sample(self, latent: Tensor, counts: sparse.csr_matrix) -> ControlSample:
-        """Some cells of a control group, evenly spaced, with their mean expression."""
-        at = np.linspace(0, len(latent) - 1, min(len(latent), self.settings.shown_controls)).astype(np.int64)
-        some, dense = latent[self._put(at, torch.long)], self._put(counts[at].toarray())
-        return ControlSample(some, dense.sum(-1, keepdim=True), self.module.unmoved_means(dense, some))
 
     def _retrieve(self, asked: Conditions) -> tuple[Retrieved, tuple[str, float]]:
         """What training says of one population, and its entry of `evidence`."""
@@ -288,6 +249,8 @@ class PopulationGenerator:
         # pieces of equal size: a last piece of a few cells would be a population of its own to the network
         n_pieces = -(-len(chosen) // settings.piece)
         ends = np.cumsum([0, *map(len, np.array_split(np.arange(len(chosen)), n_pieces))])
+        together = repeated.any() and not generator.parts_cells(settings.n_steps, mixture=guess)
+        places = Destinations(self.module, batch, factors, len(group.rows) if together else None)
         latents, counts, first = [], [], 0
         for number, part in enumerate(map(slice, ends[:-1], ends[1:]), 1):
             piece = at[part]
@@ -305,24 +268,26 @@ class PopulationGenerator:
                 rng=rng,
             )[0]
             latent = check_finite(self.module.unstandardize(z), "Predicted latent vectors")
-            start = self.module.unstandardize(group.latent[piece])
-            strength = None if factor is None else factor[part]
-            codes = torch.full((len(piece),), batch, device=device)
-            sampled = self.module.moved_counts(
-                latent,
-                codes,
+            after, further, strength = places.of_controls(chosen[part], latent), None, None
+            if factor is not None:
+                strength, start = factor[part], self.module.unstandardize(group.latent[piece])
+                latent = start + strength[:, None] * (latent - start)
+                further = places.decode(latent)
+            if group.shares is None:
+                codes = torch.full((len(piece),), batch if group.batch < 0 else group.batch, device=device)
+                before = self.module.shares(group.latent[piece], codes)
+            else:
+                before = group.shares[piece]
+            sampled = respond(
                 torch.as_tensor(group.counts[chosen[part]].toarray(), device=device),
-                start,
-                torch.full_like(codes, batch if group.batch < 0 else group.batch),
+                before,
+                after,
                 float(np.exp(found.library[0])),
-                factors,
                 repeated[part],
                 rng,
                 strength,
-                None if group.shares is None else group.shares[piece],
+                further,
             )
-            if strength is not None:
-                latent = start + strength[:, None] * (latent - start)
             latents.append(latent.cpu().numpy())
             counts.append(as_csr(sampled))
             if number % PIECES == 0 or number == n_pieces:

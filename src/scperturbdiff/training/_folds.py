@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from scperturbdiff.counts import respond
 from scperturbdiff.data import iter_rows, log_normalize
 from scperturbdiff.module import dense
 from scperturbdiff.retrieval import FoldEvidence
@@ -97,10 +98,8 @@ def _draw(
 ) -> torch.Tensor:
     """Counts of control cells that are `moved`, as of the first batch, `(n_cells, n_genes)`."""
     batch = torch.zeros(len(start), dtype=torch.long, device=start.device)
-    latent, start_latent = (module.unstandardize(cells) for cells in (moved, start))
-    return module.moved_counts(
-        latent, batch, counts, start_latent, batch, library, factors, rng=stream(seed, start.device)
-    )
+    after = module.decode(module.unstandardize(moved), batch, factors)
+    return respond(counts, module.shares(start, batch), after, library, rng=stream(seed, start.device))
 
 
 def _mean_expression(counts: torch.Tensor) -> NDArray[np.float64]:
