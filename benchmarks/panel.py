@@ -54,6 +54,7 @@ import scvi
 import torch
 from common import RESULTS, averages, commit, parser, quiet
 from conditions import without_network
+from panel_irregular import irregular_situations
 from panel_situations import all_situations
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from numpy.typing import NDArray
-    from panel_situations import Task
+    from panel_situations import Situation, Task
 
     Job = tuple[str, int, str]
     Places = NDArray[np.float64]
@@ -80,6 +81,11 @@ MARGIN, FLOOR, BELOW = 0.05, 0.02, 0.02
 N_HALVES = 20
 UNSURE = r".*\+$|unknown$"
 """Commits that do not say which code was measured, unless given by name."""
+
+
+def by_name() -> dict[str, Situation]:
+    """Every situation."""
+    return all_situations() | {situation.name: situation for situation in irregular_situations()}
 
 
 def rule_cells(task: Task, seed: int) -> dict[str, AnnData]:
@@ -229,7 +235,7 @@ def run(job: Job) -> dict[str, Any]:
     name, seed, version = job
     quiet()
     torch.set_num_threads(1)
-    situation = all_situations()[name]
+    situation = by_name()[name]
     row: dict[str, Any] = {"situation": name, "group": situation.group, "seed": seed, "commit": version}
     start = time.perf_counter()
     try:
@@ -260,7 +266,7 @@ def run_all(jobs: list[Job], n: int) -> Iterator[dict[str, Any]]:
                 return
         for name, seed, version in list(left)[:n]:
             del left[name, seed, version]
-            row = {"situation": name, "group": all_situations()[name].group, "seed": seed, "commit": version}
+            row = {"situation": name, "group": by_name()[name].group, "seed": seed, "commit": version}
             yield row | {"verdict": "error", "error": "the process was killed"}
 
 
@@ -310,7 +316,7 @@ def append(row: dict[str, Any], path: Path) -> None:
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
     """Situations and seeds that are asked for."""
-    version, known = options.commit or commit(), all_situations().values()
+    version, known = options.commit or commit(), by_name().values()
     chosen = [s.name for s in known if (s.quick or not options.quick) and re.search(options.only, s.name)]
     return [(name, seed, version) for seed in options.seeds for name in chosen]
 
