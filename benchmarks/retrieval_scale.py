@@ -64,7 +64,10 @@ def simulate(name: str, n: int, seed: int = 0) -> tuple[Responses, NDArray[np.fl
     shift = effect[component] * (1 + 0.3 * dose[:, None]) * (1 + np.tanh(centre[context] @ field))
     noise = np.full(len(context), 0.02)
     shift = shift + np.sqrt(noise)[:, None] * rng.normal(size=shift.shape)
-    conditions = Conditions(means[context, batch], component[:, None], dose[:, None], context, noise)
+    shared = np.full(len(context), 0.005)
+    conditions = Conditions(
+        means[context, batch], component[:, None], dose[:, None], context, noise, control_noise=shared
+    )
     genes = np.zeros((len(context), N_GENES), np.float16)
     responses = Responses(conditions, shift, np.zeros(len(context)), np.zeros(len(context)), genes)
     return responses, known if name == "genes" else None

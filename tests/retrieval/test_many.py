@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WAYS: tuple[Novelty, ...] = ("seen", "replicate", "pair", "context", "perturbation")
 KINDS = ("plain", "doses", "features", "pairs", "states")
+CONTROLS = "controls"
+"""A further kind: conditions share controls. Many are equally near, of which any may be used."""
 SETTINGS = RetrievalSettings(n_neighbors=12, n_left_out=40)
 D = 4
 
@@ -46,6 +48,9 @@ def made(kind: str, apart: float = 0.1) -> tuple[Conditions, np.ndarray, np.ndar
     known = Conditions(centre[context] + apart * rng.normal(size=(n, D)), component, dose, context, noise)
     if kind == "states":
         known = replace(known, population=np.arange(n) // 2, state=np.arange(n) % 2, mass=rng.uniform(0.2, 0.8, n))
+    if kind == CONTROLS:  # populations of a context have one of two sets of controls
+        place = (centre[:, None] + apart * rng.normal(size=(shape[0], 2, D)))[context, np.arange(n) % 2]
+        known = replace(known, control_mean=place, noise=noise + 0.05, control_noise=np.full(n, 0.05))
     effect = rng.normal(size=(10, D)) + rng.normal(size=D)
     there = (component >= 0)[..., None]
     shift = (effect[np.maximum(component, 0)] * there * (1 + 0.3 * dose[..., None])).sum(1)
@@ -99,11 +104,11 @@ def test_neighbours_weights_and_variances_are_those_of_a_search_among_all(
         assert np.abs(one.shift).max() > 0.5
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, CONTROLS])
 def test_where_all_are_neighbours(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = fit(kind)
     fitted = replace(fitted, settings=replace(SETTINGS, n_neighbors=10**6))
-    ways: tuple[Novelty, ...] = ("replicate", "context")
+    ways: tuple[Novelty, ...] = ("replicate", "pair", "context")
     rows = np.arange(0, len(fitted.responses), 29)
     before = [fitted.leave_out(way, rows) for way in ways]
     among_many(monkeypatch)
@@ -114,7 +119,7 @@ def test_where_all_are_neighbours(kind: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("novelty", ["replicate", "pair", "context", "perturbation"])
-@pytest.mark.parametrize("kind", ["plain", "doses", "features"])
+@pytest.mark.parametrize("kind", ["plain", "doses", "features", CONTROLS])
 def test_none_that_is_left_is_nearer_and_few_are_looked_at(
     kind: str, novelty: Novelty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +151,7 @@ def test_none_that_is_left_is_nearer_and_few_are_looked_at(
 
 
 def test_tables_make_up_the_kernel() -> None:
-    for kind in KINDS:
+    for kind in (*KINDS, CONTROLS):
         fitted = fit(kind)
         if fitted.similarity is not None:
             fitted = with_learned(fitted, 0.5)
@@ -157,7 +162,7 @@ def test_tables_make_up_the_kernel() -> None:
         whole = kernel.flat * mean + differs * near
         if of_pairs is not None and learned is not None:
             whole = whole + of_pairs * learned.of_contexts(known.site, known.site)
-        np.testing.assert_allclose(whole, kernel(known, known), atol=1e-10)
+        np.testing.assert_allclose(whole + kernel.of_controls(known, known), kernel(known, known), atol=1e-10)
 
 
 def test_systems_are_solved_together_or_one_by_one() -> None:

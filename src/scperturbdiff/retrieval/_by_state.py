@@ -47,7 +47,7 @@ class StateRetrieval:
         size = share.sum(0)
         mean = share.T @ cells.astype(np.float64) / np.maximum(size, 1e-12)[:, None]
         noise = self.states.variance / np.maximum(size, MIN_CELLS)
-        return by_state(asked, mean[None], noise[None], size[None] / size.sum())
+        return by_state(asked, mean[None], noise[None], noise[None], size[None] / size.sum())
 
     def predict(self, asked: Conditions, cells: NDArray[np.floating]) -> tuple[Conditions, Retrieved]:
         """Response of each state of one population to expect, and what it was retrieved for."""
@@ -75,7 +75,7 @@ class StateRetrieval:
         return found
 
 
-def by_state(conditions: Conditions, mean: Floats, noise: Floats, mass: Floats) -> Conditions:
+def by_state(conditions: Conditions, mean: Floats, noise: Floats, control_noise: Floats, mass: Floats) -> Conditions:
     """Conditions of the states of populations, `(n * n_states)` rows.
 
     Parameters
@@ -84,7 +84,7 @@ def by_state(conditions: Conditions, mean: Floats, noise: Floats, mass: Floats) 
         The `n` populations.
     mean
         Means of control cells, `(n, n_states, n_latent)`.
-    noise, mass
+    noise, control_noise, mass
         Fields of :class:`Conditions`, `(n, n_states)`.
     """
     n, k = mass.shape
@@ -98,6 +98,7 @@ def by_state(conditions: Conditions, mean: Floats, noise: Floats, mass: Floats) 
         rows,
         np.tile(np.arange(k), n),
         mass.reshape(-1),
+        control_noise.reshape(-1),
     )
 
 
@@ -118,7 +119,7 @@ def state_responses(
         Cells with the controls' spread that are added to each state before spreads are compared.
     """
     effective = [1 / np.maximum(moments.effective, MIN_CELLS) for moments in (controls, treated)]
-    noise = states.variance * (effective[0] + effective[1])
+    control_noise, treated_noise = (states.variance * part for part in effective)
     mass = controls.size / controls.size.sum(1, keepdims=True)
     few, size = pseudo_cells, treated.effective
     before = (controls.effective * controls.variance + few * states.variance) / (controls.effective + few)
@@ -126,4 +127,5 @@ def state_responses(
     spread = (0.5 * np.log(np.maximum(after, 1e-12) / np.maximum(before, 1e-12))).reshape(-1)
     shift = (treated.mean - controls.mean).reshape(len(spread), -1)
     nothing = np.zeros(len(spread)), np.zeros((len(spread), 0), np.float16)
-    return Responses(by_state(conditions, controls.mean, noise, mass), shift, spread, *nothing)
+    noise = control_noise + treated_noise
+    return Responses(by_state(conditions, controls.mean, noise, control_noise, mass), shift, spread, *nothing)

@@ -40,6 +40,9 @@ class Conditions:
         State of cells that a row is about, `(n,)`. Default: 0, all cells.
     mass
         Share of the population's control cells in that state, `(n,)`. Default: 1.
+    control_noise
+        The part of `noise` that comes from the controls, `(n,)`: conditions with the same controls share it. Default:
+        0, each has its own.
     """
 
     control_mean: Floats
@@ -50,10 +53,16 @@ class Conditions:
     population: NDArray[np.int64] = None  # type: ignore[assignment]
     state: NDArray[np.int64] = None  # type: ignore[assignment]
     mass: Floats = None  # type: ignore[assignment]
+    control_noise: Floats = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         n = len(self.context)
-        for name, default in (("population", np.arange(n)), ("state", np.zeros(n, np.int64)), ("mass", np.ones(n))):
+        for name, default in (
+            ("population", np.arange(n)),
+            ("state", np.zeros(n, np.int64)),
+            ("mass", np.ones(n)),
+            ("control_noise", np.zeros(n)),
+        ):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
 
@@ -64,6 +73,11 @@ class Conditions:
     def site(self) -> NDArray[np.int64]:
         """Number of the (context, state) of each row, `(n,)`: where a response is measured."""
         return self.context * SITES + self.state
+
+    @property
+    def treated_noise(self) -> Floats:
+        """The part of `noise` that is each condition's own, `(n,)`."""
+        return self.noise - self.control_noise
 
     @cached_property
     def treatment_groups(self) -> Groups:

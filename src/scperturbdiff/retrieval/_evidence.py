@@ -118,7 +118,7 @@ def average_widths(
 
     def errors(widths: Widths) -> Floats:
         covariance = kernel(widths)(conditions, conditions)
-        covariance[np.diag_indices(len(conditions))] += widths.nugget + conditions.noise / signal
+        covariance[np.diag_indices(len(conditions))] += widths.nugget + conditions.treated_noise / signal
         return left_out_errors(covariance, shifts, patterns, pattern.reshape(-1))
 
     grid = [*_grid(start)]

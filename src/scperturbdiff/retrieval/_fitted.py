@@ -210,6 +210,7 @@ class FittedRetrieval:
             similarity,
             self.strength,
             self.settings.mean_variance,
+            self.signal,
         )
 
     @cached_property
@@ -241,17 +242,17 @@ class FittedRetrieval:
     ) -> Retrieved:
         known, nugget = self.responses.conditions, kernel.widths.nugget
         out = Retrieved.nothing(len(asked), self._n_latent, n_genes, novelty)
-        noise = nugget + known.noise / self.signal
+        noise = nugget + known.treated_noise / self.signal
         n = self.settings.n_neighbors
         usual = replace(kernel, mean_variance=1.0)  # where the prior is flat, its variance says nothing
         if variance and usual_among is None and len(known) <= FEW:
             usual_among = usual(known, known)
         for around in neighborhoods(kernel, known, noise, asked, novelty, leave, n, chunk, among):
-            weights = around.weights()
-            self._combine(out, around.rows, around.near, weights)
+            weights, part = around.weights(), asked.take(around.rows)
+            shared = self.signal * np.take_along_axis(kernel.of_controls(part, known), around.near, 1)
+            self._combine(out, around.rows, around.near, weights, shared)
             if not variance:
                 continue
-            part = asked.take(around.rows)
             out.prior_variance[around.rows] = self.signal * (usual.diagonal(part) + nugget)
             out.variance[around.rows] = self.signal * error_variance(
                 usual, known, noise, part, around, weights, nugget, usual_among
@@ -269,20 +270,25 @@ class FittedRetrieval:
     ) -> Retrieved:
         """The same of training conditions `rows`, where there are many."""
         known, out = self.responses.conditions, Retrieved.nothing(len(rows), self._n_latent, n_genes, novelty)
-        noise, n = kernel.widths.nugget + known.noise / self.signal, self.settings.n_neighbors
+        noise, n = kernel.widths.nugget + known.treated_noise / self.signal, self.settings.n_neighbors
+        place = known.place_groups.code
         for part in leave_out_many(kernel, known, noise, rows, novelty, leave, n, device):
-            self._combine(out, part.rows, part.near, part.weights)
+            same = place[rows[part.rows]][:, None] == place[part.near]
+            self._combine(out, part.rows, part.near, part.weights, same * known.control_noise[part.near])
             out.prior_variance[part.rows] = self.signal * part.prior
             out.variance[part.rows] = self.signal * part.variance
         return out
 
     def _combine(
-        self, out: Retrieved, rows: slice | NDArray[np.int64], near: NDArray[np.int64], weights: Floats
+        self, out: Retrieved, rows: slice | NDArray[np.int64], near: NDArray[np.int64], weights: Floats, shared: Floats
     ) -> None:
-        """Put weighted responses of the neighbours `(q, k)` into `rows` of `out`."""
+        """Put weighted responses of the neighbours `(q, k)` into `rows` of `out`.
+
+        `shared` is the part of their noise `(q, k)` that is to be predicted, as new conditions have it, too.
+        """
         measured, novelty = self.responses, out.novelty[0]
         shift = np.einsum("qk,qkd->qd", weights, measured.shift[near])
-        real = _real_share(shift, (weights**2 * measured.conditions.noise[near]).sum(1))
+        real = _real_share(shift, (weights**2 * (measured.conditions.noise[near] - shared)).sum(1))
         length = self._length(novelty, near, np.abs(weights))
         out.shift[rows] = (length * real)[:, None] * shift
         out.spread[rows] = real * (weights * measured.spread[near]).sum(1)

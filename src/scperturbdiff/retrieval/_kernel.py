@@ -24,6 +24,10 @@ SAME = 1e-6
 """Features that vary less than this, relative to the largest value and the widest feature, are the same for all."""
 
 
+SAME_CELLS = 0.01
+"""Squared distance of the means of the same cells, in units of their sampling variance: they are encoded again."""
+
+
 @dataclass(frozen=True)
 class FeatureMoments:
     """Mean, inverse standard deviation `(n_features,)` and mean squared length, so standardised, of features.
@@ -112,7 +116,10 @@ RESPONSE_SHARES = (0.5, 0.8, 1.0)
 
 @dataclass(frozen=True)
 class ResponseKernel:
-    """Prior covariance of the mean shifts of conditions, relative to the signal.
+    """Prior covariance of the mean shifts of conditions from the controls at hand, relative to the signal.
+
+    The mean of a few controls is off, and all shifts from it are off by as much. That is part of what is predicted:
+    shifts of other conditions from the same controls tell.
 
     Parameters
     ----------
@@ -131,6 +138,8 @@ class ResponseKernel:
     mean_variance
         Variance of the mean over contexts and doses of a perturbation's response. Large: a flat prior, under which the
         weights of what is known of a perturbation sum to one (ordinary kriging).
+    signal
+        Variance of shifts per dimension, the unit; for the sampling noise of controls.
     """
 
     widths: Widths
@@ -140,6 +149,7 @@ class ResponseKernel:
     learned: ResponseSimilarity | None = None
     strength: DoseStrength = field(default_factory=DoseStrength)
     mean_variance: float = 1.0
+    signal: float = 1.0
 
     def __call__(self, a: Conditions, b: Conditions) -> Floats:
         """Covariance of the shifts of `a` and `b`, `(len(a), len(b))`."""
@@ -149,8 +159,16 @@ class ResponseKernel:
         def at_doses(first: Floats, second: Floats) -> Floats:
             return self._strengths(first, second) * (self.flat + (contexts - self.flat) * self._near(first, second))
 
-        out = self._of_perturbations(a, b, at_doses)
+        out = self._of_perturbations(a, b, at_doses) + self.of_controls(a, b)
         return out + share * self.learned(a, b, self._doses) if share and self.learned is not None else out
+
+    def of_controls(self, a: Conditions, b: Conditions) -> Floats:
+        """Covariance of the errors of the means of controls, `(len(a), len(b))`: 0 unless these are the same cells."""
+        noise = np.minimum(a.control_noise[:, None], b.control_noise)
+        if not noise.any():
+            return noise
+        apart = squared_distances(a.control_mean, b.control_mean) / a.control_mean.shape[1]
+        return np.where((a.site[:, None] == b.site) & (apart <= SAME_CELLS * noise), noise, 0.0) / self.signal
 
     @property
     def flat(self) -> float:

@@ -70,7 +70,7 @@ def neighborhoods(
     known
         Training conditions.
     noise
-        Variance of their measurements in units of the kernel, `(n,)`.
+        Variance of their measurements in units of the kernel, that of controls left out, `(n,)`.
     queries
         New conditions.
     novelty
@@ -127,7 +127,7 @@ def error_variance(
     known
         Training conditions.
     noise
-        Variance of their measurements in units of the kernel, `(n,)`.
+        Variance of their measurements in units of the kernel, that of controls left out, `(n,)`.
     queries
         The new conditions of `around`.
     around
@@ -188,7 +188,7 @@ def choose_widths(
 
     def error_of(widths: Widths) -> float:
         covariance = kernel(widths)(conditions, conditions)
-        covariance[np.diag_indices(len(conditions))] += widths.nugget + conditions.noise / signal
+        covariance[np.diag_indices(len(conditions))] += widths.nugget + conditions.treated_noise / signal
         errors = left_out_errors(covariance, shifts, patterns, pattern.reshape(-1))
         return float(np.average(errors, weights=conditions.mass))
 

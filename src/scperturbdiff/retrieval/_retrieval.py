@@ -177,17 +177,25 @@ class Retrieval(FittedRetrieval):
             left &= pair[rows][:, None] == pair[None, :]
         return rows[left.any(axis=1)]
 
+    def _with_same_controls(self, novelty: Novelty, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Those of `rows` whose controls others, that are known without them, have too."""
+        known = self.responses.conditions
+        place = known.place_groups.code
+        there = ~known.take(rows).barred(known, novelty) & (place[rows][:, None] == place)
+        return np.asarray(there.any(axis=1))
+
     def _explain(self, novelty: Novelty, tried: NDArray[np.int64]) -> tuple[float, Floats | None]:
         """Share of the shifts that is predicted without them, and directions of the errors; none of too few."""
         rows = self._can_be_left_out(novelty, tried)
         conditions, shift = self.responses.conditions.take(rows), self.responses.shift[rows]
         n = len(np.unique(conditions.context if novelty == "context" else conditions.population))
+        noise = np.where(self._with_same_controls(novelty, rows), conditions.treated_noise, conditions.noise)
         found, factors = self.leave_out(novelty, rows, with_variance=novelty in NEW), None
         if novelty in NEW and n >= self.settings.doubt_min:
-            factors = error_factors(shift - found.shift, shift, conditions.noise, found.variance, n, self.settings)
-        mass, noise = conditions.mass, (conditions.mass * conditions.noise).sum() * self._n_latent
-        size = mass @ (shift**2).sum(1) - noise
-        error = mass @ ((found.shift - shift) ** 2).sum(1) - noise
+            factors = error_factors(shift - found.shift, shift, noise, found.variance, n, self.settings)
+        mass = conditions.mass
+        size = mass @ ((shift**2).sum(1) - self._n_latent * conditions.noise)
+        error = mass @ (((found.shift - shift) ** 2).sum(1) - self._n_latent * noise)
         return float("nan") if size <= 0 else float(1 - max(error, 0) / size), factors
 
     @property

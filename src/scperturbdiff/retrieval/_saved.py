@@ -13,7 +13,7 @@ VERSION = 1  # of the saved state
 
 SHAPES: dict[str, dict[str, str]] = {
     "Conditions": {"control_mean": "NM", "component": "Nc", "dose": "Nc"}
-    | dict.fromkeys(("context", "noise", "population", "state", "mass"), "N"),
+    | dict.fromkeys(("context", "noise", "population", "state", "mass", "control_noise"), "N"),
     "Responses": {"shift": "ND", "spread": "N", "library": "N", "residual": "NG", "fold": "NG"},
     "Retrieval": {"features": "PF", "doubt": "Df", "responsiveness": "q"},
     "FeatureMoments": {"centre": "F", "inverse": "F"},

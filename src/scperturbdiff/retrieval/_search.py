@@ -138,6 +138,8 @@ class Search:
         covariance = treatment.flat[treated] + treatment.differs[treated] * np.take_along_axis(similar, where, 1)
         if learned is not None:
             covariance += treatment.learned[treated] * np.take_along_axis(learned, where, 1)
+        shared = self.tables.shared[self.places.first]
+        covariance += np.where(where == places[:, None], shared[where], 0.0)
         barred = missing | treatment.closed[treated]
         if self.novelty in ("context", "pair"):
             own = self.context[where] == self.context[places][:, None]
@@ -161,13 +163,16 @@ class Search:
         variance = treatment.differs[treatment.code] * similar[np.arange(len(places)), places]
         if learned is not None:
             variance += treatment.learned[treatment.code] * learned[np.arange(len(places)), places]
+        variance += shared[places]
         return Near(asked, variance[at], chosen, used, flat, not_used), sure
 
     def _look_around(self, place: int, looked_at: int) -> Surroundings:
         similar, learned = self.tables.of_places(np.array([place]), slice(None))
         size = np.zeros_like(similar[0]) if learned is None else np.abs(learned[0])
         share = self.tables.kernel.widths.response_share
-        order = np.argsort(-((1 - share) * similar[0] + share * size), kind="stable")
+        nearness = (1 - share) * similar[0] + share * size
+        nearness[place] = np.inf  # conditions with the same controls share more than that
+        order = np.argsort(-nearness, kind="stable")
         if self.novelty == "context":
             order = order[self.context[order] != self.context[place]]
         n = int(np.searchsorted(np.cumsum(self.places.count[order]), looked_at)) + 1
