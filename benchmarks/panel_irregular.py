@@ -140,6 +140,8 @@ def irregular(seed: int, number: int) -> Task:
     learned: set[str] = set()
     for condition in order:  # one condition of each perturbation that is asked for stays
         perturbation = str(table.loc[condition, "perturbation"])
+        if not table.loc[condition, "n_controls"]:
+            continue
         if rng.random() < missing and (perturbation in learned or perturbation not in asked):
             continue
         learned.add(perturbation)

@@ -293,7 +293,7 @@ WHOLE, NUMBER = "a whole number", "a number in "
     [
         ("n_cells", (0, -1, 1.5, np.inf, "5", True, [1], 10**12), WHOLE),
         ("n_populations", (0, 2.5, "2", True, 10**12), WHOLE),
-        ("n_steps", (0, 2.5, "2", True, 10**9), WHOLE),
+        ("n_steps", (-1, 2.5, "2", True, 10**9), WHOLE),
         ("sampler", ("euler", None, 3), "one of 'renoise', 'ddim', 'dpm\\+\\+'"),
         ("guidance", (np.nan, np.inf, "a", None), NUMBER),
         ("target_sum", (0, -5.0, np.nan, np.inf, None, "a"), NUMBER),

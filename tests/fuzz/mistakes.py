@@ -388,7 +388,7 @@ argument("train", "no_such_thing", 1)
 
 argument("predict", "n_cells", 0, -1, 1.5, "5", float("inf"), float("nan"), True, 10**13)
 argument("predict", "n_populations", 0, -1, 2.5, "2", 10**13)
-argument("predict", "n_steps", 0, -1, 2.5, "2", None)
+argument("predict", "n_steps", -1, 2.5, "2", None)
 argument("predict", "sampler", "euler", None, 3)
 argument("predict", "guidance", float("nan"), float("inf"), "a", None)
 argument("predict", "target_sum", 0, -5.0, float("nan"), float("inf"), None, "a")

@@ -249,6 +249,7 @@ def test_a_network_without_weight_is_not_evaluated(
     np.testing.assert_allclose(standardised(model, predicted), drawn, rtol=1e-4, atol=1e-5)
     assert predicted.uns["scperturbdiff"]["n_steps"] == 0
     generator.network_weight.fill_(1)
+    assert predict(model, cells, "P0", n_steps=0).uns["scperturbdiff"]["n_steps"] == 0
     with pytest.raises(AssertionError, match="was evaluated"):
         predict(model, cells, "P0")
 

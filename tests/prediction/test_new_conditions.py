@@ -58,6 +58,20 @@ def test_controls_may_be_shared_by_all_contexts() -> None:
             assert np.isfinite(found.obsm["X_perturbdiff"]).all() and np.isfinite(found.X.data).all()
 
 
+def test_a_network_is_left_out_where_training_could_not_rehearse() -> None:
+    """One context says nothing of what the network does in another one."""
+    cells = screen(contexts=1, donors=2)
+    model = tiny(cells)
+    model.train(**FEW_STEPS, validation_size=0.0)
+    model.module.generator_ema.network_weight.fill_(1)
+    for name, is_used in (("C0", True), ("new", False)):
+        with_network, without = (
+            model.predict(controls_of(cells, name), ["P0"], n_steps=n_steps, **ASKED).obsm["X_perturbdiff"]
+            for n_steps in (1, 0)
+        )
+        assert np.array_equal(with_network, without) is not is_used
+
+
 # ---- doubt -----------------------------------------------------------------------------------------------------------
 
 

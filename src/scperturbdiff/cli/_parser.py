@@ -62,7 +62,7 @@ def _predict(command: argparse.ArgumentParser) -> None:
                          help="file of the predicted cells, .h5ad or .zarr")  # fmt: skip
     command.add_argument("--n-cells", type=_positive, help="cells per context and perturbation (default: as controls)")
     command.add_argument("--n-populations", type=_positive, help="independent draws (default: the best single guess)")
-    command.add_argument("--n-steps", type=_positive, help="network evaluations a population")
+    command.add_argument("--n-steps", type=_count, help="network evaluations a population (0: retrieval alone)")
     command.add_argument("--layer", help="layer of the controls with raw counts (default: as in training)")
     _add_embeddings(command)
     _add_seed(command)
@@ -151,9 +151,13 @@ def _add_seed(command: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
+    return _count(text, 1)
+
+
+def _count(text: str, least: int = 0) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{number} must be at least {least}")
     return number
 
 

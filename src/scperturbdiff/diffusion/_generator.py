@@ -212,7 +212,7 @@ class Generator(nn.Module):
             drawn in pieces. `None` draws it. Populations without a perturbation are no replicates of a response, and
             get none.
         n_steps, sampler
-            See :func:`scperturbdiff.diffusion.sample` and :meth:`n_evaluations`.
+            See :func:`scperturbdiff.diffusion.sample` and :meth:`n_evaluations`; with no step the network is left out.
         guidance
             Weight of classifier-free guidance; 1 is off.
         mixture

@@ -191,7 +191,7 @@ class PopulationGenerator:
         """Whether a population is predicted to be its controls, cell for cell but for rounding, in all draws."""
         generator, draws = self.module.generator_ema, self.settings.n_populations is not None
         if (
-            generator.network_weight
+            generator.n_evaluations(self._n_steps(found))
             or (draws and generator.replicate_factors.any())
             or self._miss(found, 0) is not None
         ):
@@ -201,6 +201,11 @@ class PopulationGenerator:
         # a factor that all genes have in common is none: library sizes are kept
         genes = factors is not None and bool(factors.max() - factors.min() > NO_CHANGE)
         return not (moves or genes)
+
+    def _n_steps(self, found: Retrieved) -> int:
+        """Evaluations of the network: none for what it was not trained to refine."""
+        rehearsed = self._retrieval is None or self._retrieval.rehearsed(found.novelty[0])
+        return self.settings.n_steps if rehearsed else 0
 
     def _miss(self, found: Retrieved, seed: int) -> Tensor | None:
         """By how much a draw of something new misses what is retrieved, `(1, n_latent)`; `None` where replicates vary.
@@ -250,7 +255,8 @@ class PopulationGenerator:
         # pieces of equal size: a last piece of a few cells would be a population of its own to the network
         n_pieces = -(-len(chosen) // settings.piece)
         ends = np.cumsum([0, *map(len, np.array_split(np.arange(len(chosen)), n_pieces))])
-        together = repeated.any() and not generator.parts_cells(settings.n_steps, mixture=guess)
+        n_steps = self._n_steps(found)
+        together = repeated.any() and not generator.parts_cells(n_steps, mixture=guess)
         places = Destinations(self.module, batch, factors, len(group.rows) if together else None)
         latents, counts, first = [], [], 0
         for number, part in enumerate(map(slice, ends[:-1], ends[1:]), 1):
@@ -262,7 +268,7 @@ class PopulationGenerator:
                 features=self._features,
                 has_features=self._has_features,
                 population_noise=shared,
-                n_steps=settings.n_steps,
+                n_steps=n_steps,
                 sampler=settings.sampler,
                 guidance=settings.guidance,
                 mixture=guess,

@@ -108,7 +108,7 @@ class Settings:
         if self.n_populations is not None:
             object.__setattr__(self, "n_populations", check_int("n_populations", self.n_populations, 1, 10**6))
         object.__setattr__(self, "seed", check_seed(self.seed))
-        object.__setattr__(self, "n_steps", check_int("n_steps", self.n_steps, 1, 10**4))
+        object.__setattr__(self, "n_steps", check_int("n_steps", self.n_steps, 0, 10**4))
         object.__setattr__(self, "guidance", check_number("guidance", self.guidance))
         check_choice("sampler", self.sampler, get_args(Sampler))
 

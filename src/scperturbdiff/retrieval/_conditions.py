@@ -89,6 +89,11 @@ class Conditions:
         """Rows of the same context and state with the same controls."""
         return Groups.of(self.control_mean, self.context, self.state)
 
+    @cached_property
+    def control_groups(self) -> Groups:
+        """Rows of the same state with the same controls."""
+        return Groups.of(self.control_mean, self.state)
+
     def take(self, rows: NDArray[np.integer] | slice) -> Conditions:
         """The conditions of `rows`."""
         return Conditions(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))

@@ -165,6 +165,12 @@ class FittedRetrieval:
                 out.put(at, krige(rows[at], self._kernel(widths, similarity)))
         return out
 
+    def rehearsed(self, novelty: Novelty) -> bool:
+        """Whether training could leave out conditions that are new in this way."""
+        if novelty == "perturbation":
+            return self.features is not None
+        return novelty != "context" or self._n_contexts > 1
+
     def nearest(self, conditions: Conditions, novelty: Novelty) -> Floats:
         """Distance of the controls of `conditions`, new in the way of `novelty`, to the nearest in use, `(n,)`."""
         known = self.responses.conditions
@@ -271,9 +277,9 @@ class FittedRetrieval:
         """The same of training conditions `rows`, where there are many."""
         known, out = self.responses.conditions, Retrieved.nothing(len(rows), self._n_latent, n_genes, novelty)
         noise, n = kernel.widths.nugget + known.treated_noise / self.signal, self.settings.n_neighbors
-        place = known.place_groups.code
+        controls = known.control_groups.code
         for part in leave_out_many(kernel, known, noise, rows, novelty, leave, n, device):
-            same = place[rows[part.rows]][:, None] == place[part.near]
+            same = controls[rows[part.rows]][:, None] == controls[part.near]
             self._combine(out, part.rows, part.near, part.weights, same * known.control_noise[part.near])
             out.prior_variance[part.rows] = self.signal * part.prior
             out.variance[part.rows] = self.signal * part.variance

@@ -180,8 +180,8 @@ class Retrieval(FittedRetrieval):
     def _with_same_controls(self, novelty: Novelty, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Those of `rows` whose controls others, that are known without them, have too."""
         known = self.responses.conditions
-        place = known.place_groups.code
-        there = ~known.take(rows).barred(known, novelty) & (place[rows][:, None] == place)
+        controls = known.control_groups.code
+        there = ~known.take(rows).barred(known, novelty) & (controls[rows][:, None] == controls)
         return np.asarray(there.any(axis=1))
 
     def _explain(self, novelty: Novelty, tried: NDArray[np.int64]) -> tuple[float, Floats | None]:

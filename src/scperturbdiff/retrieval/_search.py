@@ -28,11 +28,15 @@ CACHED = 256
 
 
 class Surroundings(NamedTuple):
-    """Conditions at the places most like one `(m,)`; the largest similarity and learned covariance of the others."""
+    """Conditions at the places most like one `(m,)`; the largest covariances of the others.
+
+    By similarity, learned, and of the errors of the same controls.
+    """
 
     rows: Codes
     similar: float
     learned: float
+    shared: float
 
 
 class _Treatment(NamedTuple):
@@ -73,7 +77,7 @@ class Search:
     def __init__(self, tables: Tables, novelty: Novelty, leave: bool, k: int) -> None:
         self.tables, self.novelty, self.leave, self.k = tables, novelty, leave, k
         self.known, self.treatments, self.places = tables.known, tables.treatments, tables.places
-        self.context = tables.place.context
+        self.context, self.controls = tables.place.context, tables.controls[tables.places.first]
         self._surroundings = lru_cache(CACHED)(self._look_around)
 
     def of(self, rows: Codes) -> Iterator[Near]:
@@ -139,7 +143,7 @@ class Search:
         if learned is not None:
             covariance += treatment.learned[treated] * np.take_along_axis(learned, where, 1)
         shared = self.tables.shared[self.places.first]
-        covariance += np.where(where == places[:, None], shared[where], 0.0)
+        covariance += np.where(self.controls[where] == self.controls[places][:, None], shared[where], 0.0)
         barred = missing | treatment.closed[treated]
         if self.novelty in ("context", "pair"):
             own = self.context[where] == self.context[places][:, None]
@@ -151,8 +155,8 @@ class Search:
         near = np.sort(np.argpartition(-size, self.k - 1, axis=1)[:, : self.k], axis=1)  # those of a treatment together
         worst = np.take_along_axis(size, near, 1).min(1)
         none = [part.similar < 0 for part in around]  # no place is left
-        most = np.array([treatment.reach(part.similar, part.learned, ~there).max(initial=0.0) for part in around])
-        sure = (worst >= most[at] * (1 - 1e-12)) | np.array(none)[at]
+        most = [treatment.reach(part.similar, part.learned, ~there).max(initial=0.0) + part.shared for part in around]
+        sure = (worst >= np.array(most)[at] * (1 - 1e-12)) | np.array(none)[at]
 
         def of_near(values: NDArray) -> NDArray:
             return np.take_along_axis(values, near, axis=1)
@@ -170,13 +174,17 @@ class Search:
         similar, learned = self.tables.of_places(np.array([place]), slice(None))
         size = np.zeros_like(similar[0]) if learned is None else np.abs(learned[0])
         share = self.tables.kernel.widths.response_share
-        nearness = (1 - share) * similar[0] + share * size
-        nearness[place] = np.inf  # conditions with the same controls share more than that
+        same = self.controls == self.controls[place]
+        nearness = np.where(same, np.inf, (1 - share) * similar[0] + share * size)
         order = np.argsort(-nearness, kind="stable")
         if self.novelty == "context":
             order = order[self.context[order] != self.context[place]]
         n = int(np.searchsorted(np.cumsum(self.places.count[order]), looked_at)) + 1
         rest = order[n:]
+        shared = self.tables.shared[self.places.first][rest] * same[rest]
         return Surroundings(
-            self.places.members(order[:n]), similar[0, rest].max(initial=-1.0), size[rest].max(initial=0.0)
+            self.places.members(order[:n]),
+            similar[0, rest].max(initial=-1.0),
+            size[rest].max(initial=0.0),
+            shared.max(initial=0.0),
         )

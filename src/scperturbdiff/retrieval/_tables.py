@@ -78,7 +78,7 @@ class Tables:
         self.kernel, self.known, self.noise, self.device = kernel, known, noise, device
         self.treatments, self.places = known.treatment_groups, known.place_groups
         self.treatment, self.place = known.take(self.treatments.first), known.take(self.places.first)
-        self.shared = known.control_noise / kernel.signal
+        self.controls, self.shared = known.control_groups.code, known.control_noise / kernel.signal
 
     def of_treatments(self, groups: Codes, others: Codes | slice) -> tuple[Floats, Floats, Floats | None]:
         """What depends on treatments alone, `(len(groups), len(others))` each."""
@@ -147,8 +147,8 @@ class Tables:
         if learned:
             usual.addcmul_(learned[0], contexts[0])
         if self.shared.any():
-            place, shared = (torch.as_tensor(x[near], device=self.device) for x in (self.places.code, self.shared))
-            usual.add_((place[:, :, None] == place[:, None, :]) * shared[:, :, None])
+            controls, shared = (torch.as_tensor(x[near], device=self.device) for x in (self.controls, self.shared))
+            usual.add_((controls[:, :, None] == controls[:, None, :]) * shared[:, :, None])
         system = mean.mul_(self.kernel.flat).add_(usual)
         endless = torch.as_tensor(found.barred, dtype=torch.float64, device=self.device) * BARRED
         system.diagonal(dim1=1, dim2=2).add_(torch.as_tensor(self.noise[near], device=self.device)).add_(endless)
