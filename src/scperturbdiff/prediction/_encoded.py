@@ -90,7 +90,9 @@ class EncodedGroups:
         if batch >= 0 and len(rows) * len(self.genes) <= KEPT_SHARES:
             shares = module.shares(latent, torch.full((len(rows),), batch, device=latent.device))
         sample = cache(partial(self._sample, latent, counts))
-        return ControlGroup(rows, latent, counts, batch, encoded, states, sample, shares)
+        variance, mean = (x.cpu().numpy() for x in torch.var_mean(latent.double(), 0, correction=0))
+        noise = float(variance.mean()) / len(rows)
+        return ControlGroup(rows, latent, mean, noise, counts, batch, encoded, states, sample, shares)
 
     def _sample(self, latent: Tensor, counts: sparse.csr_matrix) -> ControlSample:
         """Some cells of a control group, evenly spaced, with their mean expression."""

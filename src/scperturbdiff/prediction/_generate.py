@@ -110,10 +110,9 @@ class PopulationGenerator:
         wanted = range(len(request)) if only is None else only
         for i in track(wanted, description="Generating populations", disable=not (progress and shows_progress())):
             group = self._encoded[request.group[i]]
-            mean = group.latent.double().mean(0).cpu().numpy()[None]
-            noise = np.full(1, 1 / len(group.rows))
+            noise = np.full(1, group.noise)
             asked = Conditions(
-                mean, component[i : i + 1], dose[i : i + 1], context[i : i + 1], noise, control_noise=noise
+                group.mean[None], component[i : i + 1], dose[i : i + 1], context[i : i + 1], noise, control_noise=noise
             )
             found, self.evidence[i] = self._retrieve(asked)
             condition = self._condition(asked, found, group.latent, codes[i : i + 1], numbers[i : i + 1])

@@ -50,6 +50,8 @@ class ControlGroup:
         Rows in the AnnData.
     latent
         Standardised latent vectors, `(n, n_latent)`.
+    mean, noise
+        Their mean, `(n_latent,)`, and its sampling variance per dimension.
     counts
         Their counts, `(n, n_genes)`.
     batch
@@ -67,6 +69,8 @@ class ControlGroup:
 
     rows: NDArray[np.int64]
     latent: Tensor
+    mean: NDArray[np.float64]
+    noise: float
     counts: sparse.csr_matrix
     batch: int
     controls: EncodedControls

@@ -164,7 +164,7 @@ class ResponseKernel:
 
     def of_controls(self, a: Conditions, b: Conditions) -> Floats:
         """Covariance of the errors of the means of controls, `(len(a), len(b))`: 0 unless these are the same cells."""
-        noise = np.minimum(a.control_noise[:, None], b.control_noise)
+        noise = np.sqrt(np.outer(a.control_noise, b.control_noise))
         if not noise.any():
             return noise
         apart = squared_distances(a.control_mean, b.control_mean) / a.control_mean.shape[1]
