@@ -104,8 +104,8 @@ class Generator(nn.Module):
         """Evaluations of the network when `n_steps` are asked for: none where its weight is zero."""
         return n_steps if self.network_weight else 0
 
-    def parts_cells(self, n_steps: int, mixture: bool) -> bool:
-        """Whether cells of a population that start from the same control may go to different places."""
+    def may_separate(self, n_steps: int, mixture: bool) -> bool:
+        """Whether cells that start from the same control may go to different places."""
         return self.n_evaluations(n_steps) > 0 or (mixture and bool(self.replicate_factors.any()))
 
     def draw_randomness(self, n_populations: int, n_cells: int, device: torch.device | str) -> Randomness:

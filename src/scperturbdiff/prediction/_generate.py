@@ -255,7 +255,7 @@ class PopulationGenerator:
         n_pieces = -(-len(chosen) // settings.piece)
         ends = np.cumsum([0, *map(len, np.array_split(np.arange(len(chosen)), n_pieces))])
         n_steps = self._n_steps(found)
-        together = repeated.any() and not generator.parts_cells(n_steps, mixture=guess)
+        together = repeated.any() and not generator.may_separate(n_steps, mixture=guess)
         places = Destinations(self.module, batch, factors, len(group.rows) if together else None)
         latents, counts, first = [], [], 0
         for number, part in enumerate(map(slice, ends[:-1], ends[1:]), 1):

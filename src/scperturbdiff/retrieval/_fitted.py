@@ -255,8 +255,11 @@ class FittedRetrieval:
             usual_among = usual(known, known)
         for around in neighborhoods(kernel, known, noise, asked, novelty, leave, n, chunk, among):
             weights, part = around.weights(), asked.take(around.rows)
-            shared = self.signal * np.take_along_axis(kernel.of_controls(part, known), around.near, 1)
-            self._combine(out, around.rows, around.near, weights, shared)
+            if len(part) == 1:
+                shared = kernel.of_controls(part, known.take(around.near[0]))
+            else:
+                shared = np.take_along_axis(kernel.of_controls(part, known), around.near, 1)
+            self._combine(out, around.rows, around.near, weights, self.signal * shared)
             if not variance:
                 continue
             out.prior_variance[around.rows] = self.signal * (usual.diagonal(part) + nugget)

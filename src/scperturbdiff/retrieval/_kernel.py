@@ -168,7 +168,7 @@ class ResponseKernel:
         if not noise.any():
             return noise
         apart = squared_distances(a.control_mean, b.control_mean) / a.control_mean.shape[1]
-        return np.where((a.state[:, None] == b.state) & (apart <= SAME_CELLS * noise), noise, 0.0) / self.signal
+        return np.where((a.state[:, None] == b.state) & (apart <= SAME_CELLS * noise), noise / self.signal, 0.0)
 
     @property
     def flat(self) -> float:
