@@ -216,6 +216,7 @@ def test_a_rule_is_called_one(screen: ad.AnnData) -> None:
 def test_conditions_far_from_training_are_named(made: dict[str, Any]) -> None:
     pred = made["pred"].copy()
     asked = pred.uns["scperturbdiff"]["conditions"]
+    asked["unexplained_variance"] = 0.2
     first = (asked["perturbation"] == "P01") & (asked["cell_type"] == "C1")
     asked.loc[first, "unexplained_variance"] = 0.93
     asked.loc[(asked["perturbation"] == "P02") & (asked["cell_type"] == "C2"), "unexplained_variance"] = np.nan

@@ -255,17 +255,13 @@ class FittedRetrieval:
             usual_among = usual(known, known)
         for around in neighborhoods(kernel, known, noise, asked, novelty, leave, n, chunk, among):
             weights, part = around.weights(), asked.take(around.rows)
-            if len(part) == 1:
-                shared = kernel.of_controls(part, known.take(around.near[0]))
-            else:
-                shared = np.take_along_axis(kernel.of_controls(part, known), around.near, 1)
+            shared = np.take_along_axis(kernel.of_controls(part, known), around.near, 1)
             self._combine(out, around.rows, around.near, weights, self.signal * shared)
             if not variance:
                 continue
-            out.prior_variance[around.rows] = self.signal * (usual.diagonal(part) + nugget)
-            out.variance[around.rows] = self.signal * error_variance(
-                usual, known, noise, part, around, weights, nugget, usual_among
-            )
+            prior = usual.diagonal(part) + nugget
+            after = error_variance(usual, known, noise, part, around, weights, nugget, usual_among)
+            self._put_variances(out, around.rows, part, prior, after, (weights * (shared > 0)).sum(1))
         return out
 
     def _krige_many(
@@ -284,9 +280,26 @@ class FittedRetrieval:
         for part in leave_out_many(kernel, known, noise, rows, novelty, leave, n, device):
             same = controls[rows[part.rows]][:, None] == controls[part.near]
             self._combine(out, part.rows, part.near, part.weights, same * known.control_noise[part.near])
-            out.prior_variance[part.rows] = self.signal * part.prior
-            out.variance[part.rows] = self.signal * part.variance
+            asked = known.take(rows[part.rows])
+            self._put_variances(out, part.rows, asked, part.prior, part.variance, (part.weights * same).sum(1))
         return out
+
+    def _put_variances(
+        self,
+        out: Retrieved,
+        rows: slice | NDArray[np.int64],
+        asked: Conditions,
+        prior: Floats,
+        after: Floats,
+        same: Floats,
+    ) -> None:
+        """Put variances of responses into `rows` of `out`, from those of responses and errors of the controls' means.
+
+        Weights of conditions with the same controls add up to `same`, `(q,)`: what is left of that error.
+        """
+        out.prior_variance[rows] = self.signal * prior - asked.control_noise
+        left = self.signal * after - (1 - same) ** 2 * asked.control_noise
+        out.variance[rows] = np.clip(left, 0, out.prior_variance[rows])
 
     def _combine(
         self, out: Retrieved, rows: slice | NDArray[np.int64], near: NDArray[np.int64], weights: Floats, shared: Floats
