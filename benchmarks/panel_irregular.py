@@ -101,12 +101,13 @@ def sequence(cells: AnnData, rows: NDArray[np.bool_], share: float, rng: Rng) ->
     cells.X = counts
 
 
-def leave_out(table: pd.DataFrame, contexts: list[str], rng: Rng) -> pd.Index:
+def leave_out(table: pd.DataFrame, rng: Rng) -> pd.Index:
     """Conditions to leave out, of a third of the contexts or single ones; their perturbations stay known."""
     whole = rng.random() < 0.5
-    names = table[contexts].agg("|".join, axis=1)
-    some = rng.permutation(names.unique())
-    chosen = names.isin(some[: max(1, len(some) // 3)]) if whole else rng.random(len(table)) < rng.uniform(0.2, 0.5)
+    some = rng.permutation(table["place"].unique())
+    chosen = (
+        table["place"].isin(some[: max(1, len(some) // 3)]) if whole else rng.random(len(table)) < rng.uniform(0.2, 0.5)
+    )
     possible = chosen & (table["n"] >= TRUE) & (table["n_controls"] >= FEWEST_CONTROLS)
     held = table.index[possible]
     known = table.loc[table.index.difference(held), "perturbation"]
@@ -128,8 +129,9 @@ def irregular(seed: int, number: int) -> Task:
         table["n"] = pd.Series(name).value_counts()[table.index]
         here = labels[contexts].agg("|".join, axis=1)
         n_controls = here[is_ctrl].value_counts()
-        table["n_controls"] = table[contexts].agg("|".join, axis=1).map(n_controls).fillna(0)
-        held = leave_out(table, contexts, rng)
+        table["place"] = table[contexts].agg("|".join, axis=1)
+        table["n_controls"] = table["place"].map(n_controls).fillna(0)
+        held = leave_out(table, rng)
         if len(held):
             break
     else:

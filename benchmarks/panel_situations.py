@@ -315,6 +315,6 @@ def situations_simulated() -> Iterator[Situation]:
 
 
 def all_situations() -> dict[str, Situation]:
-    """Every situation by name."""
+    """Situations of complete designs by name; benchmarks/panel_irregular.py has the others."""
     found = chain(situations_kang(), situations_irradiated(), situations_crispr(), situations_simulated())
     return {situation.name: situation for situation in found}

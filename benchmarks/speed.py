@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import scperturbdiff as spd
 from scperturbdiff.diffusion import Components, Condition, Generator, Prior
-from scperturbdiff.prediction import _generate
+from scperturbdiff.prediction import _destinations
 
 if TYPE_CHECKING:
     import argparse
@@ -228,7 +228,7 @@ def prediction(options: argparse.Namespace, model: spd.PerturbDiff, adata: AnnDa
 
     generator.sample = timed("sampling", generator.sample)
     module.decode = timed("decoding", module.decode)
-    _generate.respond = timed("counts", _generate.respond)
+    _destinations.respond = timed("counts", _destinations.respond)
     rows: list[dict[str, Any]] = []
     for n_cells in options.predict:
         spent.clear()

@@ -816,7 +816,7 @@ class PerturbDiff(BaseModelClass):
             left out were missed. `None`: the best single guess, the mixture over replicates.
         n_steps
             Network evaluations a population. Default 1; 0: retrieval alone. A network of weight 0 (see
-            ``model.report_``) is not evaluated, nor is any for what training could not rehearse, such as a new context
+            ``model.report_``) is not evaluated, nor is any for what training could not try out, such as a new context
             where it saw one. ``uns["scperturbdiff"]["n_steps"]`` says how many evaluations there were at most.
         sampler
             ``"renoise"``, ``"ddim"`` or ``"dpm++"``; matters for more than one step. See

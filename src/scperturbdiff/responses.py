@@ -160,7 +160,7 @@ def measure_populations(
     n_controls = pools.count[pool]
     pool_square, square = _squares(values, pools, control_mean), _squares(values, table.cells, treated_mean)
     within = pool_square.sum() / max(pools.count.sum(), 1)
-    noise, control_noise = (within / np.maximum(n, 1) for n in (table.cells.count, n_controls))
+    treated_noise, control_noise = (within / np.maximum(n, 1) for n in (table.cells.count, n_controls))
     before = (pool_square / np.maximum(pools.count - 1, 1))[pool]
     before = np.where(before > 0, before, max(within, 1e-12))  # one control cell has no spread of its own
     degrees = np.maximum(table.cells.count - 1, 0)
@@ -170,7 +170,7 @@ def measure_populations(
         table.component,
         table.dose,
         table.context,
-        noise + control_noise,
+        treated_noise + control_noise,
         control_noise=control_noise,
     )
     counted = matrix if isinstance(matrix, SummedCounts) else SummedCounts(table, matrix)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from scperturbdiff.prediction import _generate
+from scperturbdiff.prediction import _destinations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,8 +88,8 @@ def test_what_is_retrieved_is_finite(model: PerturbDiff) -> None:
 
 def test_drawn_cells_are_finite(model: PerturbDiff, monkeypatch: pytest.MonkeyPatch) -> None:
     module = model.module
-    respond, sample = _generate.respond, module.generator_ema.sample
-    monkeypatch.setattr(_generate, "respond", lambda *args: respond(*args) * np.nan)
+    respond, sample = _destinations.respond, module.generator_ema.sample
+    monkeypatch.setattr(_destinations, "respond", lambda *args: respond(*args) * np.nan)
     with pytest.raises(ValueError, match="Predicted counts are NaN or infinite"):
         model.predict(perturbations=["P01"], progress=False)
     monkeypatch.setattr(module.generator_ema, "sample", lambda *args, **kwargs: sample(*args, **kwargs) * np.inf)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from tests.helpers import assert_same_cells
 
 from scperturbdiff.module import PerturbDiffModule
 from scperturbdiff.prediction import _encoded
-from scperturbdiff.prediction._encoded import Destinations
+from scperturbdiff.prediction._destinations import Destinations
+from scperturbdiff.prediction._pieces import ControlGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +71,26 @@ def test_cells_that_scatter_are_decoded_each(predict: Callable[..., AnnData], de
     assert sum(decoded) >= made.n_obs
 
 
+def test_cells_are_the_same_whether_shares_are_kept(
+    predict: Callable[..., AnnData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of control cells, where each predicted cell is decoded."""
+    of_controls: list[int] = []
+    shares = PerturbDiffModule.shares
+
+    def watched(self: PerturbDiffModule, latent: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        of_controls.append(len(latent))
+        return shares(self, latent, batch)
+
+    monkeypatch.setattr(PerturbDiffModule, "shares", watched)
+    kept = predict(scattered=True)
+    assert sum(of_controls) < kept.n_obs
+    of_controls.clear()
+    monkeypatch.setattr(_encoded, "KEPT_SHARES", 0)
+    assert_same_cells(predict(scattered=True), kept)
+    assert sum(of_controls) == kept.n_obs
+
+
 def test_what_is_too_much_to_keep_gives_the_same_cells(
     predict: Callable[..., AnnData], decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,9 +113,12 @@ def test_kept_is_what_is_decoded(dispersion: str) -> None:
         30, 2, 3, 1, n_hidden=8, vae_kwargs={"dispersion": dispersion}, generator_kwargs=kwargs
     ).eval()
     place, residual = torch.randn(20, 3), torch.randn(30)
-    destinations = Destinations(module, 1, residual, 20)
+    group = ControlGroup(
+        np.arange(20), place, place.mean(0).numpy(), 0.1, sparse.csr_matrix((20, 30)), 1, None, None, lambda: None
+    )
+    destinations = Destinations(module, group, 1, residual, together=True)
     for controls in (np.array([3, 5, 3, 19]), np.array([5, 0, 0]), np.array([19, 3, 5])):
-        found = destinations.of_controls(controls, place[torch.as_tensor(controls)])
+        found = destinations.decode(controls, place[torch.as_tensor(controls)])
         wanted = module.decode(place[torch.as_tensor(controls)], torch.ones(len(controls)), residual)
         torch.testing.assert_close(found.share, wanted.share)
         torch.testing.assert_close(found.dispersion, wanted.dispersion)

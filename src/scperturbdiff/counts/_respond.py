@@ -24,11 +24,15 @@ class Decoded:
     share
         Share of each gene, `(n_cells, n_genes)`.
     dispersion
-        Of the negative binomial, `(n_genes,)`, `(1, n_genes)` or `(n_cells, n_genes)`.
+        Of the negative binomial, `(n_genes,)` or `(n_cells, n_genes)`.
     """
 
     share: Tensor
     dispersion: Tensor
+
+    def take(self, rows: Tensor) -> Decoded:
+        """The same of some of the cells."""
+        return Decoded(self.share[rows], self.dispersion if self.dispersion.ndim == 1 else self.dispersion[rows])
 
 
 def respond(
@@ -38,8 +42,7 @@ def respond(
     library_ratio: float = 1.0,
     repeated: Tensor | None = None,
     rng: torch.Generator | None = None,
-    factor: Tensor | None = None,
-    further: Decoded | None = None,
+    uneven: tuple[Tensor, Decoded] | None = None,
 ) -> Tensor:
     r"""Sample counts `(n_cells, n_genes)` of cells as if the control cells they started from had moved.
 
@@ -61,15 +64,14 @@ def respond(
         Cells whose control cell another one has already started from, `(n_cells,)`.
     rng
         What is drawn from; `None`: torch's global generator.
-    factor
-        How strongly each cell responds, relative to what `after` says, `(n_cells,)`; `None`: as it says.
-    further
-        What is decoded of cells that have moved `factor` times as far; given with `factor`.
+    uneven
+        How strongly each cell responds, relative to what `after` says, `(n_cells,)`, and what is decoded of cells that
+        have moved so many times as far. `None`: as `after` says.
     """
     library = counts.sum(-1, keepdim=True)
     start, moved = library * before, library_ratio * library * after.share
-    if factor is not None and further is not None:
-        factor = factor[:, None]
+    if uneven is not None:
+        factor, further = uneven[0][:, None], uneven[1]
         ratio = (1 + factor * (library_ratio - 1)).clamp(min=MIN_RATIO)
         moved = scale_response(start, moved, ratio * library * further.share, factor)
     return move_counts(counts, start, moved, after.dispersion.expand_as(start), repeated, rng)

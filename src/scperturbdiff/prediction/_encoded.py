@@ -1,4 +1,4 @@
-"""Control groups, encoded once for all that is asked of them; and where their cells go, decoded once."""
+"""Control groups, encoded once for all that is asked of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scperturbdiff.counts import Decoded
 from scperturbdiff.data import read_genes
 from scperturbdiff.prediction._encode import encode_rows
 from scperturbdiff.prediction._pieces import ControlGroup, ControlSample
@@ -17,7 +16,6 @@ from scperturbdiff.seeds import derive_seed
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-    from numpy.typing import NDArray
     from scipy import sparse
     from torch import Tensor
 
@@ -28,7 +26,12 @@ if TYPE_CHECKING:
 KEPT_ENTRIES = 2**28
 """Counts of control cells that are kept to be used again, at most: 2 GB."""
 KEPT_SHARES = 2**24
-"""Expected shares of genes in the control cells of a group that are kept, at most: 64 MB."""
+"""Expected shares of genes in the control cells of a group, or where these go, that are kept, at most: 64 MB."""
+
+
+def may_be_kept(n_cells: int, n_genes: int) -> bool:
+    """Whether there is room for expected shares of so many cells and genes."""
+    return n_cells * n_genes <= KEPT_SHARES
 
 
 class EncodedGroups:
@@ -87,7 +90,7 @@ class EncodedGroups:
         if module.by_state is not None:
             states = module.by_state.states.shares(latent.cpu().numpy()).argmax(1)
         shares = None
-        if batch >= 0 and len(rows) * len(self.genes) <= KEPT_SHARES:
+        if batch >= 0 and may_be_kept(len(rows), len(self.genes)):
             shares = module.shares(latent, torch.full((len(rows),), batch, device=latent.device))
         sample = cache(partial(self._sample, latent, counts))
         variance, mean = (x.cpu().numpy() for x in torch.var_mean(latent.double(), 0, correction=0))
@@ -100,51 +103,3 @@ class EncodedGroups:
         some = latent[torch.as_tensor(at, device=latent.device)]
         dense = torch.as_tensor(counts[at].toarray(), dtype=torch.float32, device=latent.device)
         return ControlSample(some, dense.sum(-1, keepdim=True), self.module.unmoved_means(dense, some))
-
-
-class Destinations:
-    """What is decoded where the cells of a population go.
-
-    Parameters
-    ----------
-    module
-        The trained module.
-    batch
-        Batch code to decode with.
-    residual
-        Log ratio of expected counts to decoded ones, `(n_genes,)`.
-    n_controls
-        Control cells that cells start from, where all that start from one go to the same place: each is decoded once.
-        `None`: every cell is decoded.
-    """
-
-    def __init__(self, module: PerturbDiffModule, batch: int, residual: Tensor | None, n_controls: int | None) -> None:
-        self.module, self.batch, self.residual = module, batch, residual
-        self._done: NDArray[np.bool_] | None = None
-        if n_controls is not None and n_controls * module.vae.n_input <= KEPT_SHARES:
-            self._done = np.zeros(n_controls, bool)
-            self._share = torch.empty(n_controls, module.vae.n_input, device=module.device)
-            self._dispersion = torch.empty(0)
-
-    def decode(self, latent: Tensor) -> Decoded:
-        """What is decoded of latent vectors, `(n_cells, n_latent)`, not standardised."""
-        codes = torch.full((len(latent),), self.batch, device=latent.device)
-        return self.module.decode(latent, codes, self.residual)
-
-    def of_controls(self, controls: NDArray[np.intp], latent: Tensor) -> Decoded:
-        """The same of cells that start from these control cells, `(n_cells,)`."""
-        if self._done is None:
-            return self.decode(latent)
-        rows, first = np.unique(controls, return_index=True)
-        at, missing = torch.as_tensor(controls, device=latent.device), ~self._done[rows]
-        if missing.any():
-            new = torch.as_tensor(rows[missing], device=latent.device)
-            decoded = self.decode(latent[torch.as_tensor(first[missing], device=latent.device)])
-            self._share[new], self._done[rows] = decoded.share, True
-            if decoded.dispersion.ndim == 1:
-                self._dispersion = decoded.dispersion
-            else:
-                if not len(self._dispersion):
-                    self._dispersion = torch.empty_like(self._share)
-                self._dispersion[new] = decoded.dispersion
-        return Decoded(self._share[at], self._dispersion if self._dispersion.ndim == 1 else self._dispersion[at])

@@ -11,10 +11,11 @@ import torch
 from scipy import sparse
 from scvi.utils import track
 
-from scperturbdiff.counts import positions, respond
+from scperturbdiff.counts import positions
 from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, preview, resample_controls
 from scperturbdiff.diffusion import Components, Condition
-from scperturbdiff.prediction._encoded import Destinations, EncodedGroups
+from scperturbdiff.prediction._destinations import Destinations
+from scperturbdiff.prediction._encoded import EncodedGroups
 from scperturbdiff.prediction._finite import check_finite, check_weights
 from scperturbdiff.prediction._pieces import Piece
 from scperturbdiff.prediction._request import batch_codes
@@ -255,8 +256,9 @@ class PopulationGenerator:
         n_pieces = -(-len(chosen) // settings.piece)
         ends = np.cumsum([0, *map(len, np.array_split(np.arange(len(chosen)), n_pieces))])
         n_steps = self._n_steps(found)
-        together = repeated.any() and not generator.may_separate(n_steps, mixture=guess)
-        places = Destinations(self.module, batch, factors, len(group.rows) if together else None)
+        together = bool(repeated.any()) and not generator.may_separate(n_steps, mixture=guess)
+        places = Destinations(self.module, group, batch, factors, together)
+        library = float(np.exp(found.library[0]))
         latents, counts, first = [], [], 0
         for number, part in enumerate(map(slice, ends[:-1], ends[1:]), 1):
             piece = at[part]
@@ -274,26 +276,8 @@ class PopulationGenerator:
                 rng=rng,
             )[0]
             latent = check_finite(self.module.unstandardize(z), "Predicted latent vectors")
-            after, further, strength = places.of_controls(chosen[part], latent), None, None
-            if factor is not None:
-                strength, start = factor[part], self.module.unstandardize(group.latent[piece])
-                latent = start + strength[:, None] * (latent - start)
-                further = places.decode(latent)
-            if group.shares is None:
-                codes = torch.full((len(piece),), batch if group.batch < 0 else group.batch, device=device)
-                before = self.module.shares(group.latent[piece], codes)
-            else:
-                before = group.shares[piece]
-            sampled = respond(
-                torch.as_tensor(group.counts[chosen[part]].toarray(), device=device),
-                before,
-                after,
-                float(np.exp(found.library[0])),
-                repeated[part],
-                rng,
-                strength,
-                further,
-            )
+            strength = None if factor is None else factor[part]
+            latent, sampled = places.respond(chosen[part], latent, library, repeated[part], rng, strength)
             latents.append(latent.cpu().numpy())
             counts.append(as_csr(sampled))
             if number % PIECES == 0 or number == n_pieces:

@@ -154,20 +154,26 @@ class ResponseKernel:
     def __call__(self, a: Conditions, b: Conditions) -> Floats:
         """Covariance of the shifts of `a` and `b`, `(len(a), len(b))`."""
         share = self.widths.response_share
-        contexts = self.contexts(a.control_mean, b.control_mean)
+        squared = squared_distances(a.control_mean, b.control_mean)
+        contexts = self._at_distances(squared)
 
         def at_doses(first: Floats, second: Floats) -> Floats:
             return self._strengths(first, second) * (self.flat + (contexts - self.flat) * self._near(first, second))
 
-        out = self._of_perturbations(a, b, at_doses) + self.of_controls(a, b)
+        out = self._of_perturbations(a, b, at_doses) + self.of_controls(a, b, squared)
         return out + share * self.learned(a, b, self._doses) if share and self.learned is not None else out
 
-    def of_controls(self, a: Conditions, b: Conditions) -> Floats:
-        """Covariance of the errors of the means of controls, `(len(a), len(b))`: 0 unless these are the same cells."""
+    def of_controls(self, a: Conditions, b: Conditions, squared: Floats | None = None) -> Floats:
+        """Covariance of the errors of the means of controls, `(len(a), len(b))`: 0 unless these are the same cells.
+
+        `squared`: distances of these means, if at hand.
+        """
         noise = np.sqrt(np.outer(a.control_noise, b.control_noise))
         if not noise.any():
             return noise
-        apart = squared_distances(a.control_mean, b.control_mean) / a.control_mean.shape[1]
+        if squared is None:
+            squared = squared_distances(a.control_mean, b.control_mean)
+        apart = squared / a.control_mean.shape[1]
         return np.where((a.state[:, None] == b.state) & (apart <= SAME_CELLS * noise), noise / self.signal, 0.0)
 
     @property
@@ -201,8 +207,10 @@ class ResponseKernel:
 
     def contexts(self, a: Floats, b: Floats) -> Floats:
         """Covariance of the responses of contexts with control means `a` and `b`."""
-        squared = np.maximum(squared_distances(a, b), 0)
-        near = np.exp(-0.5 * squared / (self.widths.context_scale * self.median_distance) ** 2)
+        return self._at_distances(squared_distances(a, b))
+
+    def _at_distances(self, squared: Floats) -> Floats:
+        near = np.exp(-0.5 * np.maximum(squared, 0) / (self.widths.context_scale * self.median_distance) ** 2)
         return self.mean_variance + self.widths.context_share * near
 
     def _doses(self, a: Floats, b: Floats) -> Floats:

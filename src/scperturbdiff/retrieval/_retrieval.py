@@ -166,30 +166,31 @@ class Retrieval(FittedRetrieval):
         explained = (left_out * self.responses.shift[tried]).sum(1)
         return Lengths(tried, mass * explained, mass * (left_out**2).sum(1))
 
-    def _can_be_left_out(self, novelty: Novelty, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of `rows` of which something is known without them."""
+    def _can_be_left_out(
+        self, novelty: Novelty, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Those of `rows` of which something is known without them, and whether something with the same controls is."""
         known = self.responses.conditions
-        if novelty == "perturbation" and self.features is None:
-            return rows[:0]
+        if not self.rehearsed(novelty):
+            return rows[:0], np.zeros(0, bool)
         left = ~known.take(rows).barred(known, novelty)
+        with_same_controls = self._agree(known.control_groups.code, rows, left)
+        kept: NDArray[np.bool_] = np.asarray(left.any(axis=1))
         if novelty == "replicate":  # another population of the same condition must be there
-            pair = known.pair_codes()
-            left &= pair[rows][:, None] == pair[None, :]
-        return rows[left.any(axis=1)]
+            kept = self._agree(known.pair_codes(), rows, left)
+        return rows[kept], with_same_controls[kept]
 
-    def _with_same_controls(self, novelty: Novelty, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Those of `rows` whose controls others, that are known without them, have too."""
-        known = self.responses.conditions
-        controls = known.control_groups.code
-        there = ~known.take(rows).barred(known, novelty) & (controls[rows][:, None] == controls)
-        return np.asarray(there.any(axis=1))
+    @staticmethod
+    def _agree(codes: NDArray[np.int64], rows: NDArray[np.int64], left: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of `rows` have the code of something that is `left`, `(len(rows), n)`."""
+        return np.asarray((left & (codes[rows][:, None] == codes)).any(axis=1))
 
     def _explain(self, novelty: Novelty, tried: NDArray[np.int64]) -> tuple[float, Floats | None]:
         """Share of the shifts that is predicted without them, and directions of the errors; none of too few."""
-        rows = self._can_be_left_out(novelty, tried)
+        rows, with_same_controls = self._can_be_left_out(novelty, tried)
         conditions, shift = self.responses.conditions.take(rows), self.responses.shift[rows]
         n = len(np.unique(conditions.context if novelty == "context" else conditions.population))
-        noise = np.where(self._with_same_controls(novelty, rows), conditions.treated_noise, conditions.noise)
+        noise = np.where(with_same_controls, conditions.treated_noise, conditions.noise)
         found, factors = self.leave_out(novelty, rows, with_variance=novelty in NEW), None
         if novelty in NEW and n >= self.settings.doubt_min:
             factors = error_factors(shift - found.shift, shift, noise, found.variance, n, self.settings)

@@ -60,7 +60,7 @@ def fold_evidence(
     ]
     measured = [_mean_expression(read(treated)) for _, treated in chosen]
     out: dict[Novelty, FoldEvidence] = {}
-    for novelty in useful_novelties(table, retrieval.features is not None):
+    for novelty in useful_novelties(table, retrieval):
         found = retrieval.leave_out(novelty, rows, with_genes=True)
         prior = left_out_prior(populations, retrieval, module.by_state, novelty, rows, module.device)
         agrees, difference = np.zeros(len(rows)), np.zeros(len(rows))

@@ -137,17 +137,16 @@ def population_tensors(
     )
 
 
-def useful_novelties(table: PopulationTable, has_features: bool) -> list[Novelty]:
-    """Ways of being new that training can rehearse on these populations."""
+def useful_novelties(table: PopulationTable, retrieval: Retrieval) -> list[Novelty]:
+    """Ways of being new that training can rehearse on these populations, of which `retrieval` is."""
     if len(table) < 2:
         return ["seen"]
     out: list[Novelty] = ["replicate"]
-    n_contexts = len(np.unique(table.context))
-    if n_contexts > 1:
+    if retrieval.rehearsed("context"):
         out.append("context")
-    if n_contexts > 1 or (count_replicates(table) > 1).any():
+    if retrieval.rehearsed("context") or (count_replicates(table) > 1).any():
         out.append("pair")
-    if has_features:
+    if retrieval.rehearsed("perturbation"):
         out.append("perturbation")
     return out
 
@@ -203,7 +202,7 @@ def rehearsed_priors(
     device: torch.device,
 ) -> list[Prior]:
     """What is retrieved of the training populations `rows` for each way of being new that training rehearses."""
-    ways = useful_novelties(populations.table, retrieval.features is not None)
+    ways = useful_novelties(populations.table, retrieval)
     return [left_out_prior(populations, retrieval, by_state, way, rows, device) for way in ways]
 
 

@@ -72,7 +72,7 @@ def responsiveness_laws(
         _distance(module.expression(_tensor(start)), to) for (start, _), to in zip(cells, targets, strict=True)
     ]
     least = SETTINGS.uneven_margin * float(np.mean(unchanged))  # where nothing is left to gain, shares mean nothing
-    ways: list[Novelty] = [*useful_novelties(table, retrieval.features is not None), "seen"]
+    ways: list[Novelty] = [*useful_novelties(table, retrieval), "seen"]
     out: dict[Novelty, Responsiveness] = {}
     for novelty in ways:
         prior = left_out_prior(populations, retrieval, module.by_state, novelty, rows)
