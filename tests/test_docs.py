@@ -45,7 +45,7 @@ HOSTED = {
 }
 """Beginning of addresses in README.md -> the folder that is published there."""
 
-SCREEN = {"n_contexts": 3, "n_perturbations": 4, "n_cells_per_population": 12, "n_genes": 80, "n_batches": 2}
+SCREEN = {"n_contexts": 3, "n_perturbations": 5, "n_cells_per_population": 12, "n_genes": 80, "n_batches": 2}
 TRAINING: dict[str, Any] = {"max_epochs_vae": 2, "max_epochs_generator": 2, "enable_progress_bar": False}
 
 

@@ -373,8 +373,8 @@ class Given(pl.Callback):
             return  # the first stage
         n, generator = pl_module.validation[0].n_populations, pl_module.module.generator_ema
 
-        def scored() -> tuple[torch.Tensor, torch.Tensor]:
-            if 0 < generator.network_weight < 1:  # in part the network does harm
+        def scored(strength: object = None) -> tuple[torch.Tensor, torch.Tensor]:
+            if 0 < generator.network_weight < 1 or strength is not None:  # in part, and a law of responses, do harm
                 return torch.full((n,), 9.0), torch.full((n, 4), 9.0)
             value = self.scores[len(self.weights)]
             self.weights.append({name: w.clone() for name, w in generator.state_dict().items()})

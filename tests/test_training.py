@@ -13,6 +13,7 @@ from scperturbdiff.data import build_populations
 from scperturbdiff.responses import measure_populations
 from scperturbdiff.retrieval import Retrieval
 from scperturbdiff.training import SETTINGS, rehearsed_priors, split_populations
+from scperturbdiff.training._populations import hold_out
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,22 +32,34 @@ PLAN = {"steps_per_epoch": 4, "n_populations": 4, "n_cells": 8}
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_perturbation_is_lost_to_validation(seed: int) -> None:
-    """In one context a perturbation held out altogether could not be predicted: replicates are held out instead."""
+    """What is known from one condition alone cannot be held out, but where features describe it."""
     table = table_of(screen(contexts=1, donors=5))
-    training, held_out = split_populations(table, 0.2, seed)
-    assert len(held_out) == 4
+    training, held_out = split_populations(table, 0.25, seed)
+    assert len(held_out) == 0 and len(training) == len(table)
+    assert len(split_populations(table, 0.25, seed, has_features=True)[1]) == 5
+    table = table_of(screen(contexts=2, donors=2))  # of two conditions of a perturbation one stays
+    training, held_out = split_populations(table, 0.9, seed)
+    assert len(held_out) == len(table) // 2
     assert set(table.component[training].ravel()) == set(table.component.ravel())
     assert sorted([*training, *held_out]) == list(range(len(table)))
-    alone = table_of(screen(contexts=1, donors=1))
-    assert len(split_populations(alone, 0.3, seed)[1]) == 0
-    assert len(split_populations(alone, 0.3, seed, has_features=True)[1]) == 1
 
 
-def test_whole_conditions_are_held_out_where_the_perturbation_is_known_elsewhere() -> None:
+def test_whole_conditions_are_held_out() -> None:
     table = table_of(screen(contexts=3, donors=2))
     held = table.labels.iloc[split_populations(table, 0.2, 0)[1]]
     keys = [c for c in held if c != "donor"]
     assert len(held) == 4 and (held.groupby(keys, observed=True).size() == 2).all()
+
+
+def test_replicates_do_not_make_more_conditions() -> None:
+    """Twelve conditions are too few to hold out five of, however many donors there are."""
+    for donors in (1, 4):
+        table = table_of(screen(contexts=3, donors=donors))
+        training, held_out, enough = hold_out(table, None, 0)
+        assert not enough and len(held_out) == 0 and len(training) == len(table) == 12 * donors
+        assert hold_out(table, 0.0, 0)[2] and len(hold_out(table, 0.25, 0)[1]) == 3 * donors
+    few = table_of(screen(contexts=1, donors=5))
+    assert not hold_out(few, 0.25, 0)[2]  # asked for, but nothing can be held out
 
 
 @pytest.mark.parametrize("donors", [SETTINGS.many_replicates - 1, SETTINGS.many_replicates])
@@ -120,5 +133,5 @@ def test_shares_held_out_are_between_none_and_all(size: float) -> None:
 def test_something_must_be_left_to_train_on() -> None:
     """With features every perturbation may be held out."""
     adata = screen(contexts=2, donors=1, features=True)
-    with pytest.raises(ValueError, match="All 8 populations would be held out.*lower validation_size"):
+    with pytest.raises(ValueError, match="All 8 conditions would be held out.*lower validation_size"):
         trained(adata, validation_size=0.99)

@@ -17,7 +17,6 @@ from scperturbdiff.latent import LatentVAE
 from scperturbdiff.responses import replicate_factors
 from scperturbdiff.retrieval import Retrieval, RetrievalSettings
 from scperturbdiff.training import PopulationTraining, Stage, latent_stage
-from scperturbdiff.training._responsiveness import Responsiveness
 from scperturbdiff.training_report import TrainingReport
 
 if TYPE_CHECKING:
@@ -146,49 +145,55 @@ def test_cells_are_encoded_without_their_batch(cells: AnnData) -> None:
 
 
 class Judge(pl.Callback):
-    """Replaces the scores of validation by ones that are given for each epoch, and keeps the averaged weights of each.
+    """Replaces the distances of validation by ones given for each epoch, and keeps the averaged weights of each.
 
-    Scores without the network are 1 and 3 in turn, distances 1.
+    Distances without the network are 1 and 3 in turn over held-out conditions, times 1 and 3 in turn those given.
     """
 
-    def __init__(self, scores: Any, distance: Any = lambda epoch: 1.0) -> None:
-        self.scores, self.distance = scores, distance
+    def __init__(self, distances: Any) -> None:
+        self.distances = distances
         self.weights: list[dict[str, torch.Tensor]] = []
         self.changes: list[float] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not isinstance(pl_module, GeneratorTrainingPlan):
             return
-        assert pl_module.validation is not None
+        assert pl_module.validation is not None and pl_module.selection is not None
         n = pl_module.validation[0].n_populations
-        assert n % 2 == 0 and n > 3
-        base = torch.tensor([1.0, 3.0]).repeat(n // 2)
+        of = np.unique(pl_module.selection.condition[pl_module.scored.numpy()], return_inverse=True)[1] % 2
 
-        def scores() -> tuple[torch.Tensor, torch.Tensor]:
+        def scores(strength: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
             weight = float(pl_module.module.generator_ema.network_weight)
-            if weight < 1:  # in part the network does harm
-                return (1 + 9 * weight) * base, (1 + 9 * weight) * torch.ones(n, 4)
-            epoch = trainer.current_epoch
-            found = torch.tensor(self.scores(epoch), dtype=torch.float32).repeat(n // 2)
-            return found, torch.full((n, 4), float(self.distance(epoch)))
+            found = torch.tensor([1.0, 3.0])
+            if strength is not None:
+                found = self.law * found
+            elif weight < 1:  # in part the network does harm
+                found = (1 + 9 * weight) * found
+            else:
+                found = torch.tensor(self.distances(trainer.current_epoch), dtype=torch.float32)
+            return torch.ones(n), found[torch.as_tensor(of)][:, None].expand(-1, 4)
 
         pl_module.validation_scores = scores
+
+    law = 1.0
+    """What a law of responses makes of distances."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if isinstance(pl_module, GeneratorTrainingPlan) and not trainer.sanity_checking:
             state = pl_module.module.generator_ema.state_dict()
             self.weights.append({name: value.clone() for name, value in state.items()})
-            assert pl_module.selection is not None and pl_module.last_scores is not None
-            self.changes.append(float(pl_module.selection.change(pl_module.last_scores).mean()))
+            assert pl_module.selection is not None and pl_module.last_distances is not None
+            self.changes.append(float(pl_module.selection.change(pl_module.last_distances).mean()))
 
 
 def judged(judge: Judge, donors: int = 2, law: float = 0.0, **options: Any) -> spd.PerturbDiff:
-    """A training with given scores, and a law of responses that changes energy distances by a share."""
-    found = {way: Responsiveness(np.linspace(0, 2, 64), law) for way in ("seen", "replicate", "pair", "context") if law}
+    """A training with given distances, and a law of responses that changes them by a share; six conditions held out."""
+    found = {way: np.linspace(0, 2, 64) for way in ("seen", "replicate", "pair", "context") if law}
+    judge.law = 1 + law
     model = tiny(screen(contexts=3, donors=donors))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scperturbdiff.training._stages.responsiveness_laws", lambda *_: found)
-        model.train(**SHORT, validation_size=0.34 if donors > 1 else 0.5, callbacks=[judge], **options)
+        model.train(**SHORT, validation_size=0.5, callbacks=[judge], **options)
     return model
 
 
@@ -199,10 +204,10 @@ def same_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 
 def test_the_number_that_stops_training_is_the_one_that_chooses_weights() -> None:
     """The mean score falls on and on, by the most distant populations; on average they were best after one epoch."""
-    judge = Judge(lambda epoch: [0.5 + 0.1 * epoch, 1.5 - 0.12 * epoch], lambda epoch: 0.9**epoch)
+    judge = Judge(lambda epoch: [0.5 + 0.1 * epoch, 1.5 - 0.12 * epoch])
     model = judged(judge, max_epochs_generator=30)
     history = model.history_
-    assert (np.diff(history["energy_score_validation"].to_numpy(float).ravel()) < 0).all()
+    assert (np.diff(history["energy_distance_validation"].to_numpy(float).ravel()) < 0).all()
     logged = history[SELECTION_METRIC].to_numpy(float).ravel()
     np.testing.assert_allclose(logged, judge.changes, rtol=1e-5)
     assert logged.argmin() == 0 and len(logged) == 1 + 10  # patience
@@ -213,7 +218,7 @@ def test_the_number_that_stops_training_is_the_one_that_chooses_weights() -> Non
 
 
 def test_training_that_improves_is_not_stopped() -> None:
-    judge = Judge(lambda epoch: [0.9**epoch, 3 * 0.9**epoch], lambda epoch: 0.9**epoch)
+    judge = Judge(lambda epoch: [0.9**epoch, 3 * 0.9**epoch])
     model = judged(judge, max_epochs_generator=14)
     assert len(judge.weights) == 14
     assert same_weights(model.module.generator_ema.state_dict(), judge.weights[-1])
@@ -229,7 +234,7 @@ def test_early_stopping_can_be_turned_off() -> None:
 @pytest.mark.parametrize("donors", [1, 2])
 @pytest.mark.parametrize(("law", "used"), [(0.0, True), (-0.2, True), (-0.27, False), (-0.4, False)])
 def test_a_network_must_be_clearly_better_than_a_law_of_responses(law: float, used: bool, donors: int) -> None:
-    model = judged(Judge(lambda _: [0.7, 2.1], lambda _: 0.7), donors=donors, law=law, max_epochs_generator=1)
+    model = judged(Judge(lambda _: [0.7, 2.1]), donors=donors, law=law, max_epochs_generator=1)
     report, retrieval = model.report_, model.module.retrieval
     assert report is not None and retrieval is not None
     assert report.network_weight == model.module.generator_ema.network_weight == float(used)
@@ -240,12 +245,10 @@ def test_a_network_must_be_clearly_better_than_a_law_of_responses(law: float, us
 @pytest.mark.parametrize("donors", [1, 2])
 @pytest.mark.parametrize(("change", "used"), [(-0.06, True), (-0.04, False)])
 def test_a_network_that_does_not_help_is_not_used(change: float, used: bool, donors: int) -> None:
-    judge = Judge(lambda _: [1 + change, 3 * (1 + change)], lambda _: 1 + change)
-    model = judged(judge, donors=donors, max_epochs_generator=2)
+    model = judged(Judge(lambda _: [1 + change, 3 * (1 + change)]), donors=donors, max_epochs_generator=2)
     generator, report = model.module.generator_ema, model.report_
     assert generator.network_weight == report.network_weight == float(used)
-    assert report.network["criterion"] == ("functional energy score" if donors > 1 else "energy distance")
-    assert sum(report.held_out.values()) == report.network["n_held_out"] == (8 if donors > 1 else 6)
+    assert report.network["n_held_out"] == 6 and sum(report.held_out.values()) == 6 * donors
     assert bool(generator.transformer.out.weight.any()) == used  # else the weights are those training started from
     assert f"{change:+.1%}" in report.network_reason and report.network_reason in str(report)
 
@@ -266,7 +269,7 @@ def prepared(adata: AnnData, validation_size: float | None = 0.25, **options: An
 
 def test_after_training_everything_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retrieval and the law of replicates are fitted again with the populations that judged the network."""
-    adata = screen(contexts=1, donors=12)
+    adata = screen(contexts=2, donors=6)
     table = table_of(adata)
     held_out = prepared(adata).held_out
     assert len(held_out) == 12
@@ -292,14 +295,14 @@ def test_after_training_everything_is_known(monkeypatch: pytest.MonkeyPatch) -> 
     again = Retrieval.fit(training.measured.responses, None, RetrievalSettings(), 0)
     known = training.measured.responses.conditions
     np.testing.assert_array_equal(module.retrieval.predict(known).shift, again.predict(known).shift)
-    assert report.replicate_directions == every.shape[1] and report.n_replicated == 4
+    assert report.replicate_directions == every.shape[1] and report.n_replicated == 8
     assert report.retrieval == pytest.approx({str(k): v for k, v in again.explained.items()}, nan_ok=True)
     assert report.n_populations == len(table) and sum(report.held_out.values()) == 12
 
 
 def test_objectives_without_variation_have_no_law_of_replicates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when a model is trained further with another objective, and after held-out populations are known."""
-    adata = screen(contexts=1, donors=12)
+    adata = screen(contexts=2, donors=6)
     table = table_of(adata)
     use_latent(monkeypatch, replicated_latent(table, adata.n_obs, dict.fromkeys(range(len(table)), 3.0)))
     training = prepared(adata)
@@ -338,12 +341,6 @@ def test_only_whole_trainings_of_the_second_stage_are_finished(cells: AnnData, v
         training.finish(stage_of(cells))
 
 
-@pytest.mark.parametrize("donors", [1, 2])
-def test_what_is_judged_depends_on_replicates(donors: int) -> None:
-    stage = prepared(screen(contexts=2, donors=donors)).stage(1, True, {})
-    assert stage.selection is not None and stage.selection.replicated == (donors > 1)
-
-
 # ---- the report ------------------------------------------------------------------------------------------------------
 
 
@@ -363,7 +360,7 @@ def test_the_report_says_what_was_there(reported: spd.PerturbDiff) -> None:
     assert sum(report.held_out.values()) == 6 == reported.populations["held_out"].sum()
     assert set(report.held_out) <= {"seen", "pair", "context", "perturbation"}
     assert report.network_weight == reported.module.generator_ema.network_weight
-    assert report.network["n_held_out"] == 6 and np.isfinite(report.network["change"])
+    assert report.network["n_held_out"] == 3 and np.isfinite(report.network["change"])
     assert report.network["without_network"] == pytest.approx(report.network["with_network"], rel=0.5)
     assert len(report.little_evidence) == 16  # of five cells each
     assert report.replicate_directions == reported.module.generator_ema.replicate_factors.any(0).sum()
@@ -436,7 +433,7 @@ def test_a_network_is_trained_where_populations_can_tell_if_it_helps(perturbatio
     assert model.module.retrieval is not None and not model.populations["held_out"].all()
     if not trained:
         assert model.report_.network_weight == model.module.generator_ema.network_weight == 0
-        assert "Less than 5 populations could be held out" in str(model.report_)
+        assert "Less than 5 conditions could be held out" in str(model.report_)
         assert np.isfinite(model.predict(perturbations=["P0"], progress=False).obsm["X_perturbdiff"]).all()
 
 

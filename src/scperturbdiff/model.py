@@ -399,7 +399,7 @@ class PerturbDiff(BaseModelClass):
             Epochs of the first stage (passes over all cells). Default: 15, within 1,250 to 5,000 steps; none when the
             model was trained before. 0 keeps the VAE as it is.
         max_epochs_generator
-            Epochs of the second stage (of 50 steps each). Default: 30, and none where fewer than 5 populations could be
+            Epochs of the second stage (of 50 steps each). Default: 30, and none where fewer than 5 conditions could be
             held out, which say nothing about a network: retrieval predicts alone. 0 trains the VAE only.
         accelerator, devices
             As in scvi-tools; ``"auto"`` takes a GPU where there is one. Several devices train together, one process on
@@ -407,8 +407,8 @@ class PerturbDiff(BaseModelClass):
         train_size
             Share of the cells that the VAE is trained on.
         validation_size
-            Share of the *populations* held out of the second stage to stop it in time. Default: 0.1, but 8 populations
-            at least and a third of them at most. 0 uses the network untested.
+            Share of the *conditions*, with all their populations, that are held out of the second stage to stop it in
+            time. Default: 0.1, but 8 conditions at least and a third of them at most. 0 uses the network untested.
         batch_size
             Cells a step of the first stage, of all processes together.
         early_stopping

@@ -44,8 +44,8 @@ class TrainingReport:
     network_reason
         Why.
     network
-        Scores on held-out populations: `criterion`, mean relative `change` of it by the network, energy distance of
-        generated to real cells `without_network` and `with_network`.
+        Scores on held-out conditions: how many (`n_held_out`), mean relative `change` of their energy distance by the
+        network, energy distance of generated to real cells `without_network` and `with_network`.
     little_evidence
         Training conditions with less than 20 cells or without controls that match on every key.
     notes

@@ -219,6 +219,6 @@ def test_without_populations_to_train_on_the_vae_is_not_trained(monkeypatch: pyt
         pytest.fail("the first stage ran")
 
     monkeypatch.setattr("scperturbdiff.model.latent_stage", trains)
-    for size, text in ((0.99, "All 4 populations would be held out"), (1.5, "validation_size=1.5")):
+    for size, text in ((0.99, "All 4 conditions would be held out"), (1.5, "validation_size=1.5")):
         with pytest.raises(ValueError, match=text):
             tiny(screen(contexts=1, donors=1, features=True)).train(**FEW_STEPS, validation_size=size)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from scperturbdiff.diffusion._generator import Generator
     from scperturbdiff.diffusion._populations import PopulationSampler
     from scperturbdiff.diffusion._scores import Objective
-    from scperturbdiff.diffusion._selection import NetworkSelection
+    from scperturbdiff.diffusion._selection import NetworkSelection, Strength
 
 OBJECTIVES: tuple[str, ...] = ("energy_score", "mmd", "mmd+mse", "mse")
 VALIDATION_METRIC = "energy_score_validation"
@@ -45,6 +46,9 @@ class GeneratorModule(Protocol):
 
     def expression(self, latent: Tensor) -> Tensor:
         """Expected log-normalised expression `(..., n_genes)` of standardised latent vectors."""
+
+    def uneven_expression(self, start: Tensor, moved: Tensor, factor: Tensor) -> Tensor:
+        """The same of cells `(n_cells, n_latent)` that respond `factor` `(n_cells,)` times as strongly."""
 
 
 class GeneratorTrainingPlan(pl.LightningModule):
@@ -137,7 +141,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
         if compile:
             self._denoise = torch.compile(self._denoise, backend="inductor" if compile is True else compile)
 
-        self.last_scores: tuple[Tensor, Tensor] | None = None
+        self.last_distances: Tensor | None = None
 
     latent: Tensor
 
@@ -218,20 +222,32 @@ class GeneratorTrainingPlan(pl.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the scores of the averaged weights."""
         scores, distances = self.validation_scores()
-        self.last_scores = scores, distances
+        self.last_distances = distances
         score, distance = scores.mean(), distances.mean()
         n = self.validation[0].n_populations if self.validation is not None else 1
         how: dict[str, Any] = {"on_epoch": True, "batch_size": n, "sync_dist": True}
         self.log(VALIDATION_METRIC, score, prog_bar=True, **how)
         self.log("energy_distance_validation", distance, **how)
         if self.selection is not None and not self.trainer.sanity_checking:
-            self.log(SELECTION_METRIC, self.selection.change((scores, distances)).mean(), **how)
+            self.log(SELECTION_METRIC, self.selection.change(distances).mean(), **how)
+
+    @cached_property
+    def scored(self) -> Tensor:
+        """Held-out populations that are scored: all, or a random choice of many."""
+        assert self.validation is not None
+        with seeded(self.seed, self.device):
+            return torch.randperm(self.validation[0].n_populations, device=self.device)[: self.validation_populations]
 
     @torch.no_grad()
-    def validation_scores(self) -> tuple[Tensor, Tensor]:
+    def validation_scores(self, strength: Strength | None = None) -> tuple[Tensor, Tensor]:
         """Generate held-out populations with the averaged weights from fixed seeds and score them.
 
         Several processes share the populations, and each returns the scores of all, as one process would.
+
+        Parameters
+        ----------
+        strength
+            How strongly cells of a held-out population respond; `None`: all alike.
 
         Returns
         -------
@@ -241,17 +257,15 @@ class GeneratorTrainingPlan(pl.LightningModule):
         generator = self.module.generator_ema
         was_training = generator.training
         generator.eval()
-        with seeded(self.seed, self.device):
-            groups = torch.randperm(self.validation[0].n_populations, device=self.device)[: self.validation_populations]
         parts = []
-        for number, group in enumerate(groups.split(VALIDATION_CHUNK)):
+        for number, group in enumerate(self.scored.split(VALIDATION_CHUNK)):
             if number % self.sampler.n_ranks != self.sampler.rank:
                 nothing = torch.zeros(len(group), self.validation_draws, device=self.device)
                 parts.append((nothing[:, 0], nothing))
                 continue
             # the same cells whether or not the network draws random numbers of its own
             with seeded(derive_seed(self.seed, "validation", number), self.device):
-                parts.append(self._score_populations(group))
+                parts.append(self._score_populations(group, strength))
         generator.train(was_training)
         scores, distances = (self._of_all(torch.cat(values)) for values in zip(*parts, strict=True))
         return scores, distances
@@ -264,7 +278,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
         total: Tensor = strategy.reduce(values.to(strategy.root_device), reduce_op="sum")
         return total.to(values.device)
 
-    def _score_populations(self, group: Tensor) -> tuple[Tensor, Tensor]:
+    def _score_populations(self, group: Tensor, strength: Strength | None) -> tuple[Tensor, Tensor]:
         """Functional energy score `(b,)` and energy distance `(b, n_draws)` of held-out populations `group` `(b,)`."""
         assert self.validation is not None
         sampler, tensors = self.validation
@@ -281,9 +295,17 @@ class GeneratorTrainingPlan(pl.LightningModule):
             has_features=self.module.has_features,
         ).unflatten(0, (-1, k))
         # where predictions are used: what is better in the latent space may be worse in the genes it decodes to
-        drawn, target = self.module.expression(drawn), self.module.expression(self.latent[cells])
+        target = self.module.expression(self.latent[cells])
+        drawn = self.module.expression(drawn) if strength is None else self._uneven(start, drawn, group, strength)
         distance = energy_distance(drawn, target[:, None], mask[:, None].expand(-1, k, -1), mask[:, None])
         return functional_energy_score(drawn, target, mask, mask), distance
+
+    def _uneven(self, start: Tensor, drawn: Tensor, group: Tensor, strength: Strength) -> Tensor:
+        """Expression of draws `(b, n_draws, n_cells, n_latent)` whose cells respond unevenly."""
+        each = drawn.shape[1] * drawn.shape[2]
+        factor = torch.as_tensor(np.concatenate([strength(number, each) for number in group.tolist()])).to(drawn)
+        found = self.module.uneven_expression(start.flatten(0, 2), drawn.flatten(0, 2), factor)
+        return found.unflatten(0, drawn.shape[:3])
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine decay; no weight decay on vectors."""

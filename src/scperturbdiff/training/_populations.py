@@ -27,38 +27,31 @@ def split_populations(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the populations to train on and of those held out.
 
-    Whole conditions are held out at a time (all batches of a perturbation in a context).
-
-    A perturbation that training would then not know at all says nothing about when to stop: that share of its
-    populations is held out if there are several, else none.
+    Whole conditions are held out (all replicates of a perturbation in a context), and only such whose perturbation is
+    known from others, or described by features: what else training would not know at all says nothing about it.
 
     Raises
     ------
     ValueError
         If `validation_size` is not a share, or nothing would be left to train on.
     """
-    n = len(table)
-    if validation_size is None:
-        enough = min(max(SETTINGS.held_out, round(0.1 * n)), n // 3)
-        validation_size = enough / n if n else 0.0
-    if not 0 <= validation_size < 1:
-        raise ValueError(f"validation_size={validation_size} must lie in [0, 1): the share of populations held out.")
-    wanted = round(n * validation_size)
     condition = table.condition
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(condition.max() + 1) if n else np.empty(0, int)
-    held = np.zeros(n, bool)
-    for c in order:
-        members = np.flatnonzero(condition == c)
-        left = table.component[~held & (condition != c)]
-        if not has_features and not np.isin(table.component[members], np.append(left, -1)).all():
-            few = max(1, round(validation_size * len(members))) if len(members) > 1 else 0
-            members = rng.choice(members, few, replace=False)
-        if held.sum() + len(members) > wanted:
-            continue
-        held[members] = True
+    n = int(condition.max()) + 1 if len(table) else 0
+    if validation_size is None:
+        validation_size = min(max(SETTINGS.held_out, round(0.1 * n)), n // 3) / max(n, 1)
+    if not 0 <= validation_size < 1:
+        raise ValueError(f"validation_size={validation_size} must lie in [0, 1): the share of conditions held out.")
+    wanted, n_held, held = round(n * validation_size), 0, np.zeros(len(table), bool)
+    for c in np.random.default_rng(seed).permutation(n):
+        if n_held == wanted:
+            break
+        members = condition == c
+        left = table.component[~held & ~members]
+        if has_features or np.isin(table.component[members], np.append(left, -1)).all():
+            held |= members
+            n_held += 1
     if n and held.all():
-        raise ValueError(f"All {n} populations would be held out and none trained on: lower validation_size.")
+        raise ValueError(f"All {n} conditions would be held out and none trained on: lower validation_size.")
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
@@ -67,10 +60,12 @@ def hold_out(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
     """Rows of the populations to train on and of those held out, and whether these say anything about a network.
 
-    Too few say nothing: none is held out then, unless the user asked for a share.
+    Too few conditions say nothing: none is held out then, unless the user asked for a share. A share of 0 asks for a
+    network that nothing is known about.
     """
     training, held_out = split_populations(table, validation_size, seed, has_features=has_features)
-    enough = validation_size is not None or len(table) == 0 or len(held_out) >= SETTINGS.min_held_out
+    least = SETTINGS.min_held_out if validation_size is None else int(validation_size > 0)
+    enough = len(table) == 0 or len(np.unique(table.condition[held_out])) >= least
     return (training, held_out, True) if enough else (np.arange(len(table)), np.empty(0, np.int64), False)
 
 

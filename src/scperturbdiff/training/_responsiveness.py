@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,29 +21,14 @@ if TYPE_CHECKING:
     from scperturbdiff.retrieval import Novelty, Retrieval
 
 
-@dataclass(frozen=True)
-class Responsiveness:
-    """Law of how strongly cells respond, for conditions that are new in one way.
-
-    Attributes
-    ----------
-    law
-        Quantiles of the factor on the predicted response, `(n_quantiles,)`, of mean 1.
-    change
-        Mean relative change of energy distances to populations that were left out, decoded expression.
-    """
-
-    law: NDArray[np.float64]
-    change: float
-
-
 def responsiveness_laws(
     populations: MeasuredPopulations, module: PerturbDiffModule, retrieval: Retrieval, seed: int
-) -> dict[Novelty, Responsiveness]:
+) -> dict[Novelty, NDArray[np.float64]]:
     """Laws of how strongly cells respond, for those ways of being new in which predictions are better with them.
 
     Cells of each population that is left out are predicted with the law of all others and with a response that all
-    cells share. Energy distances to the measured cells must be smaller by more than a margin, beyond chance.
+    cells share. Energy distances to the measured cells must be smaller by more than a margin, beyond chance. A law is
+    quantiles of the factor on the predicted response, `(n_quantiles,)`, of mean 1.
 
     Parameters
     ----------
@@ -73,7 +57,7 @@ def responsiveness_laws(
     ]
     least = SETTINGS.uneven_margin * float(np.mean(unchanged))  # where nothing is left to gain, shares mean nothing
     ways: list[Novelty] = [*useful_novelties(table, retrieval), "seen"]
-    out: dict[Novelty, Responsiveness] = {}
+    out: dict[Novelty, NDArray[np.float64]] = {}
     for novelty in ways:
         prior = left_out_prior(populations, retrieval, module.by_state, novelty, rows)
         moves = [prior.at(i).move(_tensor(start)[None])[0].numpy() - start for i, (start, _) in enumerate(cells)]
@@ -90,7 +74,7 @@ def responsiveness_laws(
             uneven[i] = _distance(module.uneven_expression(latent, moved, factor), targets[i])
         change = relative_difference(torch.as_tensor(uneven), torch.as_tensor(alike), least)
         if is_negative(change + SETTINGS.uneven_margin):
-            out[novelty] = Responsiveness(responsiveness_law(factors, lengths), float(change.mean()))
+            out[novelty] = responsiveness_law(factors, lengths)
     return out
 
 

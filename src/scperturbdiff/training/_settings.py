@@ -16,9 +16,9 @@ class TrainingSettings:
     network_epochs, steps_per_epoch
         Length of the second stage.
     held_out
-        Populations that are held out, at least, but no more than a third of them.
+        Conditions that are held out, at least, but no more than a third of them.
     min_held_out
-        Held-out populations without which the network is not used: fewer say nothing about it.
+        Held-out conditions without which the network is not used: fewer say nothing about it.
     many_replicates
         Populations of a condition from which training shows the response retrieved from all of them, not the others'.
     rehearsed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,13 +32,12 @@ from scperturbdiff.responses import (
     replicate_factors,
     response_of_states,
 )
-from scperturbdiff.retrieval import OwnGene, Retrieval
+from scperturbdiff.retrieval import OwnGene, Retrieval, draw_factors
 from scperturbdiff.training._folds import fold_evidence
 from scperturbdiff.training._latent import Stage, encode_cells, standardize_cells
 from scperturbdiff.training._own_genes import own_gene
 from scperturbdiff.training._parallel import Processes
 from scperturbdiff.training._populations import (
-    count_replicates,
     hold_out,
     population_sampler,
     population_tensors,
@@ -49,7 +49,7 @@ from scperturbdiff.training._states import StateSearch, describe_states
 from scperturbdiff.training_report import TrainingReport
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from scvi.data import AnnDataManager
 
     from scperturbdiff.data import PopulationTable
-    from scperturbdiff.diffusion import SelectionResult
     from scperturbdiff.module import PerturbDiffModule
     from scperturbdiff.retrieval import Novelty
 
@@ -144,9 +143,12 @@ class PopulationTraining:
         if max_epochs > 0:
             sampler.share(processes.rank, processes.n)
         validation, novelty = self._validation_set() if len(self.held_out) else (None, [])
-        table = self.measured.table
-        replicated = len(table) == 0 or bool((count_replicates(table) > 1).any())
-        selection = NetworkSelection(replicated, min_held_out=SETTINGS.min_held_out, untested=self.enough)
+        selection = NetworkSelection(
+            self.measured.table.condition[self.held_out],
+            partial(self._strength, training, novelty),
+            min_held_out=SETTINGS.min_held_out,
+            untested=self.enough,
+        )
         steps = max_epochs * steps_per_epoch
         plan = GeneratorTrainingPlan(
             module, self.latent, sampler, tensors, validation, selection, n_steps=steps, seed=self.seed, **plan_kwargs
@@ -185,7 +187,10 @@ class PopulationTraining:
         if module.retrieval is not None:
             folds = fold_evidence(self.measured, module, module.retrieval, self.matrix, self.seed)
             module.retrieval = replace(module.retrieval, folds=folds, own_gene=self._own_gene())
-        table, result = self.measured.table, self._choose_shape(selection.result, stage.novelty)
+        table, result = self.measured.table, selection.result
+        if module.retrieval is not None and not result.weight:
+            laws = responsiveness_laws(self.measured, module, module.retrieval, self.seed)
+            module.retrieval = replace(module.retrieval, responsiveness=laws)
         retrieval = module.retrieval
         module.generator_ema.network_weight.fill_(result.weight)
         factors = module.generator_ema.replicate_factors
@@ -225,28 +230,21 @@ class PopulationTraining:
             return None
         return describe_states(by_state, self.measured, self.module.expression, genes, contexts)
 
-    def _choose_shape(self, network: SelectionResult, held_out: Sequence[Novelty]) -> SelectionResult:
-        """Keep the network or a law of how strongly cells respond, whichever brings more; the law if they are level.
+    def _strength(
+        self, training: MeasuredPopulations, novelty: Sequence[Novelty]
+    ) -> Callable[[int, int], NDArray[np.float64]] | None:
+        """How strongly cells of held-out populations respond, by the law of the training populations."""
+        assert self.module.retrieval is not None  # of the training populations
+        found = responsiveness_laws(training, self.module, self.module.retrieval, self.seed)
+        laws = [found.get(way) for way in novelty]
+        if all(law is None for law in laws):
+            return None
 
-        The network's scores are the best of many epochs.
-        """
-        module = self.module
-        untested = network.weight > 0 and not network.criterion
-        if module.retrieval is None or untested:
-            return network
-        found = responsiveness_laws(self.measured, module, module.retrieval, self.seed)
-        if network.weight:
-            of_law = float(np.mean([found[way].change if way in found else 0.0 for way in held_out]))
-            of_network = network.change
-            if network.criterion != "energy distance":
-                of_network = network.with_network / network.without_network - 1
-            if of_law == 0 or of_law - SETTINGS.uneven_margin >= of_network:
-                return network
-            text = f"a law of how strongly cells respond changes energy distances as much ({of_law:+.0%})"
-            network = replace(network, weight=0.0, reason=f"The network is not used: {text}.")
-        laws = {way: of.law for way, of in found.items()}
-        module.retrieval = replace(module.retrieval, responsiveness=laws)
-        return network
+        def draw(number: int, n: int) -> NDArray[np.float64]:
+            rng, law = np.random.default_rng([self.seed, number]), laws[number]
+            return np.ones(n) if law is None else draw_factors(law, n, rng)
+
+        return draw
 
     def _own_gene(self) -> OwnGene:
         """By how much the gene changes that a perturbation is named after."""
