@@ -412,7 +412,7 @@ class PerturbDiff(BaseModelClass):
         batch_size
             Cells a step of the first stage, of all processes together.
         early_stopping
-            Stop the second stage when the network no longer improves on held-out populations. The same number decides
+            Stop the second stage when the network no longer improves on held-out conditions. The same number decides
             which averaged weights are kept, whether or not training stopped early, and whether the network is used: see
             ``model.report_``.
         vae_plan_kwargs
