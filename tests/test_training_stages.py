@@ -12,11 +12,12 @@ from tests.helpers import FEW_STEPS
 from tests.screens import replicated_latent, screen, table_of, tiny, use_latent
 
 import scperturbdiff as spd
-from scperturbdiff.diffusion import SELECTION_METRIC, GeneratorTrainingPlan, NetworkSelection
+from scperturbdiff.diffusion import SELECTION_METRIC, GeneratorTrainingPlan, NetworkSelection, Prior
 from scperturbdiff.latent import LatentVAE
 from scperturbdiff.responses import replicate_factors
 from scperturbdiff.retrieval import Retrieval, RetrievalSettings
 from scperturbdiff.training import PopulationTraining, Stage, latent_stage
+from scperturbdiff.training._populations import population_tensors
 from scperturbdiff.training_report import TrainingReport
 
 if TYPE_CHECKING:
@@ -251,6 +252,29 @@ def test_a_network_that_does_not_help_is_not_used(change: float, used: bool, don
     assert report.network["n_held_out"] == 6 and sum(report.held_out.values()) == 6 * donors
     assert bool(generator.transformer.out.weight.any()) == used  # else the weights are those training started from
     assert f"{change:+.1%}" in report.network_reason and report.network_reason in str(report)
+
+
+def test_held_out_populations_are_scored_as_strongly_as_their_cells_respond() -> None:
+    """As strongly as is retrieved: as without a law; not at all: as their controls."""
+    training = prepared(screen(contexts=5, donors=2), validation_size=0.5)
+    plan = training.stage(1, True, {}).plan
+    plan.module.generator_ema.network_weight.zero_()
+    asked = list[tuple[int, int]]()
+
+    def strength(number: int, n: int) -> np.ndarray:
+        asked.append((number, n))
+        return np.ones(n)
+
+    alike, close = plan.validation_scores(), {"rtol": 2e-3, "atol": 1e-3}  # distances of single precision
+    for found, wanted in zip(plan.validation_scores(strength), alike, strict=True):
+        torch.testing.assert_close(found, wanted, **close)
+    assert [number for number, _ in asked] == plan.scored.tolist() and len(set(asked)) == len(training.held_out)
+    still = plan.validation_scores(lambda _, n: np.zeros(n))[1]
+    assert (still - alike[1]).abs().max() > 0.05
+    none = Prior.none(len(training.held_out), training.latent.shape[1], torch.device("cpu"))
+    tensors = population_tensors(training.measured.take(training.held_out), [none], torch.device("cpu"))
+    plan.validation = plan.validation[0], tensors
+    torch.testing.assert_close(still, plan.validation_scores()[1], **close)
 
 
 def test_training_that_breaks_leaves_a_model_that_predicts() -> None:

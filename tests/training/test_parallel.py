@@ -218,7 +218,7 @@ def test_scores_of_held_out_populations_are_those_of_one_process(monkeypatch: py
     training = PopulationTraining.prepare(model.module, model.adata_manager, table_of(adata), None, 0.5, 0)
     plan = training.stage(1, True, {}).plan
     alone = plan.validation_scores()
-    assert len(alone[0]) == 20  # more than are scored at a time
+    assert len(alone[0]) == 20 == len(plan.scored)  # more than are scored at a time
     parts = []
     for rank in range(3):
         plan.sampler.share(rank, 3)

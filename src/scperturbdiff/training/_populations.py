@@ -41,15 +41,16 @@ def split_populations(
         validation_size = min(max(SETTINGS.held_out, round(0.1 * n)), n // 3) / max(n, 1)
     if not 0 <= validation_size < 1:
         raise ValueError(f"validation_size={validation_size} must lie in [0, 1): the share of conditions held out.")
-    wanted, n_held, held = round(n * validation_size), 0, np.zeros(len(table), bool)
+    components = [np.unique(row[row >= 0]) for row in table.component[np.unique(condition, return_index=True)[1]]]
+    left = np.bincount(np.concatenate([*components, np.empty(0, np.int64)]))  # conditions of each that are not held out
+    wanted, chosen = round(n * validation_size), list[int]()
     for c in np.random.default_rng(seed).permutation(n):
-        if n_held == wanted:
+        if len(chosen) == wanted:
             break
-        members = condition == c
-        left = table.component[~held & ~members]
-        if has_features or np.isin(table.component[members], np.append(left, -1)).all():
-            held |= members
-            n_held += 1
+        if has_features or (left[components[c]] > 1).all():
+            left[components[c]] -= 1
+            chosen.append(c)
+    held = np.isin(condition, chosen)
     if n and held.all():
         raise ValueError(f"All {n} conditions would be held out and none trained on: lower validation_size.")
     return np.flatnonzero(~held), np.flatnonzero(held)
