@@ -50,6 +50,19 @@ class MovedMeans:
         falls = self.start * self.after / self.before.clamp(min=LEAST)
         return torch.where(self.after < self.before, falls, self.start + (self.after - self.before) * self.gain)
 
+    def fold(self, factor: Tensor) -> Tensor:
+        """Log fold changes of ``PER_CELL`` times expected shares, plus 1, after log factors on decoded means."""
+        before, after = (PER_CELL * x / x.sum().clamp(min=LEAST) for x in (self.start, self._after(factor)))
+        return ((after + 1) / (before + 1)).log()
+
+    def off_by(self, factor: Tensor, error: Tensor) -> Tensor:
+        """Log factors after which log fold changes are those after `factor`, plus `error`, all `(n_genes,)`."""
+        now = self._after(factor)
+        return self.factor(self.start.sum() * fold_changed(now / now.sum().clamp(min=LEAST), error))
+
+    def _after(self, factor: Tensor) -> Tensor:
+        return replace(self, after=self.after * factor.exp()).moved()
+
     def factor(self, wanted: Tensor) -> Tensor:
         """Log factors on decoded means after which mean counts are as `wanted`, `(n_genes,)`."""
         falls = self.before * wanted / self.start.clamp(min=LEAST)
@@ -68,8 +81,7 @@ class MovedMeans:
         fold
             Log fold change of mean counts, negative or positive.
         """
-        now = replace(self, after=self.after * factor.exp()).moved()
-        wanted = self.start * math.exp(fold)
+        now, wanted = self._after(factor), self.start * math.exp(fold)
         wanted = torch.minimum(now, wanted) if fold < 0 else torch.maximum(now, wanted)
         return factor.index_copy(0, genes, self.factor(wanted)[genes])
 

@@ -17,6 +17,7 @@ from scperturbdiff.diffusion import Components, Condition
 from scperturbdiff.prediction._destinations import Destinations
 from scperturbdiff.prediction._encoded import EncodedGroups
 from scperturbdiff.prediction._finite import check_finite, check_weights
+from scperturbdiff.prediction._gene_factors import GeneFactors
 from scperturbdiff.prediction._pieces import Piece
 from scperturbdiff.prediction._request import batch_codes
 from scperturbdiff.priors import make_prior
@@ -170,36 +171,40 @@ class PopulationGenerator:
 
     def _gene_factors(
         self, group: ControlGroup, asked: Conditions, condition: Condition, found: Retrieved
-    ) -> Tensor | None:
-        """Log factors on the decoded counts of a population, `(n_genes,)`."""
+    ) -> GeneFactors | None:
+        """Log factors on the decoded counts of a population."""
         if self._retrieval is None or not found.residual.size:
             return None
         residual, weight = self._put(found.residual[0]), self._retrieval.fold_weight(asked, found.novelty[0])
         columns = self._own_genes[self._retrieval.unseen_targets(asked)]
         own = self._put(columns[columns >= 0], torch.long)
-        if not weight and not len(own):
-            return residual
+        evidence, nothing = self._retrieval.evidence_of_folds(found.novelty[0]), torch.zeros_like(residual)
+        if self.settings.n_populations is None or (evidence is not None and evidence.exact):
+            evidence = None
+        if not weight and not len(own) and evidence is None:
+            return GeneFactors(residual, nothing)
         sample = group.sample()
         moved = condition.prior.move(sample.latent[None])[0]
         means = self.module.moved_means(sample.unmoved, sample.library, moved, residual)
-        factor = means.towards_fold(self._put(found.fold[0]), weight) if weight else torch.zeros_like(residual)
+        factor = means.towards_fold(self._put(found.fold[0]), weight) if weight else nothing
         if len(own):
             factor = means.at_least(factor, own, self._retrieval.own_gene.fold)
-        return residual + factor
+        return GeneFactors(residual, factor, means, evidence)
 
-    def _stays(self, group: ControlGroup, condition: Condition, found: Retrieved, factors: Tensor | None) -> bool:
+    def _stays(self, group: ControlGroup, condition: Condition, found: Retrieved, factors: GeneFactors | None) -> bool:
         """Whether a population is predicted to be its controls, cell for cell but for rounding, in all draws."""
         generator, draws = self.module.generator_ema, self.settings.n_populations is not None
         if (
             generator.n_evaluations(self._n_steps(found))
             or (draws and generator.replicate_factors.any())
             or self._miss(found, 0) is not None
+            or (factors is not None and factors.evidence is not None)
         ):
             return False
         some = group.latent[None, :8]
         moves = bool((condition.prior.move(some) - some).abs().max() > NO_CHANGE)
         # a factor that all genes have in common is none: library sizes are kept
-        genes = factors is not None and bool(factors.max() - factors.min() > NO_CHANGE)
+        genes = factors is not None and bool(factors.expected.max() - factors.expected.min() > NO_CHANGE)
         return not (moves or genes)
 
     def _n_steps(self, found: Retrieved) -> int:
@@ -232,7 +237,7 @@ class PopulationGenerator:
         group: ControlGroup,
         condition: Condition,
         found: Retrieved,
-        factors: Tensor | None,
+        factors: GeneFactors | None,
         batch: int,
         draw: int,
         seed: int,
@@ -257,7 +262,8 @@ class PopulationGenerator:
         ends = np.cumsum([0, *map(len, np.array_split(np.arange(len(chosen)), n_pieces))])
         n_steps = self._n_steps(found)
         together = bool(repeated.any()) and not generator.may_separate(n_steps, mixture=guess)
-        places = Destinations(self.module, group, batch, factors, together)
+        of_genes = None if factors is None else factors.expected if guess else factors.draw(seed)
+        places = Destinations(self.module, group, batch, of_genes, together)
         library = float(np.exp(found.library[0]))
         latents, counts, first = [], [], 0
         for number, part in enumerate(map(slice, ends[:-1], ends[1:]), 1):

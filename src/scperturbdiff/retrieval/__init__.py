@@ -2,6 +2,7 @@
 
 from scperturbdiff.retrieval._by_state import StateRetrieval, state_responses
 from scperturbdiff.retrieval._conditions import Conditions, Novelty
+from scperturbdiff.retrieval._doubt import variance_of_errors
 from scperturbdiff.retrieval._folds import FoldEvidence
 from scperturbdiff.retrieval._own_gene import OwnGene
 from scperturbdiff.retrieval._responses import Responses, Retrieved
@@ -27,4 +28,5 @@ __all__ = [
     "match_states",
     "responsiveness_law",
     "state_responses",
+    "variance_of_errors",
 ]

@@ -13,6 +13,31 @@ if TYPE_CHECKING:
     from scperturbdiff.retrieval._settings import RetrievalSettings
 
 
+def widening(n_independent: int) -> float:
+    """By how much wider intervals are where errors were measured `n_independent` times (Student's t), two at least."""
+    return float(student_t.ppf(0.9, n_independent - 1) / norm.ppf(0.9))
+
+
+def variance_of_errors(excess: Floats, fold: Floats, n_independent: int) -> tuple[float, float]:
+    """Variance of errors of log fold changes: a part that all genes share, and a part relative to the squared change.
+
+    Parameters
+    ----------
+    excess
+        Squared errors less the variance that is expected, `(n, n_genes)`.
+    fold
+        Predicted log fold changes, `(n, n_genes)`.
+    n_independent
+        Contexts or populations that were left out; nothing is said by fewer than two.
+    """
+    if n_independent < 2:
+        return 0.0, 0.0
+    squared, wider = fold**2, widening(n_independent) ** 2
+    constant = max(float(excess[squared <= np.median(squared)].mean()), 0.0)
+    proportional = max(float((excess - constant).sum() / max(squared.sum(), 1e-12)), 0.0)
+    return wider * constant, wider * proportional
+
+
 def error_factors(
     errors: Floats, shifts: Floats, noise: Floats, variance: Floats, n_independent: int, settings: RetrievalSettings
 ) -> Floats:
@@ -44,7 +69,7 @@ def error_factors(
     towards = responses * (size / max(float(np.trace(responses)), 1e-12))
     strength, axes = np.linalg.eigh((n * measured + prior * towards) / (n + prior))
     kept = np.argsort(-strength)[: settings.doubt_factors]
-    wider = student_t.ppf(0.9, n_independent - 1) / norm.ppf(0.9)
+    wider = widening(n_independent)
     factors: Floats = (
         wider * axes[:, kept] * np.sqrt(np.maximum(strength[kept], 0) / max(float(variance.mean()), 1e-12))
     )

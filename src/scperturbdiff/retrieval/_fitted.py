@@ -179,10 +179,12 @@ class FittedRetrieval:
         nearest = np.sqrt(squared.min(1))
         return np.where(np.isfinite(nearest), nearest, 0.0)
 
+    def evidence_of_folds(self, novelty: Novelty) -> FoldEvidence | None:
+        return self.folds.get("replicate" if novelty == "seen" else novelty)
+
     def fold_weight(self, conditions: Conditions, novelty: Novelty) -> float:
         """How far one condition follows fold changes, in [0, 1]."""
-        evidence = self.folds.get("replicate" if novelty == "seen" else novelty)
-        distance = float(self.nearest(conditions, novelty)[0])
+        evidence, distance = self.evidence_of_folds(novelty), float(self.nearest(conditions, novelty)[0])
         if evidence is None:
             return usual_weight(distance, self.settings)
         return evidence.weight(distance, self.settings)

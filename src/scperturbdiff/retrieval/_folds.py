@@ -1,4 +1,4 @@
-"""Evidence for following fold changes of genes rather than the decoded shift."""
+"""Evidence for following fold changes of genes rather than the decoded shift, and how far off these are."""
 
 from __future__ import annotations
 
@@ -24,11 +24,25 @@ class FoldEvidence:
         Inner product of the difference that fold changes make with the error of the decoded shift, `(n,)`.
     difference
         Squared length of that difference, `(n,)`.
+    constant, proportional
+        Variance of the errors of predicted log fold changes, beyond that of draws by where their cells lie: a part that
+        all genes share, and a part relative to the squared fold change.
     """
 
     distance: Floats
     agrees: Floats
     difference: Floats
+    constant: float = 0.0
+    proportional: float = 0.0
+
+    @property
+    def exact(self) -> bool:
+        """Whether left-out conditions show no errors beyond those that draws have already."""
+        return self.constant + self.proportional <= 0
+
+    def errors(self, fold: Floats, rng: np.random.Generator) -> Floats:
+        """By how much predicted log fold changes `(n_genes,)` may be off, drawn for each gene by itself."""
+        return rng.normal(size=fold.shape) * np.sqrt(self.constant + self.proportional * fold**2)
 
     def weight(self, distance: float, settings: RetrievalSettings) -> float:
         """Weight of fold changes in [0, 1] for a condition whose controls are `distance` from the nearest known.

@@ -12,6 +12,7 @@ from scperturbdiff.data import iter_rows, log_normalize
 from scperturbdiff.module import dense
 from scperturbdiff.retrieval import FoldEvidence
 from scperturbdiff.seeds import derive_seed, stream
+from scperturbdiff.training._fold_errors import fold_noise, with_fold_errors
 from scperturbdiff.training._populations import left_out_prior, useful_novelties
 from scperturbdiff.training._settings import SETTINGS
 
@@ -58,7 +59,13 @@ def fold_evidence(
         (read(of_controls), torch.as_tensor(populations.latent[of_controls], device=module.device))
         for of_controls, _ in chosen
     ]
-    measured = [_mean_expression(read(treated)) for _, treated in chosen]
+    treated_counts = [read(treated) for _, treated in chosen]
+    measured = [_mean_expression(counts) for counts in treated_counts]
+    n_treated, n_controls = table.cells.count[rows], table.match.groups.count[table.match.group[rows]]
+    noise = [
+        fold_noise(treated, int(n)) + fold_noise(counts, int(m))
+        for treated, n, (counts, _), m in zip(treated_counts, n_treated, controls, n_controls, strict=True)
+    ]
     out: dict[Novelty, FoldEvidence] = {}
     for novelty in useful_novelties(table, retrieval):
         found = retrieval.leave_out(novelty, rows, with_genes=True)
@@ -83,7 +90,8 @@ def fold_evidence(
             agrees[i] = (folded - shifted) @ (real - other_shifted)
             difference[i] = max(float((folded - shifted) @ (other_folded - other_shifted)), 0.0)
         distance = retrieval.nearest(retrieval.responses.conditions.take(rows), novelty)
-        out[novelty] = FoldEvidence(distance, agrees, difference)
+        evidence = FoldEvidence(distance, agrees, difference)
+        out[novelty] = with_fold_errors(evidence, novelty, found, prior, rows, controls, noise, module, retrieval, seed)
     return out
 
 

@@ -31,8 +31,9 @@ class TrainingSettings:
     state_margin, state_step
         Relative change of the energy distance of left-out populations that states must bring, and more states beside
         fewer.
-    fold_populations, fold_cells
-        Populations that are left out to tell whether fold changes help, and cells of each, at most.
+    fold_populations, fold_cells, fold_draws
+        Populations that are left out to tell whether fold changes help, and cells of each, at most; draws of each, to
+        tell how far they vary.
     uneven_populations, uneven_cells, uneven_least, uneven_margin
         Populations that are left out to tell whether cells respond unevenly, and cells of each, at most; populations,
         and cells of each, without which nothing is said; relative change of the energy distance that it must bring.
@@ -58,6 +59,7 @@ class TrainingSettings:
     state_step: float = 0.05
     fold_populations: int = 16
     fold_cells: int = 128
+    fold_draws: int = 8
     uneven_populations: int = 128
     uneven_cells: int = 64
     uneven_least: int = 8

@@ -1,0 +1,101 @@
+"""How far predicted fold changes of genes are off, beyond what draws vary, told by populations that are left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scperturbdiff.counts import PER_CELL
+from scperturbdiff.retrieval import variance_of_errors
+from scperturbdiff.seeds import derive_seed
+from scperturbdiff.training._settings import SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from scperturbdiff.diffusion import Prior
+    from scperturbdiff.module import PerturbDiffModule
+    from scperturbdiff.retrieval import FoldEvidence, Novelty, Retrieval, Retrieved
+
+
+def fold_noise(counts: Tensor, n_cells: int) -> Tensor:
+    """Sampling variance of the log of mean counts per 10,000, plus 1, over `n_cells` like these, `(n_genes,)`.
+
+    Parameters
+    ----------
+    counts
+        Of some of the cells, `(n, n_genes)`.
+    n_cells
+        Cells that the mean is over.
+    """
+    library = counts.sum(-1, keepdim=True)
+    size = library.mean().clamp(min=1.0)
+    mean = PER_CELL * counts.mean(0) / size
+    apart = PER_CELL * counts / size - mean * library / size
+    return apart.square().sum(0) / max(len(counts) - 1, 1) / n_cells / (1 + mean).square()
+
+
+def with_fold_errors(
+    evidence: FoldEvidence,
+    novelty: Novelty,
+    found: Retrieved,
+    prior: Prior,
+    rows: NDArray[np.int64],
+    controls: Sequence[tuple[Tensor, Tensor]],
+    noise: Sequence[Tensor],
+    module: PerturbDiffModule,
+    retrieval: Retrieval,
+    seed: int,
+) -> FoldEvidence:
+    """`evidence`, with the variance of errors of log fold changes.
+
+    The squared errors of populations that are left out, less the noise of their sampling and less what draws vary
+    already: along the latent directions in which left-out populations were off, or replicates differ.
+
+    Parameters
+    ----------
+    evidence, found, prior
+        Of the populations `rows`, left out in the way of `novelty`.
+    controls
+        Counts of control cells of each, `(n_cells, n_genes)`, and their standardised latent vectors.
+    noise
+        Sampling variance of the measured log fold changes of each, `(n_genes,)`.
+    module, retrieval
+        What predicts.
+    seed
+        Of the draws.
+    """
+    conditions = retrieval.responses.conditions.take(rows)
+    n_independent = len(np.unique(conditions.context if novelty == "context" else conditions.population))
+    measured = torch.as_tensor(retrieval.responses.fold[rows].astype(np.float32), device=module.device)
+    directions, scale = retrieval.doubt.get(novelty), np.sqrt(found.variance)
+    if directions is None:
+        directions, scale = module.generator_ema.replicate_factors.cpu().numpy(), np.ones(len(rows))
+    rng = np.random.default_rng(derive_seed(seed, "fold errors", novelty))
+    normal = rng.normal(size=(len(rows), SETTINGS.fold_draws, directions.shape[1]))
+    misses = scale[:, None, None] * (normal @ directions.T)
+    excess, folds = [], []
+    for i, (counts, start) in enumerate(controls):
+        residual, fold = (_tensor(part[i], module) for part in (found.residual, found.fold))
+        unmoved, size = module.unmoved_means(counts, start), counts.sum(-1, keepdim=True)
+        means = module.moved_means(unmoved, size, prior.at(i).move(start[None])[0], residual)
+        factor = means.towards_fold(fold, evidence.weight(float(evidence.distance[i]), retrieval.settings))
+        expected, varied = means.fold(factor), torch.zeros_like(residual)
+        for miss in misses[i]:
+            moved = prior.at(i).shifted(_tensor(miss, module)[None]).move(start[None])[0]
+            varied += (module.moved_means(unmoved, size, moved, residual).fold(factor) - expected).square()
+        excess.append((measured[i] - expected).square() - noise[i] - varied / len(misses[i]))
+        folds.append(expected)
+    excess_of, fold_of = (torch.stack(part).cpu().numpy().astype(np.float64) for part in (excess, folds))
+    constant, proportional = variance_of_errors(excess_of, fold_of, n_independent)
+    return replace(evidence, constant=constant, proportional=proportional)
+
+
+def _tensor(values: NDArray, module: PerturbDiffModule) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32, device=module.device)
