@@ -73,6 +73,22 @@ def test_genes_that_are_not_there_stay_finite() -> None:
     assert means.towards_fold(torch.zeros(3), 1.0).isfinite().all() and means.moved().eq(0).all()
 
 
+def test_fold_changes_may_be_off_by_errors() -> None:
+    """All genes well expressed: but for what normalising makes of all of them, fold changes are off by the errors."""
+    torch.manual_seed(0)
+    counts = torch.poisson(torch.full((500, 30), 20.0))
+    before, after = (torch.rand(30) * 10 + 15 for _ in range(2))
+    wide = [x.expand(500, -1) for x in (before, after, torch.full((30,), 5.0))]
+    means, factor, error = MovedMeans.of(counts, *wide), 0.3 * torch.randn(30), 0.4 * torch.randn(30)
+    exact = means.fold(factor)
+    moved = replace(means, after=means.after * factor.exp()).moved()
+    shares = [PER_CELL * x / x.sum() + 1 for x in (moved, means.start)]
+    torch.testing.assert_close(exact, (shares[0] / shares[1]).log())
+    found = means.fold(means.off_by(factor, error)) - exact - error
+    torch.testing.assert_close(found, found.mean().expand(30), rtol=0, atol=5e-3)
+    torch.testing.assert_close(means.fold(means.off_by(factor, torch.zeros(30))), exact, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("fold", [-1.2, 0.9])
 def test_own_genes_change_as_wanted_or_further(means: MovedMeans, fold: float) -> None:
     """What moved means say of a gene is kept where it is more of the same; other genes stay."""

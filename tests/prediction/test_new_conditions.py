@@ -132,6 +132,61 @@ def test_doubt_comes_instead_of_the_offset_of_replicates(
         generator.set_replicates(kept)
 
 
+def gene_means(model: spd.PerturbDiff, controls: AnnData, n: int | None = 30, seed: int = 0) -> np.ndarray:
+    """Mean counts of genes in each draw, `(n, n_genes)`."""
+    found = model.predict(controls, ["P0"], n_populations=n, **(ASKED | {"seed": seed}))
+    return found.layers["counts"].toarray().reshape(n or 1, ASKED["n_cells"], -1).mean(1)
+
+
+def test_draws_are_off_in_their_genes_as_left_out_conditions_were(
+    model: spd.PerturbDiff, cells: AnnData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not the best guess; the same seed gives the same cells, also after saving."""
+    retrieval, controls = model.module.retrieval, controls_of(cells, "new")
+    assert retrieval is not None and set(retrieval.folds) >= {"context", "pair", "replicate"}
+
+    def with_errors(constant: float) -> None:
+        folds = {way: replace(of, constant=constant, proportional=0.0) for way, of in retrieval.folds.items()}
+        monkeypatch.setattr(model.module, "retrieval", replace(retrieval, folds=folds, doubt={}))
+
+    with_errors(0.0)
+    exact, guess = gene_means(model, controls), gene_means(model, controls, None)
+    with_errors(0.5)
+    off = gene_means(model, controls)
+    often = exact.mean(0) > np.median(exact.mean(0))
+    assert np.median(off[:, often].var(0) / exact[:, often].var(0)) > 2
+    np.testing.assert_array_equal(gene_means(model, controls, None), guess)
+    np.testing.assert_array_equal(gene_means(model, controls), off)
+    assert not np.array_equal(gene_means(model, controls, seed=1), off)
+    model.save(tmp_path / "model")
+    again = spd.PerturbDiff.load(tmp_path / "model", adata=False)
+    np.testing.assert_array_equal(gene_means(again, controls), off)
+
+
+def test_errors_of_fold_changes_are_those_of_populations_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fold changes that nothing explains, the same for no two populations, are errors; those that all share are not."""
+    found = []
+    for spread in (0.0, 1.0):
+        cells = screen(contexts=4, donors=1, perturbations=4, n_cells=60)
+        model = tiny(cells)
+        rng = np.random.default_rng(0)
+        genes = np.where(rng.random((4, 4, cells.n_vars)) < 0.5, np.exp(spread), np.exp(-spread))
+        counts = cells.X.toarray() if hasattr(cells.X, "toarray") else np.asarray(cells.X)
+        for i in range(4):
+            for j in range(4):
+                here = (cells.obs["perturbation"] == f"P{i}") & (cells.obs["cell_type"] == f"C{j}")
+                counts[here.to_numpy()] = rng.poisson(5 * genes[i, j], (int(here.sum()), cells.n_vars))
+        counts[(cells.obs["perturbation"] == "control").to_numpy()] = rng.poisson(
+            5, (int((cells.obs["perturbation"] == "control").sum()), cells.n_vars)
+        )
+        cells.X = counts.astype(np.float32)
+        model = tiny(cells)
+        model.train(**FEW_STEPS, validation_size=0.0)
+        assert model.module.retrieval is not None
+        found.append(model.module.retrieval.folds["context"])
+    assert found[0].constant < 0.02 and found[1].constant + found[1].proportional > 0.2
+
+
 @pytest.mark.parametrize("fold_weight", [0.0, 1.0])
 def test_populations_predicted_as_their_controls_are_named(
     fold_weight: float,
@@ -152,7 +207,7 @@ def test_populations_predicted_as_their_controls_are_named(
         residual=known.residual * 0,
         fold=known.fold * 0,
     )
-    model.module.retrieval, model.module.by_state = replace(retrieval, responses=silent), None
+    model.module.retrieval, model.module.by_state = replace(retrieval, responses=silent, folds={}), None
     try:
         with caplog.at_level("WARNING", logger="scperturbdiff"):
             pred = model.predict(controls_of(cells, "C0"), ["P0", "control"], **ASKED)

@@ -10,8 +10,8 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 from tests.retrieval.screens import D, responses, screen
 
-from scperturbdiff.retrieval import Retrieval, RetrievalSettings
-from scperturbdiff.retrieval._doubt import error_factors
+from scperturbdiff.retrieval import FoldEvidence, Retrieval, RetrievalSettings
+from scperturbdiff.retrieval._doubt import error_factors, variance_of_errors, widening
 
 SETTINGS = RetrievalSettings()
 DIRECTIONS = np.array([[2.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
@@ -64,3 +64,27 @@ def test_new_contexts_are_doubted_where_contexts_could_be_left_out(n_contexts: i
     again = Retrieval.from_state(retrieval.state()).doubt
     for way, factors in retrieval.doubt.items():
         np.testing.assert_array_equal(again[way], factors)
+
+
+@pytest.mark.parametrize(("constant", "proportional"), [(0.0, 0.0), (0.02, 0.0), (0.0, 0.3), (0.02, 0.3)])
+def test_the_variance_of_errors_of_genes_is_found(constant: float, proportional: float) -> None:
+    """Genes that hardly change tell the first, those that do the second; sampling noise is taken off."""
+    rng = np.random.default_rng(0)
+    fold = rng.normal(size=(20, 4000)) * (rng.random((20, 4000)) < 0.2)
+    noise = rng.uniform(0.01, 0.1, fold.shape)
+    errors = rng.normal(size=fold.shape) * np.sqrt(noise + constant + proportional * fold**2)
+    found = variance_of_errors(errors**2 - noise, fold, 10_000)
+    np.testing.assert_allclose(found, (constant, proportional), rtol=0.1, atol=0.006)
+    few = variance_of_errors(errors**2 - noise, fold, 3)
+    np.testing.assert_allclose(few, np.array(found) * (widening(3) / widening(10_000)) ** 2)
+    assert variance_of_errors(errors**2 - noise, fold, 1) == (0.0, 0.0)
+    assert variance_of_errors(-noise, fold, 20) == (0.0, 0.0)
+
+
+def test_errors_are_drawn_with_their_variance() -> None:
+    fold = np.repeat([0.0, 1.0, -2.0], 20_000)
+    none = np.zeros(1)
+    evidence = FoldEvidence(none, none, none, constant=0.1, proportional=0.5)
+    drawn = evidence.errors(fold, np.random.default_rng(0)).reshape(3, -1)
+    np.testing.assert_allclose(drawn.var(1), [0.1, 0.6, 2.1], rtol=0.05)
+    assert not evidence.exact and FoldEvidence(none, none, none).exact
