@@ -18,7 +18,7 @@ def widening(n_independent: int) -> float:
     return float(student_t.ppf(0.9, n_independent - 1) / norm.ppf(0.9))
 
 
-def variance_of_errors(excess: Floats, fold: Floats, n_independent: int) -> tuple[float, float]:
+def variance_of_errors(excess: Floats, fold: Floats, n_populations: int) -> tuple[float, float]:
     """Variance of errors of log fold changes: a part that all genes share, and a part relative to the squared change.
 
     Parameters
@@ -27,12 +27,10 @@ def variance_of_errors(excess: Floats, fold: Floats, n_independent: int) -> tupl
         Squared errors less the variance that is expected, `(n, n_genes)`.
     fold
         Predicted log fold changes, `(n, n_genes)`.
-    n_independent
-        Contexts or populations that were left out; nothing is said by fewer than two.
+    n_populations
+        Populations that were left out, two at least.
     """
-    if n_independent < 2:
-        return 0.0, 0.0
-    squared, wider = fold**2, widening(n_independent) ** 2
+    squared, wider = fold**2, widening(n_populations) ** 2
     constant = max(float(excess[squared <= np.median(squared)].mean()), 0.0)
     proportional = max(float((excess - constant).sum() / max(squared.sum(), 1e-12)), 0.0)
     return wider * constant, wider * proportional

@@ -71,8 +71,9 @@ def with_fold_errors(
     seed
         Of the draws.
     """
-    conditions = retrieval.responses.conditions.take(rows)
-    n_independent = len(np.unique(conditions.context if novelty == "context" else conditions.population))
+    n_populations = len(np.unique(retrieval.responses.conditions.population[rows]))
+    if n_populations < retrieval.settings.doubt_min:
+        return evidence
     measured = torch.as_tensor(retrieval.responses.fold[rows].astype(np.float32), device=module.device)
     directions, scale = retrieval.doubt.get(novelty), np.sqrt(found.variance)
     if directions is None:
@@ -93,7 +94,7 @@ def with_fold_errors(
         excess.append((measured[i] - expected).square() - noise[i] - varied / len(misses[i]))
         folds.append(expected)
     excess_of, fold_of = (torch.stack(part).cpu().numpy().astype(np.float64) for part in (excess, folds))
-    constant, proportional = variance_of_errors(excess_of, fold_of, n_independent)
+    constant, proportional = variance_of_errors(excess_of, fold_of, n_populations)
     return replace(evidence, constant=constant, proportional=proportional)
 
 
