@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.optimize import nnls
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
@@ -30,10 +31,9 @@ def variance_of_errors(excess: Floats, fold: Floats, n_populations: int) -> tupl
     n_populations
         Populations that were left out, two at least.
     """
-    squared, wider = fold**2, widening(n_populations) ** 2
-    constant = max(float(excess[squared <= np.median(squared)].mean()), 0.0)
-    proportional = max(float((excess - constant).sum() / max(squared.sum(), 1e-12)), 0.0)
-    return wider * constant, wider * proportional
+    (constant, proportional), _ = nnls(np.stack([np.ones(fold.size), fold.ravel() ** 2], axis=1), excess.ravel())
+    wider = widening(n_populations) ** 2
+    return wider * float(constant), wider * float(proportional)
 
 
 def error_factors(
