@@ -184,6 +184,8 @@ def test_errors_of_fold_changes_are_those_of_populations_left_out(monkeypatch: p
         model.train(**FEW_STEPS, validation_size=0.0)
         assert model.module.retrieval is not None
         found.append(model.module.retrieval.folds["context"])
+        alone = model.module.retrieval.folds["replicate"]  # one population of each condition: no replicates vary
+        assert alone.exact and alone.constant == alone.proportional == 0
     assert found[0].constant < 0.02 and found[1].constant + found[1].proportional > 0.2
 
 
@@ -207,7 +209,7 @@ def test_populations_predicted_as_their_controls_are_named(
         residual=known.residual * 0,
         fold=known.fold * 0,
     )
-    model.module.retrieval, model.module.by_state = replace(retrieval, responses=silent, folds={}), None
+    model.module.retrieval, model.module.by_state = replace(retrieval, responses=silent), None
     try:
         with caplog.at_level("WARNING", logger="scperturbdiff"):
             pred = model.predict(controls_of(cells, "C0"), ["P0", "control"], **ASKED)

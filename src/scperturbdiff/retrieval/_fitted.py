@@ -180,14 +180,13 @@ class FittedRetrieval:
         return np.where(np.isfinite(nearest), nearest, 0.0)
 
     def evidence_of_folds(self, novelty: Novelty) -> FoldEvidence | None:
+        """What left-out conditions say of fold changes."""
         return self.folds.get("replicate" if novelty == "seen" else novelty)
 
     def fold_weight(self, conditions: Conditions, novelty: Novelty) -> float:
         """How far one condition follows fold changes, in [0, 1]."""
         evidence, distance = self.evidence_of_folds(novelty), float(self.nearest(conditions, novelty)[0])
-        if evidence is None:
-            return usual_weight(distance, self.settings)
-        return evidence.weight(distance, self.settings)
+        return (usual_weight if evidence is None else evidence.weight)(distance, self.settings)
 
     def unseen_targets(self, conditions: Conditions) -> NDArray[np.int64]:
         """Components of one condition that training never saw and whose own gene is expected to change, `(n,)`."""

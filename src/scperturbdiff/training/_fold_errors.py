@@ -49,6 +49,7 @@ def with_fold_errors(
     rows: NDArray[np.int64],
     controls: Sequence[tuple[Tensor, Tensor]],
     noise: Sequence[Tensor],
+    n_replicates: NDArray[np.int64],
     module: PerturbDiffModule,
     retrieval: Retrieval,
     seed: int,
@@ -56,7 +57,8 @@ def with_fold_errors(
     """`evidence`, with the variance of errors of log fold changes.
 
     The squared errors of populations that are left out, less the noise of their sampling and less what draws vary
-    already: along the latent directions in which left-out populations were off, or replicates differ.
+    already: along the latent directions in which left-out populations were off, or replicates differ. A population that
+    is the only one of its condition says nothing of how replicates vary.
 
     Parameters
     ----------
@@ -66,12 +68,15 @@ def with_fold_errors(
         Counts of control cells of each, `(n_cells, n_genes)`, and their standardised latent vectors.
     noise
         Sampling variance of the measured log fold changes of each, `(n_genes,)`.
+    n_replicates
+        Populations of the condition of each, `(n,)`.
     module, retrieval
         What predicts.
     seed
         Of the draws.
     """
-    n_populations = len(np.unique(retrieval.responses.conditions.population[rows]))
+    telling = np.ones(len(rows), bool) if novelty != "replicate" else n_replicates > 1
+    n_populations = int(telling.sum())
     if n_populations < retrieval.settings.doubt_min:
         return evidence
     measured = torch.as_tensor(retrieval.responses.fold[rows].astype(np.float32), device=module.device)
@@ -82,7 +87,8 @@ def with_fold_errors(
     normal = rng.normal(size=(len(rows), SETTINGS.fold_draws, directions.shape[1]))
     misses = scale[:, None, None] * (normal @ directions.T)
     excess, folds = [], []
-    for i, (counts, start) in enumerate(controls):
+    for i in map(int, np.flatnonzero(telling)):
+        counts, start = controls[i]
         residual, fold = (_tensor(part[i], module) for part in (found.residual, found.fold))
         unmoved, size = module.unmoved_means(counts, start), counts.sum(-1, keepdim=True)
         means = module.moved_means(unmoved, size, prior.at(i).move(start[None])[0], residual)

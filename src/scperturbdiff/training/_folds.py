@@ -13,7 +13,7 @@ from scperturbdiff.module import dense
 from scperturbdiff.retrieval import FoldEvidence
 from scperturbdiff.seeds import derive_seed, stream
 from scperturbdiff.training._fold_errors import fold_noise, with_fold_errors
-from scperturbdiff.training._populations import left_out_prior, useful_novelties
+from scperturbdiff.training._populations import count_replicates, left_out_prior, useful_novelties
 from scperturbdiff.training._settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def fold_evidence(
         fold_noise(treated, int(n)) + fold_noise(counts, int(m))
         for treated, n, (counts, _), m in zip(treated_counts, n_treated, controls, n_controls, strict=True)
     ]
+    n_replicates = count_replicates(table)[rows]
     out: dict[Novelty, FoldEvidence] = {}
     for novelty in useful_novelties(table, retrieval):
         found = retrieval.leave_out(novelty, rows, with_genes=True)
@@ -91,7 +92,9 @@ def fold_evidence(
             difference[i] = max(float((folded - shifted) @ (other_folded - other_shifted)), 0.0)
         distance = retrieval.nearest(retrieval.responses.conditions.take(rows), novelty)
         evidence = FoldEvidence(distance, agrees, difference)
-        out[novelty] = with_fold_errors(evidence, novelty, found, prior, rows, controls, noise, module, retrieval, seed)
+        out[novelty] = with_fold_errors(
+            evidence, novelty, found, prior, rows, controls, noise, n_replicates, module, retrieval, seed
+        )
     return out
 
 
