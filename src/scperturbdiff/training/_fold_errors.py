@@ -100,6 +100,8 @@ def with_fold_errors(
         excess.append((measured[i] - expected).square() - noise[i] - varied / len(misses[i]))
         folds.append(expected)
     excess_of, fold_of = (torch.stack(part).cpu().numpy().astype(np.float64) for part in (excess, folds))
+    if not (np.isfinite(excess_of).all() and np.isfinite(fold_of).all()):
+        return evidence  # what is not finite is named when training ends
     constant, proportional = variance_of_errors(excess_of, fold_of, n_populations)
     return replace(evidence, constant=constant, proportional=proportional)
 
