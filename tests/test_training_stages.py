@@ -204,7 +204,7 @@ def same_weights(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 
 
 def test_the_number_that_stops_training_is_the_one_that_chooses_weights() -> None:
-    """The mean score falls on and on, by the most distant populations; on average they were best after one epoch."""
+    """The mean distance falls on and on, by the most distant populations; on average they were best after one epoch."""
     judge = Judge(lambda epoch: [0.5 + 0.1 * epoch, 1.5 - 0.12 * epoch])
     model = judged(judge, max_epochs_generator=30)
     history = model.history_

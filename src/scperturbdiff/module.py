@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ControlSample:
+    """Some control cells: their mean expression, and what moves it.
+
+    Attributes
+    ----------
+    latent
+        Standardised latent vectors, `(n, n_latent)`.
+    library
+        Their counts in total, `(n, 1)`.
+    unmoved
+        Mean counts where they stay, as of the first batch.
+    """
+
+    latent: Tensor
+    library: Tensor
+    unmoved: MovedMeans
 
 
 class PerturbDiffModule(BaseModuleClass):
@@ -142,39 +161,29 @@ class PerturbDiffModule(BaseModuleClass):
         return self.vae.decode_frequencies(self.unstandardize(latent), batch)
 
     @torch.no_grad()
-    def unmoved_means(self, counts: Tensor, start: Tensor) -> MovedMeans:
-        """Mean counts of control cells that stay where they are, as of the first batch.
-
-        Parameters
-        ----------
-        counts
-            Their counts, `(n_cells, n_genes)`.
-        start
-            Their latent vectors, standardised, `(n_cells, n_latent)`.
-        """
-        batch, library = torch.zeros(len(start), dtype=torch.long, device=start.device), counts.sum(-1, keepdim=True)
-        decoded = self.decode(self.unstandardize(start), batch)
+    def control_sample(self, counts: Tensor, latent: Tensor) -> ControlSample:
+        """Control cells, their counts `(n_cells, n_genes)` and standardised latent vectors `(n_cells, n_latent)`."""
+        batch, library = torch.zeros(len(latent), dtype=torch.long, device=latent.device), counts.sum(-1, keepdim=True)
+        decoded = self.decode(self.unstandardize(latent), batch)
         before = library * decoded.share
-        return MovedMeans.of(counts, before, before, decoded.dispersion)
+        return ControlSample(latent, library, MovedMeans.of(counts, before, before, decoded.dispersion))
 
     @torch.no_grad()
-    def moved_means(self, unmoved: MovedMeans, library: Tensor, moved: Tensor, residual: Tensor) -> MovedMeans:
-        """The same where they go.
+    def moved_means(self, sample: ControlSample, moved: Tensor, residual: Tensor) -> MovedMeans:
+        """Mean counts of control cells that move, as of the first batch.
 
         Parameters
         ----------
-        unmoved
-            Of :meth:`unmoved_means`.
-        library
-            Their counts in total, `(n_cells, 1)`.
+        sample
+            The cells.
         moved
             Where they go in the latent space, standardised, `(n_cells, n_latent)`.
         residual
             Log ratio of expected counts to decoded ones, `(n_genes,)`.
         """
         batch = torch.zeros(len(moved), dtype=torch.long, device=moved.device)
-        after = library.clamp(min=1) * self.decode(self.unstandardize(moved), batch, residual).share
-        return replace(unmoved, after=after.mean(0))
+        after = sample.library.clamp(min=1) * self.decode(self.unstandardize(moved), batch, residual).share
+        return replace(sample.unmoved, after=after.mean(0))
 
     @torch.no_grad()
     def decode(self, latent: Tensor, batch: Tensor, residual: Tensor | None = None) -> Decoded:

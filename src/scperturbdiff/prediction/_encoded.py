@@ -10,7 +10,7 @@ import torch
 
 from scperturbdiff.data import read_genes
 from scperturbdiff.prediction._encode import encode_rows
-from scperturbdiff.prediction._pieces import ControlGroup, ControlSample
+from scperturbdiff.prediction._pieces import ControlGroup
 from scperturbdiff.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scipy import sparse
     from torch import Tensor
 
-    from scperturbdiff.module import PerturbDiffModule
+    from scperturbdiff.module import ControlSample, PerturbDiffModule
     from scperturbdiff.prediction._pieces import Settings
     from scperturbdiff.prediction._request import ControlGroups
 
@@ -102,4 +102,4 @@ class EncodedGroups:
         at = np.linspace(0, len(latent) - 1, min(len(latent), self.settings.shown_controls)).astype(np.int64)
         some = latent[torch.as_tensor(at, device=latent.device)]
         dense = torch.as_tensor(counts[at].toarray(), dtype=torch.float32, device=latent.device)
-        return ControlSample(some, dense.sum(-1, keepdim=True), self.module.unmoved_means(dense, some))
+        return self.module.control_sample(dense, some)

@@ -185,7 +185,7 @@ class PopulationGenerator:
             return GeneFactors(residual, nothing)
         sample = group.sample()
         moved = condition.prior.move(sample.latent[None])[0]
-        means = self.module.moved_means(sample.unmoved, sample.library, moved, residual)
+        means = self.module.moved_means(sample, moved, residual)
         factor = means.towards_fold(self._put(found.fold[0]), weight) if weight else nothing
         if len(own):
             factor = means.at_least(factor, own, self._retrieval.own_gene.fold)
@@ -262,8 +262,7 @@ class PopulationGenerator:
         ends = np.cumsum([0, *map(len, np.array_split(np.arange(len(chosen)), n_pieces))])
         n_steps = self._n_steps(found)
         together = bool(repeated.any()) and not generator.may_separate(n_steps, mixture=guess)
-        of_genes = None if factors is None else factors.expected if guess else factors.draw(seed)
-        places = Destinations(self.module, group, batch, of_genes, together)
+        places = Destinations(self.module, group, batch, None if factors is None else factors.draw(seed), together)
         library = float(np.exp(found.library[0]))
         latents, counts, first = [], [], 0
         for number, part in enumerate(map(slice, ends[:-1], ends[1:]), 1):

@@ -17,27 +17,8 @@ if TYPE_CHECKING:
     from scipy import sparse
     from torch import Tensor
 
-    from scperturbdiff.counts import MovedMeans
     from scperturbdiff.diffusion import EncodedControls
-
-
-@dataclass(frozen=True)
-class ControlSample:
-    """Some cells of a control group, evenly spaced: its mean expression, and what moves it.
-
-    Attributes
-    ----------
-    latent
-        Standardised latent vectors, `(n, n_latent)`.
-    library
-        Their counts in total, `(n, 1)`.
-    unmoved
-        Mean counts where they stay.
-    """
-
-    latent: Tensor
-    library: Tensor
-    unmoved: MovedMeans
+    from scperturbdiff.module import ControlSample
 
 
 @dataclass(frozen=True)
@@ -61,7 +42,7 @@ class ControlGroup:
     states
         Their states, `(n,)`; `None` where there is one.
     sample
-        Some of them, found when it is first asked for.
+        Some of them, evenly spaced, found when it is first asked for.
     shares
         Expected share of each gene in their counts, `(n, n_genes)`; `None` where that is too much to keep, or depends
         on the batch of the population.

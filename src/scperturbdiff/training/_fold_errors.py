@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scperturbdiff.diffusion import Prior
-    from scperturbdiff.module import PerturbDiffModule
+    from scperturbdiff.module import ControlSample, PerturbDiffModule
     from scperturbdiff.retrieval import FoldEvidence, Novelty, Retrieval, Retrieved
 
 
@@ -47,7 +47,7 @@ def with_fold_errors(
     found: Retrieved,
     prior: Prior,
     rows: NDArray[np.int64],
-    controls: Sequence[tuple[Tensor, Tensor]],
+    samples: Sequence[ControlSample],
     noise: Sequence[Tensor],
     n_replicates: NDArray[np.int64],
     module: PerturbDiffModule,
@@ -64,8 +64,8 @@ def with_fold_errors(
     ----------
     evidence, found, prior
         Of the populations `rows`, left out in the way of `novelty`.
-    controls
-        Counts of control cells of each, `(n_cells, n_genes)`, and their standardised latent vectors.
+    samples
+        Control cells of each.
     noise
         Sampling variance of the measured log fold changes of each, `(n_genes,)`.
     n_replicates
@@ -88,15 +88,14 @@ def with_fold_errors(
     misses = scale[:, None, None] * (normal @ directions.T)
     excess, folds = [], []
     for i in map(int, np.flatnonzero(telling)):
-        counts, start = controls[i]
+        sample, start = samples[i], samples[i].latent[None]
         residual, fold = (_tensor(part[i], module) for part in (found.residual, found.fold))
-        unmoved, size = module.unmoved_means(counts, start), counts.sum(-1, keepdim=True)
-        means = module.moved_means(unmoved, size, prior.at(i).move(start[None])[0], residual)
+        means = module.moved_means(sample, prior.at(i).move(start)[0], residual)
         factor = means.towards_fold(fold, evidence.weight(float(evidence.distance[i]), retrieval.settings))
         expected, varied = means.fold(factor), torch.zeros_like(residual)
         for miss in misses[i]:
-            moved = prior.at(i).shifted(_tensor(miss, module)[None]).move(start[None])[0]
-            varied += (module.moved_means(unmoved, size, moved, residual).fold(factor) - expected).square()
+            moved = prior.at(i).shifted(_tensor(miss, module)[None]).move(start)[0]
+            varied += (module.moved_means(sample, moved, residual).fold(factor) - expected).square()
         excess.append((measured[i] - expected).square() - noise[i] - varied / len(misses[i]))
         folds.append(expected)
     excess_of, fold_of = (torch.stack(part).cpu().numpy().astype(np.float64) for part in (excess, folds))

@@ -55,16 +55,17 @@ def fold_evidence(
         return torch.cat([dense(part, module.device) for part in iter_rows(matrix, cells)])
 
     chosen = [(some(table.match.groups[table.match.group[row]]), some(table.cells[row])) for row in rows]
-    controls = [
-        (read(of_controls), torch.as_tensor(populations.latent[of_controls], device=module.device))
-        for of_controls, _ in chosen
+    counts_of = [read(of_controls) for of_controls, _ in chosen]
+    samples = [
+        module.control_sample(counts, torch.as_tensor(populations.latent[of_controls], device=module.device))
+        for counts, (of_controls, _) in zip(counts_of, chosen, strict=True)
     ]
     treated_counts = [read(treated) for _, treated in chosen]
     measured = [_mean_expression(counts) for counts in treated_counts]
     n_treated, n_controls = table.cells.count[rows], table.match.groups.count[table.match.group[rows]]
     noise = [
         fold_noise(treated, int(n)) + fold_noise(counts, int(m))
-        for treated, n, (counts, _), m in zip(treated_counts, n_treated, controls, n_controls, strict=True)
+        for treated, n, counts, m in zip(treated_counts, n_treated, counts_of, n_controls, strict=True)
     ]
     n_replicates = count_replicates(table)[rows]
     out: dict[Novelty, FoldEvidence] = {}
@@ -72,14 +73,14 @@ def fold_evidence(
         found = retrieval.leave_out(novelty, rows, with_genes=True)
         prior = left_out_prior(populations, retrieval, module.by_state, novelty, rows, module.device)
         agrees, difference = np.zeros(len(rows)), np.zeros(len(rows))
-        for i, ((counts, start), real) in enumerate(zip(controls, measured, strict=True)):
+        for i, (counts, sample, real) in enumerate(zip(counts_of, samples, measured, strict=True)):
             residual, fold = (
                 torch.as_tensor(part[i], dtype=torch.float32, device=module.device)
                 for part in (found.residual, found.fold)
             )
-            moved, library = prior.at(i).move(start[None])[0], float(np.exp(found.library[i]))
-            unmoved, size = module.unmoved_means(counts, start), counts.sum(-1, keepdim=True)
-            followed = residual + module.moved_means(unmoved, size, moved, residual).towards_fold(fold, 1.0)
+            start, library = sample.latent, float(np.exp(found.library[i]))
+            moved = prior.at(i).move(start[None])[0]
+            followed = residual + module.moved_means(sample, moved, residual).towards_fold(fold, 1.0)
             (shifted, folded), (other_shifted, other_folded) = (
                 [
                     _mean_expression(_draw(module, counts, start, moved, library, factors, derived))
@@ -93,7 +94,7 @@ def fold_evidence(
         distance = retrieval.nearest(retrieval.responses.conditions.take(rows), novelty)
         evidence = FoldEvidence(distance, agrees, difference)
         out[novelty] = with_fold_errors(
-            evidence, novelty, found, prior, rows, controls, noise, n_replicates, module, retrieval, seed
+            evidence, novelty, found, prior, rows, samples, noise, n_replicates, module, retrieval, seed
         )
     return out
 
