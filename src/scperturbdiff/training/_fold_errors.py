@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,18 +41,37 @@ def fold_noise(counts: Tensor, n_cells: int) -> Tensor:
     return apart.square().sum(0) / max(len(counts) - 1, 1) / n_cells / (1 + mean).square()
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """Populations that are left out in one way of being new: what they did, and what is predicted of them.
+
+    Attributes
+    ----------
+    novelty
+        The way.
+    rows
+        Numbers of the populations, `(n,)`.
+    samples
+        Some control cells of each.
+    noise
+        Sampling variance of the measured log fold changes of each, `(n_genes,)`.
+    n_replicates
+        Populations of the condition of each, `(n,)`.
+    found, prior
+        What is predicted.
+    """
+
+    novelty: Novelty
+    rows: NDArray[np.int64]
+    samples: Sequence[ControlSample]
+    noise: Sequence[Tensor]
+    n_replicates: NDArray[np.int64]
+    found: Retrieved
+    prior: Prior
+
+
 def with_fold_errors(
-    evidence: FoldEvidence,
-    novelty: Novelty,
-    found: Retrieved,
-    prior: Prior,
-    rows: NDArray[np.int64],
-    samples: Sequence[ControlSample],
-    noise: Sequence[Tensor],
-    n_replicates: NDArray[np.int64],
-    module: PerturbDiffModule,
-    retrieval: Retrieval,
-    seed: int,
+    evidence: FoldEvidence, left_out: LeftOut, module: PerturbDiffModule, retrieval: Retrieval, seed: int
 ) -> FoldEvidence:
     """`evidence`, with the variance of errors of log fold changes.
 
@@ -62,20 +81,17 @@ def with_fold_errors(
 
     Parameters
     ----------
-    evidence, found, prior
-        Of the populations `rows`, left out in the way of `novelty`.
-    samples
-        Control cells of each.
-    noise
-        Sampling variance of the measured log fold changes of each, `(n_genes,)`.
-    n_replicates
-        Populations of the condition of each, `(n,)`.
+    evidence
+        Of the populations that are left out.
+    left_out
+        These.
     module, retrieval
         What predicts.
     seed
         Of the draws.
     """
-    telling = np.ones(len(rows), bool) if novelty != "replicate" else n_replicates > 1
+    novelty, rows, found, prior = left_out.novelty, left_out.rows, left_out.found, left_out.prior
+    telling = np.ones(len(rows), bool) if novelty != "replicate" else left_out.n_replicates > 1
     n_populations = int(telling.sum())
     if n_populations < retrieval.settings.doubt_min:
         return evidence
@@ -88,7 +104,8 @@ def with_fold_errors(
     misses = scale[:, None, None] * (normal @ directions.T)
     excess, folds = [], []
     for i in map(int, np.flatnonzero(telling)):
-        sample, start = samples[i], samples[i].latent[None]
+        sample = left_out.samples[i]
+        start = sample.latent[None]
         residual, fold = (_tensor(part[i], module) for part in (found.residual, found.fold))
         means = module.moved_means(sample, prior.at(i).move(start)[0], residual)
         factor = means.towards_fold(fold, evidence.weight(float(evidence.distance[i]), retrieval.settings))
@@ -96,7 +113,7 @@ def with_fold_errors(
         for miss in misses[i]:
             moved = prior.at(i).shifted(_tensor(miss, module)[None]).move(start)[0]
             varied += (module.moved_means(sample, moved, residual).fold(factor) - expected).square()
-        excess.append((measured[i] - expected).square() - noise[i] - varied / len(misses[i]))
+        excess.append((measured[i] - expected).square() - left_out.noise[i] - varied / len(misses[i]))
         folds.append(expected)
     excess_of, fold_of = (torch.stack(part).cpu().numpy().astype(np.float64) for part in (excess, folds))
     if not (np.isfinite(excess_of).all() and np.isfinite(fold_of).all()):

@@ -12,7 +12,7 @@ from scperturbdiff.data import iter_rows, log_normalize
 from scperturbdiff.module import dense
 from scperturbdiff.retrieval import FoldEvidence
 from scperturbdiff.seeds import derive_seed, stream
-from scperturbdiff.training._fold_errors import fold_noise, with_fold_errors
+from scperturbdiff.training._fold_errors import LeftOut, fold_noise, with_fold_errors
 from scperturbdiff.training._populations import count_replicates, left_out_prior, useful_novelties
 from scperturbdiff.training._settings import SETTINGS
 
@@ -93,9 +93,8 @@ def fold_evidence(
             difference[i] = max(float((folded - shifted) @ (other_folded - other_shifted)), 0.0)
         distance = retrieval.nearest(retrieval.responses.conditions.take(rows), novelty)
         evidence = FoldEvidence(distance, agrees, difference)
-        out[novelty] = with_fold_errors(
-            evidence, novelty, found, prior, rows, samples, noise, n_replicates, module, retrieval, seed
-        )
+        left_out = LeftOut(novelty, rows, samples, noise, n_replicates, found, prior)
+        out[novelty] = with_fold_errors(evidence, left_out, module, retrieval, seed)
     return out
 
 
