@@ -159,7 +159,7 @@ def measure_populations(
     control_mean, treated_mean = group_means(values, pools), group_means(values, table.cells)
     n_controls = pools.count[pool]
     pool_square, square = _squares(values, pools, control_mean), _squares(values, table.cells, treated_mean)
-    within = pool_square.sum() / max(pools.count.sum(), 1)
+    within = float(pool_square.sum()) / max(int(pools.count.sum()) - len(pools), 1)
     treated_noise, control_noise = (within / np.maximum(n, 1) for n in (table.cells.count, n_controls))
     before = (pool_square / np.maximum(pools.count - 1, 1))[pool]
     before = np.where(before > 0, before, max(within, 1e-12))  # one control cell has no spread of its own
@@ -177,7 +177,7 @@ def measure_populations(
     of_counts = _count_responses(table, latent, counted, batch, decode, settings.prior_counts)
     shift, spread = treated_mean - control_mean[pool], 0.5 * np.log(after / before)
     return MeasuredPopulations(
-        table, values, treated_mean, control_mean, Responses(conditions, shift, spread, *of_counts)
+        table, values, treated_mean, control_mean, Responses(conditions, shift, spread, *of_counts, within)
     )
 
 

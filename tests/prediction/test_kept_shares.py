@@ -114,7 +114,7 @@ def test_kept_is_what_is_decoded(dispersion: str) -> None:
     ).eval()
     place, residual = torch.randn(20, 3), torch.randn(30)
     group = ControlGroup(
-        np.arange(20), place, place.mean(0).numpy(), 0.1, sparse.csr_matrix((20, 30)), 1, None, None, lambda: None
+        np.arange(20), place, place.mean(0).numpy(), sparse.csr_matrix((20, 30)), 1, None, None, lambda: None
     )
     destinations = Destinations(module, group, 1, residual, together=True)
     for controls in (np.array([3, 5, 3, 19]), np.array([5, 0, 0]), np.array([19, 3, 5])):

@@ -141,3 +141,31 @@ def test_batches_of_whole_numbers_beside_contexts_of_fractions() -> None:
     model.train(**FEW_STEPS)
     pred = model.predict(perturbations=["P01"], n_cells=4, progress=False)
     assert set(pred.obs["donor"].astype(str)) == {"3", "4"}
+
+
+HOURS = {"categorical_covariate_keys": ["hours"]}, {"continuous_covariate_keys": ["hours"]}
+
+
+@pytest.mark.parametrize("kind", HOURS)
+def test_a_covariate_that_is_asked_for_chooses_controls_that_have_it(kind: dict[str, list[str]]) -> None:
+    adata = datasets.simulate(2, 3, 30, 40, n_batches=2, seed=0)
+    adata.obs["hours"] = np.where(adata.obs["donor"] == "D1", 6.0, 24.0)
+    if "categorical_covariate_keys" in kind:
+        adata.obs["hours"] = adata.obs["hours"].astype(int).astype(str)
+    PerturbDiff.setup_anndata(adata, **{**SETUP, "batch_key": None}, **kind)
+    model = PerturbDiff(adata, **TINY)
+    model.train(**FEW_STEPS)
+    controls = adata[(adata.obs["perturbation"] == "control").to_numpy()].copy()
+
+    def predicted(hours: list[Any], **without: Any) -> AnnData:
+        return predict(model, without.get("cells", controls), pd.DataFrame({"perturbation": "P01", "hours": hours}))
+
+    cells = predicted([24])
+    of_controls = controls.obs.loc[cells.obs["control_cell"], "hours"]
+    assert set(of_controls.astype(float)) == {24.0} and set(cells.obs["hours"].astype(float)) == {24.0}
+    assert set(predicted([6, 24]).obs["hours"].astype(float)) == {6.0, 24.0}
+    late = controls[(controls.obs["hours"].astype(float) == 24).to_numpy()].copy()
+    moved = predicted([6], cells=late)  # no control has it: all are taken as if they had
+    assert set(moved.obs["hours"].astype(float)) == {6.0} and moved.obs["control_cell"].nunique() == late.n_obs
+    with pytest.raises(ValueError, match=r"none has .*6.*call of its own"):
+        predicted([6, 24], cells=late)

@@ -9,9 +9,8 @@ import pytest
 from tests.retrieval.screens import D, responses, screen
 
 from scperturbdiff.retrieval import Conditions, Retrieval, RetrievalSettings
-from scperturbdiff.retrieval._fitted import _real_share
 from scperturbdiff.retrieval._kernel import Widths
-from scperturbdiff.retrieval._lengths import Lengths
+from scperturbdiff.retrieval._lengths import Lengths, real_share
 
 
 def elsewhere(known: Conditions, rows: list[int], away: float = 50.0) -> Conditions:
@@ -83,7 +82,7 @@ def test_unexplained_variance_is_a_share() -> None:
 def test_shifts_are_kept_unless_they_may_be_noise() -> None:
     shift = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [2.0, 0.0]])
     noise = np.array([0.0, 0.5, 0.75, 1.0, 2.0])
-    np.testing.assert_allclose(_real_share(shift, noise), [1, 1, 0.5, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(real_share(shift, noise), [1, 1, 0.5, 0, 0], atol=1e-12)
 
 
 def test_what_is_all_noise_is_not_predicted() -> None:

@@ -65,7 +65,10 @@ def fit(kind: str, apart: float = 0.1) -> Retrieval:
     rng = np.random.default_rng(1)
     measured = responses(known, shift, rng.normal(size=len(known)), rng.normal(size=len(known)))
     measured = replace(measured, residual=rng.normal(size=(len(known), 3)).astype(np.float16), fold=np.zeros((0, 0)))
-    return Retrieval.fit(measured, features, SETTINGS)
+    found = Retrieval.fit(measured, features, SETTINGS)
+    # where contexts do not matter all are alike, and which of them are the nearest is arbitrary
+    widths = {way: replace(w, context_share=max(w.context_share, 0.3)) for way, w in found.widths.items()}
+    return replace(found, widths=widths)
 
 
 def with_learned(retrieval: Retrieval, share: float) -> Retrieval:
@@ -77,7 +80,7 @@ def with_learned(retrieval: Retrieval, share: float) -> Retrieval:
 
 def among_many(monkeypatch: pytest.MonkeyPatch, looked_at: int = 16) -> None:
     """Every number of conditions counts as many, and few of them are looked at first."""
-    monkeypatch.setattr(fitted_module, "FEW", 0)
+    monkeypatch.setattr(fitted_module, "BATCHED", 0)
     monkeypatch.setattr(search_module, "LOOKED_AT", looked_at)
     monkeypatch.setattr(search_module, "ENOUGH", 1)
 

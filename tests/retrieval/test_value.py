@@ -59,8 +59,8 @@ def assert_equal(a: Retrieved, b: Retrieved) -> None:
 
 
 def arrays(value: Any) -> list[np.ndarray]:
-    if isinstance(value, np.ndarray):
-        return [value]
+    if isinstance(value, np.ndarray | float):
+        return [np.asarray(value)]
     return [a for f in fields(value) for a in arrays(getattr(value, f.name))]
 
 

@@ -64,12 +64,18 @@ class ConditionSpace:
     def obs_keys(self) -> tuple[str, ...]:
         """Columns of `obs` that tell populations of one perturbation and dose apart."""
         batch = (self.batch_key,) if self.batch_key else ()
-        return tuple(dict.fromkeys((*self.context_keys, *self.categorical_keys, *self.continuous_keys, *batch)))
+        return tuple(dict.fromkeys((*self.context_keys, *self.covariate_keys, *batch)))
+
+    @property
+    def covariate_keys(self) -> tuple[str, ...]:
+        """Columns of covariates."""
+        return (*self.categorical_keys, *self.continuous_keys)
 
     @property
     def all_components(self) -> tuple[str, ...]:
         """Names with a row in the tables of the network: those seen in training, then those with features only."""
-        extra = () if self.features is None else tuple(n for n in self.features.names if n not in set(self.components))
+        known = set(self.components)
+        extra = () if self.features is None else tuple(n for n in self.features.names if n not in known)
         return self.components + extra
 
     def feature_matrix(self) -> NDArray[np.float64] | None:

@@ -93,9 +93,8 @@ class EncodedGroups:
         if batch >= 0 and may_be_kept(len(rows), len(self.genes)):
             shares = module.shares(latent, torch.full((len(rows),), batch, device=latent.device))
         sample = cache(partial(self._sample, latent, counts))
-        variance, mean = (x.cpu().numpy() for x in torch.var_mean(latent.double(), 0, correction=0))
-        noise = float(variance.mean()) / len(rows)
-        return ControlGroup(rows, latent, mean, noise, counts, batch, encoded, states, sample, shares)
+        mean = latent.double().mean(0).cpu().numpy()
+        return ControlGroup(rows, latent, mean, counts, batch, encoded, states, sample, shares)
 
     def _sample(self, latent: Tensor, counts: sparse.csr_matrix) -> ControlSample:
         """Some cells of a control group, evenly spaced, with their mean expression."""

@@ -110,9 +110,10 @@ class PopulationGenerator:
         context = self.space.context_codes(request.table)
         batch = batch_codes(request.table, self.space, self.batches, self.transform_batch)
         wanted = range(len(request)) if only is None else only
+        within = 1.0 if self._retrieval is None else self._retrieval.responses.within
         for i in track(wanted, description="Generating populations", disable=not (progress and shows_progress())):
             group = self._encoded[request.group[i]]
-            noise = np.full(1, group.noise)
+            noise = np.full(1, within / len(group.rows))  # as that of the same controls in training
             asked = Conditions(
                 group.mean[None], component[i : i + 1], dose[i : i + 1], context[i : i + 1], noise, control_noise=noise
             )
@@ -195,22 +196,24 @@ class PopulationGenerator:
         """Whether a population is predicted to be its controls, cell for cell but for rounding, in all draws."""
         generator, draws = self.module.generator_ema, self.settings.n_populations is not None
         if (
-            generator.n_evaluations(self._n_steps(found))
+            generator.n_evaluations(self._n_steps(condition, found))
             or (draws and generator.replicate_factors.any())
             or self._miss(found, 0) is not None
             or (factors is not None and factors.evidence is not None)
         ):
             return False
-        some = group.latent[None, :8]
+        some = group.sample().latent[None]
         moves = bool((condition.prior.move(some) - some).abs().max() > NO_CHANGE)
         # a factor that all genes have in common is none: library sizes are kept
         genes = factors is not None and bool(factors.expected.max() - factors.expected.min() > NO_CHANGE)
         return not (moves or genes)
 
-    def _n_steps(self, found: Retrieved) -> int:
+    def _n_steps(self, condition: Condition, found: Retrieved) -> int:
         """Evaluations of the network: none for what it was not trained to refine."""
-        rehearsed = self._retrieval is None or self._retrieval.rehearsed(found.novelty[0])
-        return self.settings.n_steps if rehearsed else 0
+        if self._retrieval is None:
+            return self.settings.n_steps
+        treated = bool((condition.components.index >= 0).any())
+        return self.settings.n_steps if treated and self._retrieval.rehearsed(found.novelty[0]) else 0
 
     def _miss(self, found: Retrieved, seed: int) -> Tensor | None:
         """By how much a draw of something new misses what is retrieved, `(1, n_latent)`; `None` where replicates vary.
@@ -260,7 +263,7 @@ class PopulationGenerator:
         # pieces of equal size: a last piece of a few cells would be a population of its own to the network
         n_pieces = -(-len(chosen) // settings.piece)
         ends = np.cumsum([0, *map(len, np.array_split(np.arange(len(chosen)), n_pieces))])
-        n_steps = self._n_steps(found)
+        n_steps = self._n_steps(condition, found)
         together = bool(repeated.any()) and not generator.may_separate(n_steps, mixture=guess)
         places = Destinations(self.module, group, batch, None if factors is None else factors.draw(seed), together)
         library = float(np.exp(found.library[0]))

@@ -71,7 +71,7 @@ def response_table(
     prepared.check_room(48, counts=False)  # which control cells they start from
     space, request = prepared.space, prepared.request
     # batches are pooled
-    shared = dict.fromkeys((*space.context_keys, *space.categorical_keys, *space.continuous_keys))
+    shared = dict.fromkeys((*space.context_keys, *space.covariate_keys))
     keys = [PERTURBATION, DOSE, *shared]
     conditions, code = group_rows(request.table.astype(dict.fromkeys(keys, str)), keys)
     predicted, control = _predicted_means(prepared, code, len(conditions), layer, target_sum, progress)

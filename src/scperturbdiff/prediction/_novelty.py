@@ -43,10 +43,9 @@ def perturbation_novelty(module: PerturbDiffModule, space: ConditionSpace, names
     if names is not None and not isinstance(names, Iterable):
         raise refusal("names", names, "several names, or None for all", TypeError)
     names = everything if names is None else [str(name) for name in names]
-    unknown = [name for name in names if name not in set(everything)]
-    if unknown:
-        raise KeyError(explain_unknown(unknown, space.components, space.features is not None))
     position = pd.Index(everything).get_indexer(pd.Index(names))
+    if unknown := [name for name, at in zip(names, position, strict=True) if at < 0]:
+        raise KeyError(explain_unknown(unknown, space.components, space.features is not None))
     out = pd.DataFrame(index=pd.Index(names, name="component"))
     out["in_training"] = position < len(space.components)
     out["has_features"] = False if space.features is None else np.isin(names, space.features.names)
@@ -82,14 +81,15 @@ def _open_variance(module: PerturbDiffModule, space: ConditionSpace, position: N
         return np.full(len(position), np.nan)
     retrieval = module.retrieval.with_features(space.feature_matrix())
     known = retrieval.responses.conditions
-    contexts = known.take(np.unique(known.context, return_index=True)[1])
-    n = len(contexts)
+    first = np.unique(known.context, return_index=True)[1]
     out = np.zeros(len(position))
-    for i, component in enumerate(position):
+    new = position >= len(space.components)
+    ways: tuple[tuple[Novelty, NDArray[np.bool_]], ...] = (("perturbation", new), ("pair", ~new))
+    for novelty, chosen in ways:
+        component = np.repeat(position[chosen], len(first))[:, None]
+        contexts = known.take(np.tile(first, int(chosen.sum())))
         asked = Conditions(
-            contexts.control_mean, np.full((n, 1), component), np.zeros((n, 1)), contexts.context, contexts.noise
+            contexts.control_mean, component, np.zeros(component.shape), contexts.context, contexts.noise
         )
-        novelty: Novelty = "perturbation" if component >= len(space.components) else "pair"
-        found = retrieval.predict(asked, novelty)
-        out[i] = (found.variance / found.prior_variance).mean()
+        out[chosen] = retrieval.unexplained(asked, novelty).reshape(-1, len(first)).mean(1)
     return out

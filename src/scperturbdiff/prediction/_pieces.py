@@ -31,8 +31,8 @@ class ControlGroup:
         Rows in the AnnData.
     latent
         Standardised latent vectors, `(n, n_latent)`.
-    mean, noise
-        Their mean, `(n_latent,)`, and its sampling variance per dimension.
+    mean
+        Their mean, `(n_latent,)`.
     counts
         Their counts, `(n, n_genes)`.
     batch
@@ -51,7 +51,6 @@ class ControlGroup:
     rows: NDArray[np.int64]
     latent: Tensor
     mean: NDArray[np.float64]
-    noise: float
     counts: sparse.csr_matrix
     batch: int
     controls: EncodedControls

@@ -142,7 +142,7 @@ class PreparedRequest:
             "perturbation": str(space.perturbation_key),
             "control": str(space.control),
             "context": list(space.context_keys),
-            "covariates": [*space.categorical_keys, *space.continuous_keys],
+            "covariates": list(space.covariate_keys),
         }
         keys |= {k: v for k, v in (("dose", space.dose_key), ("batch", space.batch_key)) if v is not None}
         return {
@@ -184,9 +184,8 @@ def prepare(
     gene_positions(adata.var_names, genes)
     cells_wanted(n_cells, 1)  # raises before anything is read, also where the table has numbers of its own
     wanted = read_wanted(space, perturbations)
-    covariates = [key for key in (*space.categorical_keys, *space.continuous_keys) if key in wanted]
     check_not_empty(get_matrix(adata, layer), matrix_name(layer))
-    groups = read_controls(space, adata, covariates)
+    groups = read_controls(space, adata, wanted)
     # of the controls only: they may be few among the cells of a large file
     check_layer(adata, layer, np.sort(groups.cells.rows), sample=True)
     request = plan_request(space, wanted, groups, n_cells)

@@ -83,8 +83,11 @@ class PopulationRequest:
         return len(self.group)
 
 
-def read_controls(space: ConditionSpace, adata: AnnData, overridden: Sequence[str] = ()) -> ControlGroups:
+def read_controls(space: ConditionSpace, adata: AnnData, wanted: pd.DataFrame | None = None) -> ControlGroups:
     """Find and group the control cells of `adata`.
+
+    A covariate that the request gives chooses among them. Where no control cell has a value that is asked for, or the
+    cells do not have the covariate at all, they are taken as if they had it.
 
     Parameters
     ----------
@@ -92,17 +95,18 @@ def read_controls(space: ConditionSpace, adata: AnnData, overridden: Sequence[st
         The model's conditions.
     adata
         Cells. Without the perturbation column all of them are controls; with it, those with the control label.
-    overridden
-        Covariates that the request gives, so that the cells need not have them.
+    wanted
+        What :func:`read_wanted` gives, for covariates.
 
     Raises
     ------
     KeyError
         If a column is missing.
     ValueError
-        If there is no control cell.
+        If there is no control cell, or only for some values of a covariate.
     """
-    keys = [key for key in space.obs_keys if key not in overridden]
+    asked = {k: wanted[k] for k in space.covariate_keys if k in wanted} if wanted is not None else {}
+    keys = [key for key in space.obs_keys if key not in asked or key in adata.obs]
     for key in keys:
         check_obs_key(adata, key, "predict needs the same columns as setup_anndata:")
     rows = np.arange(adata.n_obs)
@@ -118,12 +122,30 @@ def read_controls(space: ConditionSpace, adata: AnnData, overridden: Sequence[st
         raise ValueError("adata has no cells.")
     rows = rows[np.argsort(adata.obs_names[rows].to_numpy().astype(str), kind="stable")]
     obs = adata.obs.iloc[rows]
+    keys = [key for key in keys if key not in asked or _have_controls(space, obs[key], asked[key], key)]
     check_plain(obs, [key for key in keys if key not in space.continuous_keys])
     for key in keys:
         if obs[key].isna().any():
             raise ValueError(f"obs[{key!r}] is missing (NaN) for {int(obs[key].isna().sum())} control cells.")
     labels, codes = group_rows(obs, keys)
     return ControlGroups(labels, Groups.from_codes(codes, rows, len(labels)))
+
+
+def _have_controls(space: ConditionSpace, values: pd.Series, asked: pd.Series, key: str) -> bool:
+    """Whether control cells have the values of a covariate that are asked for; a `ValueError` where they have some."""
+    there = _comparable(space, key, asked).isin(_comparable(space, key, values))
+    if there.any() and not there.all():
+        has, lacks = (preview(asked[some].unique()) for some in (there, ~there))
+        raise ValueError(
+            f"Control cells have obs[{key!r}] {has}, none has {lacks}. Ask for the latter in a call of its own: "
+            "then all controls are taken as if they had it."
+        )
+    return bool(there.all())
+
+
+def _comparable(space: ConditionSpace, key: str, values: pd.Series) -> pd.Series:
+    """Numbers of continuous covariates, else text."""
+    return pd.to_numeric(values, errors="coerce") if key in space.continuous_keys else values.astype(str)
 
 
 def read_wanted(space: ConditionSpace, perturbations: Any) -> pd.DataFrame:
@@ -194,17 +216,18 @@ def plan_request(
     """
     chosen_by = [key for key in groups.labels.columns if key in wanted]
     given = [key for key in space.obs_keys if key not in groups.labels.columns]
+    comparable, asked = ({k: _comparable(space, k, of[k]) for k in chosen_by} for of in (groups.labels, wanted))
     contexts = space.context_labels(groups.labels).to_numpy() if len(groups.labels) else np.empty(0)
     rows, label, dose, group, number = [], [], [], [], []
     for i in range(len(wanted)):
         row = wanted.iloc[i]
         fits = np.ones(len(groups.cells), bool)
         for key in chosen_by:
-            fits &= (groups.labels[key].astype(str) == str(row[key])).to_numpy()
+            fits &= (comparable[key] == asked[key].iloc[i]).to_numpy()
         if not fits.any():
-            asked = {key: row[key] for key in chosen_by}
+            named = {key: row[key] for key in chosen_by}
             raise ValueError(
-                f"No control cells for {row[_LABEL]!r} with {asked}. "
+                f"No control cells for {row[_LABEL]!r} with {named}. "
                 f"Groups: {preview(groups.labels.astype(str).agg(' / '.join, axis=1))}."
             )
         for context in dict.fromkeys(contexts[fits]):

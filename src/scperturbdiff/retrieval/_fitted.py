@@ -14,8 +14,9 @@ from scperturbdiff.retrieval._covariance import squared_distances
 from scperturbdiff.retrieval._doses import DoseStrength
 from scperturbdiff.retrieval._evidence import FeatureEvidence
 from scperturbdiff.retrieval._folds import usual_weight
-from scperturbdiff.retrieval._kernel import ResponseKernel
-from scperturbdiff.retrieval._kriging import FEW, error_variance, neighborhoods
+from scperturbdiff.retrieval._kernel import ResponseKernel, ScaledFeatures
+from scperturbdiff.retrieval._kriging import BATCHED, System, error_variance, neighborhoods
+from scperturbdiff.retrieval._lengths import real_share
 from scperturbdiff.retrieval._many import leave_out_many
 from scperturbdiff.retrieval._own_gene import OwnGene
 from scperturbdiff.retrieval._responses import Retrieved
@@ -102,7 +103,10 @@ class FittedRetrieval:
 
     def with_features(self, features: Floats | None) -> Self:
         """The same with the feature table of further components."""
-        return replace(self, features=features)
+        same = features is self.features or (
+            features is not None and self.features is not None and np.array_equal(features, self.features, True)
+        )
+        return self if same else replace(self, features=features)
 
     def hardly_respond(self) -> dict[str, float]:
         """Share of cells that hardly respond, for ways of being new in which cells respond unevenly."""
@@ -117,20 +121,20 @@ class FittedRetrieval:
             `n` conditions.
         novelty
             In which way they are new: training conditions that would not be there then are not used. `None`: as they
-            are.
+            are, and all are used.
 
         Returns
         -------
         One response a condition; it does not depend on the other conditions, to the last bit.
         """
-        kinds = novelty_of(conditions, self.responses.conditions) if novelty is None else [novelty] * len(conditions)
-        n_genes = self._n_genes
-        out = Retrieved.nothing(len(conditions), self._n_latent, n_genes)
+        known = self.responses.conditions
+        kinds = novelty_of(conditions, known) if novelty is None else [novelty] * len(conditions)
+        out = Retrieved.nothing(len(conditions), self._n_latent, self._n_genes)
         for kind in dict.fromkeys(kinds):
             rows = np.flatnonzero([k == kind for k in kinds])
-            kernel, among, usual = self._system(kind)
             part = conditions.take(rows)
-            out.put(rows, self._krige(part, kind, kernel, n_genes, among=among, usual_among=usual, chunk=1))
+            barred = None if novelty is None else part.excluded(known, novelty)
+            out.put(rows, self._krige(part, kind, self._system(kind), self._n_genes, barred, chunk=1))
         return out
 
     def leave_out(
@@ -144,7 +148,7 @@ class FittedRetrieval:
     ) -> Retrieved:
         """Responses of the training conditions `rows` (default: all) as if each were new in the way of `novelty`.
 
-        With more than 2,048 training conditions systems are solved in batches on the `device`, in double precision.
+        With more than 768 training conditions systems are solved in batches on the `device`, in double precision.
         """
         known = self.responses.conditions
         rows = np.arange(len(known)) if rows is None else rows
@@ -152,9 +156,11 @@ class FittedRetrieval:
         n_genes = self._n_genes if with_genes else 0
 
         def krige(some: NDArray[np.int64], kernel: ResponseKernel) -> Retrieved:
-            if len(known) > FEW:
+            if len(known) > BATCHED:
                 return self._krige_many(some, novelty, kernel, n_genes, alone, device)
-            return self._krige(known.take(some), novelty, kernel, n_genes, leave=alone, variance=with_variance)
+            asked = known.take(some)
+            barred = (asked.barred if alone else asked.excluded)(known, novelty)
+            return self._krige(asked, novelty, System.of(kernel, known, with_variance), n_genes, barred, with_variance)
 
         if not widths.response_share or self.similarity is None:
             return krige(rows, self._kernel(widths))
@@ -171,11 +177,16 @@ class FittedRetrieval:
             return self.features is not None
         return novelty != "context" or self._n_contexts > 1
 
-    def nearest(self, conditions: Conditions, novelty: Novelty) -> Floats:
-        """Distance of the controls of `conditions`, new in the way of `novelty`, to the nearest in use, `(n,)`."""
-        known = self.responses.conditions
-        squared = np.maximum(squared_distances(conditions.control_mean, known.control_mean), 0)
-        squared = np.where(conditions.excluded(known, novelty), np.inf, squared)
+    def unexplained(self, conditions: Conditions, novelty: Novelty) -> Floats:
+        """Share of the variance of the responses of `conditions` that training leaves open, `(n,)`."""
+        barred = conditions.excluded(self.responses.conditions, novelty)
+        found = self._krige(conditions, novelty, self._system(novelty), 0, barred)
+        return np.asarray(found.variance / found.prior_variance)
+
+    def nearest(self, conditions: Conditions, barred: NDArray[np.bool_] | None = None) -> Floats:
+        """Distance of the controls of `conditions` to the nearest of training that are not `barred`, `(n,)`."""
+        squared = np.maximum(squared_distances(conditions.control_mean, self.responses.conditions.control_mean), 0)
+        squared = squared if barred is None else np.where(barred, np.inf, squared)
         nearest = np.sqrt(squared.min(1))
         return np.where(np.isfinite(nearest), nearest, 0.0)
 
@@ -185,7 +196,7 @@ class FittedRetrieval:
 
     def fold_weight(self, conditions: Conditions, novelty: Novelty) -> float:
         """How far one condition follows fold changes, in [0, 1]."""
-        evidence, distance = self.evidence_of_folds(novelty), float(self.nearest(conditions, novelty)[0])
+        evidence, distance = self.evidence_of_folds(novelty), float(self.nearest(conditions)[0])
         return (usual_weight if evidence is None else evidence.weight)(distance, self.settings)
 
     def unseen_targets(self, conditions: Conditions) -> NDArray[np.int64]:
@@ -212,8 +223,7 @@ class FittedRetrieval:
         return ResponseKernel(
             widths,
             self.median_distance,
-            self.features,
-            self.moments,
+            self._scaled_features,
             similarity,
             self.strength,
             self.settings.mean_variance,
@@ -221,47 +231,44 @@ class FittedRetrieval:
         )
 
     @cached_property
-    def _systems(self) -> dict[Novelty, tuple[ResponseKernel, Floats | None, Floats | None]]:
+    def _scaled_features(self) -> ScaledFeatures | None:
+        known = self.features is not None and self.moments is not None
+        return ScaledFeatures.of(self.features, self.moments) if known else None  # type: ignore[arg-type]
+
+    @cached_property
+    def _systems(self) -> dict[Novelty, System]:
         return {}
 
-    def _system(self, novelty: Novelty) -> tuple[ResponseKernel, Floats | None, Floats | None]:
-        """The kernel and, if they are few, its values among training conditions, also at mean variance 1; made once."""
+    def _system(self, novelty: Novelty) -> System:
+        """The kernel of what is new in this way, made once."""
         if novelty not in self._systems:
-            known = self.responses.conditions
             whole = None if self.similarity is None else self.similarity.whole
-            kernel = self._kernel(self.widths[novelty], whole)
-            few, usual = len(known) <= FEW, replace(kernel, mean_variance=1.0)
-            among = (kernel(known, known), usual(known, known)) if few else (None, None)
-            self._systems[novelty] = kernel, *among
+            self._systems[novelty] = System.of(self._kernel(self.widths[novelty], whole), self.responses.conditions)
         return self._systems[novelty]
 
     def _krige(
         self,
         asked: Conditions,
         novelty: Novelty,
-        kernel: ResponseKernel,
-        n_genes: int = 0,
-        leave: bool = False,
-        among: Floats | None = None,
-        usual_among: Floats | None = None,
-        chunk: int = 128,
+        system: System,
+        n_genes: int,
+        barred: NDArray[np.bool_] | None,
         variance: bool = True,
+        chunk: int = 128,
     ) -> Retrieved:
-        known, nugget = self.responses.conditions, kernel.widths.nugget
+        """Responses of `asked`, new in the way of `novelty`, without the training conditions that are `barred`."""
+        known, kernel, usual = self.responses.conditions, system.kernel, system.usual
         out = Retrieved.nothing(len(asked), self._n_latent, n_genes, novelty)
+        nugget, n = kernel.widths.nugget, self.settings.n_neighbors
         noise = nugget + known.treated_noise / self.signal
-        n = self.settings.n_neighbors
-        usual = replace(kernel, mean_variance=1.0)  # where the prior is flat, its variance says nothing
-        if variance and usual_among is None and len(known) <= FEW:
-            usual_among = usual(known, known)
-        for around in neighborhoods(kernel, known, noise, asked, novelty, leave, n, chunk, among):
+        for around in neighborhoods(kernel, known, noise, asked, barred, n, chunk, system.among):
             weights, part = around.weights(), asked.take(around.rows)
             shared = np.take_along_axis(kernel.of_controls(part, known), around.near, 1)
             self._combine(out, around.rows, around.near, weights, self.signal * shared)
             if not variance:
                 continue
             prior = usual.diagonal(part) + nugget
-            after = error_variance(usual, known, noise, part, around, weights, nugget, usual_among)
+            after = error_variance(usual, known, noise, part, around, weights, nugget, system.usual_among)
             self._put_variances(out, around.rows, part, prior, after, (weights * (shared > 0)).sum(1))
         return out
 
@@ -311,7 +318,7 @@ class FittedRetrieval:
         """
         measured, novelty = self.responses, out.novelty[0]
         shift = np.einsum("qk,qkd->qd", weights, measured.shift[near])
-        real = _real_share(shift, (weights**2 * (measured.conditions.noise[near] - shared)).sum(1))
+        real = real_share(shift, (weights**2 * (measured.conditions.noise[near] - shared)).sum(1))
         length = self._length(novelty, near, np.abs(weights))
         out.shift[rows] = (length * real)[:, None] * shift
         out.spread[rows] = real * (weights * measured.spread[near]).sum(1)
@@ -335,15 +342,5 @@ class FittedRetrieval:
         """Factor on the length of predictions that use the conditions `near` with these absolute weights, `(q,)`."""
         if self.lengths is None or not self._corrects_lengths(novelty):
             return np.ones(len(near))
-        noise = self._n_latent * self.responses.conditions.noise
+        noise = self._n_latent * self.responses.conditions.noise * self.responses.conditions.mass
         return self.lengths.factor(near, weights, noise, self.settings.length_bounds)
-
-
-def _real_share(shift: Floats, noise: Floats) -> Floats:
-    """How far shifts `(q, n_latent)` are kept, `(q,)`: whole, unless sampling noise may be more than half of them.
-
-    `noise` is their variance per dimension, `(q,)`. The share that is not noise (positive-part James-Stein) is doubled:
-    noise lies in all dimensions, a response in few, which should not be made shorter for it.
-    """
-    share: Floats = 1 - noise / np.maximum((shift**2).mean(1), 1e-12)
-    return np.clip(2 * share, 0, 1)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -57,6 +56,28 @@ class FeatureMoments:
         """Features `(n, n_features)` less their mean, each in units of its standard deviation."""
         centred: Floats = features - self.centre
         return centred if self.inverse is None else centred * self.inverse
+
+
+class ScaledFeatures(NamedTuple):
+    """Features of all components as they are compared.
+
+    At length 1 and standardised, `(n_components, n_features)`, 0 where unknown; which components have any,
+    `(n_components,)`; mean squared length of those standardised.
+    """
+
+    unit: Floats
+    standardised: Floats
+    known: NDArray[np.bool_]
+    size: float
+
+    @classmethod
+    def of(cls, features: Floats, moments: FeatureMoments) -> ScaledFeatures:
+        """Those of a table with NaN rows where features are unknown."""
+        table = np.asarray(features, np.float64)
+        known = np.asarray(np.isfinite(table).all(axis=1))
+        unit = np.where(known[:, None], table, 0.0)
+        unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+        return cls(unit, np.where(known[:, None], moments.standardised(table), 0.0), known, moments.size)
 
 
 @dataclass(frozen=True)
@@ -128,9 +149,7 @@ class ResponseKernel:
     median_distance
         Median distance between contexts.
     features
-        Feature table of components, `(n_components, n_features)`, NaN rows where unknown.
-    moments
-        Of the features of training components.
+        Of components; `None`: they tell nothing.
     learned
         Similarities learned from responses, for ``widths.response_share``.
     strength
@@ -144,8 +163,7 @@ class ResponseKernel:
 
     widths: Widths
     median_distance: float = 1.0
-    features: Floats | None = None
-    moments: FeatureMoments | None = None
+    features: ScaledFeatures | None = None
     learned: ResponseSimilarity | None = None
     strength: DoseStrength = field(default_factory=DoseStrength)
     mean_variance: float = 1.0
@@ -227,25 +245,15 @@ class ResponseKernel:
         power = self.widths.dose_strength
         return np.outer(self.strength(a) ** power, self.strength(b) ** power)
 
-    @cached_property
-    def _directions(self) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-        """Features of components at length 1 and standardised, and which components have any."""
-        assert self.moments is not None
-        table = np.asarray(self.features, np.float64)
-        known = np.asarray(np.isfinite(table).all(axis=1))
-        unit = np.where(known[:, None], table, 0.0)
-        unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-        return unit, np.where(known[:, None], self.moments.standardised(table), 0.0), known
-
     def _components(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Floats:
         """Covariance of the responses to single components: a part of its own and the part that features share."""
         same = (first[:, None] == second[None, :]).astype(np.float64)
         share, linear = self.widths.feature_share, self.widths.feature_linear
-        if self.features is None or self.moments is None or share == 0:
+        if self.features is None or share == 0:
             return same
-        unit, centred, known = self._directions
+        unit, centred, known, size = self.features
         alike = np.exp((unit[first] @ unit[second].T - 1) / self.widths.feature_scale)
-        alike = linear * (centred[first] @ centred[second].T / self.moments.size) + (1 - linear) * alike
+        alike = linear * (centred[first] @ centred[second].T / size) + (1 - linear) * alike
         return (1 - share) * same + share * np.where(np.outer(known[first], known[second]), alike, same)
 
 

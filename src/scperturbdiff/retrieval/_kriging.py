@@ -19,12 +19,31 @@ if TYPE_CHECKING:
     from scperturbdiff.retrieval._kernel import ResponseKernel, Widths
 
 
-FEW = 2048
-"""So many training conditions have their covariances computed once."""
+FEW, BATCHED = 2048, 768
+"""So many training conditions have their covariances computed once; more than so many are left out in batches."""
 AVERAGED, FEW_CONTEXTS = ("context_scale", "context_share"), 3
 """Parameters of the kernel that are averaged for new contexts, where no more contexts than this can be left out."""
 DIGITS = 6
 """Of averages: sums round by the order of populations, which must not matter."""
+
+
+class System(NamedTuple):
+    """A kernel, and the same with mean variance 1, as that of a flat prior says nothing.
+
+    Both with their values among training conditions; `None` where these are many, or variances are not asked for.
+    """
+
+    kernel: ResponseKernel
+    usual: ResponseKernel
+    among: Floats | None
+    usual_among: Floats | None
+
+    @classmethod
+    def of(cls, kernel: ResponseKernel, known: Conditions, variance: bool = True) -> System:
+        """That of a kernel."""
+        usual, few = replace(kernel, mean_variance=1.0), len(known) <= FEW
+        among = kernel(known, known) if few else None
+        return cls(kernel, usual, among, usual(known, known) if few and variance else None)
 
 
 class Neighborhood(NamedTuple):
@@ -43,20 +62,13 @@ class Neighborhood(NamedTuple):
         """Weights of the training conditions, `(q, k)`."""
         return np.asarray(np.linalg.solve(self.system, self.to_known[..., None])[..., 0], np.float64)
 
-    def over_all(self, weights: Floats, n: int) -> Floats:
-        """Weights of all `n` training conditions `(q, n)` from those of the nearest, 0 elsewhere."""
-        out = np.zeros((len(weights), n))
-        np.put_along_axis(out, self.near, weights, axis=1)
-        return out
-
 
 def neighborhoods(
     kernel: ResponseKernel,
     known: Conditions,
     noise: Floats,
     queries: Conditions,
-    novelty: Novelty,
-    leave: bool,
+    barred: NDArray[np.bool_] | None,
     n_neighbors: int,
     chunk: int = 128,
     among_known: Floats | None = None,
@@ -73,10 +85,8 @@ def neighborhoods(
         Variance of their measurements in units of the kernel, that of controls left out, `(n,)`.
     queries
         New conditions.
-    novelty
-        In which way they are new: what they may not use, see :meth:`Conditions.excluded`.
-    leave
-        Whether they may not use their own population either.
+    barred
+        Training conditions that each may not use, `(n_queries, n)`; `None`: all may be used.
     n_neighbors
         Training conditions that each uses at most.
     chunk
@@ -92,8 +102,8 @@ def neighborhoods(
     for start in range(0, len(queries), chunk):
         rows = slice(start, min(start + chunk, len(queries)))
         part = queries.take(rows)
-        barred = (part.barred if leave else part.excluded)(known, novelty)
-        covariance = np.where(barred, 0.0, kernel(part, known))
+        closed = np.zeros((len(part), len(known)), bool) if barred is None else barred[rows]
+        covariance = np.where(closed, 0.0, kernel(part, known))
         near = np.tile(diagonal, (len(part), 1))
         if k < len(known):
             near = np.argpartition(-np.abs(covariance), k - 1, axis=1)[:, :k]
@@ -102,7 +112,7 @@ def neighborhoods(
         else:
             system = np.stack([kernel(known.take(n), known.take(n)) for n in near])
         # what may not be used gets endless noise, hence no weight
-        system[:, diagonal, diagonal] += noise[near] + 1e12 * np.take_along_axis(barred, near, axis=1)
+        system[:, diagonal, diagonal] += noise[near] + 1e12 * np.take_along_axis(closed, near, axis=1)
         yield Neighborhood(rows, near, system, np.take_along_axis(covariance, near, axis=1))
 
 
@@ -141,8 +151,8 @@ def error_variance(
     """
     near = around.near
     if among_known is not None:
-        spread = around.over_all(weights, len(known))
-        among = ((spread @ among_known) * spread).sum(1)
+        covariance = among_known[near[:, :, None], near[:, None, :]]
+        among = np.einsum("qk,qkl,ql->q", weights, covariance, weights, optimize=True)
         to_known = np.take_along_axis(kernel(queries, known), near, axis=1)
     else:  # of many the nearest only
         parts = [known.take(n) for n in near]

@@ -50,3 +50,13 @@ class Lengths:
         np.add.at(weight, (np.arange(len(near))[:, None], at), np.where(self.rows[at] == near, weights, 0.0))
         doubt = weight @ noise[self.rows] + 1e-12
         return np.clip((weight @ self.explained + doubt) / (weight @ self.predicted + doubt), *bounds)
+
+
+def real_share(shift: Floats, noise: Floats) -> Floats:
+    """How far shifts `(q, n_latent)` are kept, `(q,)`: whole, unless sampling noise may be more than half of them.
+
+    `noise` is their variance per dimension, `(q,)`. The share that is not noise (positive-part James-Stein) is doubled:
+    noise lies in all dimensions, a response in few, which should not be made shorter for it.
+    """
+    share: Floats = 1 - noise / np.maximum((shift**2).mean(1), 1e-12)
+    return np.clip(2 * share, 0, 1)

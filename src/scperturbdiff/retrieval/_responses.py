@@ -31,6 +31,9 @@ class Responses:
         Log ratio per gene of measured to decoded counts, less that of the controls, `(n, n_genes)`.
     fold
         Log fold change per gene of mean counts per 10,000, after adding 1, `(n, n_genes)`. Default: 0.
+    within
+        Variance of control cells around the mean of their group, per dimension, pooled: over the number of cells it is
+        the sampling variance of such a mean.
     """
 
     conditions: Conditions
@@ -39,6 +42,7 @@ class Responses:
     library: Floats
     residual: NDArray[np.float16]
     fold: NDArray[np.float16] = field(default_factory=lambda: np.zeros((0, 0), np.float16))
+    within: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.fold.size:
@@ -50,7 +54,8 @@ class Responses:
     def take(self, rows: NDArray[np.int64]) -> Responses:
         """The populations of `rows`."""
         conditions, residual, fold = self.conditions.take(rows), self.residual[rows], self.fold[rows]
-        return Responses(conditions, self.shift[rows], self.spread[rows], self.library[rows], residual, fold)
+        shift, spread, library = self.shift[rows], self.spread[rows], self.library[rows]
+        return Responses(conditions, shift, spread, library, residual, fold, self.within)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 LEFT_OUT: tuple[Novelty, ...] = ("replicate", "pair", "context", "perturbation")
 NEW: tuple[Novelty, ...] = ("pair", "context", "perturbation")
 """Ways of being new in which more than a replicate is."""
+FEWEST = 4
+"""Perturbations, and contexts, of which parameters of the kernel are chosen, at least."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Retrieval(FittedRetrieval):
             strength=DoseStrength.of(conditions, shift, settings),
         )
         tried = _whole_populations(conditions, settings.n_left_out, seed)
-        found = replace(found, widths=found._choose_widths(tried, ("context",) if draft else LEFT_OUT))
+        found = replace(found, widths=found._choose_widths(tried, seed, ("context",) if draft else LEFT_OUT))
         if not draft and found.moments is not None:
             found = found._trust_features(tried)
         if draft:
@@ -101,14 +103,19 @@ class Retrieval(FittedRetrieval):
         doubt = {novelty: factors for novelty, (_, factors) in left_out.items() if factors is not None}
         return replace(found, explained={novelty: share for novelty, (share, _) in left_out.items()}, doubt=doubt)
 
-    def _choose_widths(self, tried: NDArray[np.int64], ways: tuple[Novelty, ...]) -> dict[Novelty, Widths]:
-        conditions = self.responses.conditions
+    def _choose_widths(self, tried: NDArray[np.int64], seed: int, ways: tuple[Novelty, ...]) -> dict[Novelty, Widths]:
+        conditions, shift = self.responses.conditions, self.responses.shift
         has_doses = np.unique(conditions.dose[conditions.component >= 0]).size > 1
         names = [n for n in GRID if self.features is not None or not n.startswith("feature")]
         names = [n for n in names if has_doses or not n.startswith("dose")]
         start = Widths(feature_share=0.0 if self.features is None else 0.5)
-        part, targets = conditions.take(tried), self.responses.shift[tried]
-        widths = {w: choose_widths(part, targets, self.signal, w, start, names, self._kernel) for w in ways}
+        whole = _whole_perturbations(conditions, self.settings.n_left_out, seed)
+        # features need many perturbations, all else whole ones, which is what will be at hand
+        rows = {w: tried if w == "perturbation" else whole for w in ways}
+        widths = {
+            w: choose_widths(conditions.take(at), shift[at], self.signal, w, start, names, self._kernel)
+            for w, at in rows.items()
+        }
         if self._n_contexts < 3:  # what is left has one context: every width predicts the same
             widths["context"] = start
         return widths if "replicate" not in widths else {**widths, "seen": widths["replicate"]}
@@ -253,6 +260,26 @@ def _whole_populations(conditions: Conditions, n_rows: int, seed: int) -> NDArra
     n_chosen = max(1, n_rows * n // len(conditions))
     chosen = np.random.default_rng(seed).permutation(n)[:n_chosen]
     return np.flatnonzero(np.isin(number, chosen))
+
+
+def _whole_perturbations(conditions: Conditions, n_rows: int, seed: int) -> NDArray[np.int64]:
+    """Rows of all conditions of a random choice of components, about `n_rows`.
+
+    A random choice of populations would leave few of each perturbation, which say nothing of how alike contexts are.
+    With many contexts, of a few components in some of the contexts.
+    """
+    rng, n = np.random.default_rng(seed), n_components(conditions)
+    component = np.where(conditions.component < 0, n, conditions.component)  # of none: chosen at once
+    last = np.append(rng.permutation(n), -1)[component].max(axis=1)
+    names, counts = np.unique(last, return_counts=True)
+    n_names = max(int(np.searchsorted(np.cumsum(counts), n_rows, "right")), min(FEWEST, len(names)))
+    chosen = last <= names[n_names - 1]
+    if chosen.sum() > n_rows:
+        contexts, context = np.unique(conditions.context, return_inverse=True)
+        order = rng.permutation(len(contexts))[context.reshape(-1)]
+        size = np.cumsum(np.bincount(order[chosen], minlength=len(contexts)))
+        chosen &= order < max(int(np.searchsorted(size, n_rows, "right")), min(FEWEST, len(contexts)))
+    return np.flatnonzero(chosen)
 
 
 def _median_distance(means: Floats) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scperturbdiff.arguments import check_int, check_number, check_type, refusal
+from scperturbdiff.retrieval._conditions import SITES
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class RetrievalSettings:
             check_type(name, getattr(self, name), tuple | list, "several numbers")
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for n_states in self.n_states:
-            check_int("n_states", n_states, 2)
+            check_int("n_states", n_states, 2, SITES)
         if len(self.length_bounds) != 2:
             raise refusal("length_bounds", self.length_bounds, "two numbers")
         for bound in self.length_bounds:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scperturbdiff.retrieval._covariance import squared_distances
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -54,7 +56,8 @@ class States:
 
     def shares(self, cells: NDArray[np.floating]) -> Floats:
         """Share of each state in each of `cells` `(n, n_latent)`; `(n, n_states)`, rows sum to one."""
-        return _normalised(-_squared(cells, self.centres[None]) / (2 * self.softness))
+        squared = squared_distances(np.asarray(cells, np.float64), self.centres)
+        return _normalised(-squared / (2 * self.softness))
 
 
 @dataclass(frozen=True)
