@@ -280,3 +280,30 @@ def test_decoding_as_a_batch_that_is_not_there(model: spd.PerturbDiff, cells: An
     with pytest.raises(ValueError, match=r"transform_batch='D9' is not one of the training batches \['D0'\]"):
         predict(model, cells, "P0", transform_batch="D9")
     assert predict(model, cells, "P0", transform_batch="D0").n_obs == CONTROLS
+
+
+def test_a_network_does_not_touch_controls(model: spd.PerturbDiff, cells: AnnData, generator: Generator) -> None:
+    generator.network_weight.fill_(1)
+    with_network, without = (predict(model, cells, "control", n_steps=n) for n in (1, 0))
+    np.testing.assert_array_equal(with_network.obsm["X_perturbdiff"], without.obsm["X_perturbdiff"])
+    assert (with_network.layers["counts"] != without.layers["counts"]).nnz == 0
+
+
+def test_controls_have_the_noise_that_they_had_in_training(
+    model: spd.PerturbDiff, cells: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    retrieval = model.module.retrieval
+    assert retrieval is not None
+    plain = type(retrieval).predict
+
+    def heard(self: Any, conditions: Any, *args: Any) -> Any:
+        asked.append(conditions)
+        return plain(self, conditions, *args)
+
+    monkeypatch.setattr(type(retrieval), "predict", heard)
+    predict(model, cells, "P0")
+    known = retrieval.responses.conditions
+    same = np.flatnonzero(np.abs(known.control_mean - asked[0].control_mean).max(1) < 1e-5)
+    assert len(same)
+    np.testing.assert_allclose(known.control_noise[same], asked[0].control_noise[0])

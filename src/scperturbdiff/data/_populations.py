@@ -147,6 +147,13 @@ class PopulationTable:
         keys = np.concatenate([self.component, self.dose, self.context[:, None]], axis=1)
         return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
 
+    @property
+    def n_of_several_covariates(self) -> int:
+        """Number of conditions with populations that differ in covariates, which are taken for replicates."""
+        rows = np.column_stack([self.condition, self.categories, self.numbers])
+        once = np.unique(rows, axis=0)[:, 0]
+        return int((np.unique(once, return_counts=True)[1] > 1).sum())
+
     def little_evidence(self, few: int) -> list[str]:
         """Names of the populations with less than `few` cells, or without controls that match on every key."""
         thin = np.flatnonzero((self.cells.count < few) | ~self.match.exact)

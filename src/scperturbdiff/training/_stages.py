@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from scperturbdiff.module import PerturbDiffModule
     from scperturbdiff.retrieval import Novelty
 
+COVARIATES = "If responses differ by them, as by time, give them as context_keys or time as dose_key."
+
 
 @dataclass(frozen=True)
 class PopulationTraining:
@@ -209,7 +211,7 @@ class PopulationTraining:
             network_reason=result.reason,
             network={k: v for k, v in asdict(result).items() if k not in ("weight", "reason")},
             little_evidence=tuple(table.little_evidence(FEW_CELLS)),
-            notes=() if retrieval is None else retrieval.notes,
+            notes=(*self._of_covariates(), *(() if retrieval is None else retrieval.notes)),
             settings={
                 "training": asdict(SETTINGS),
                 "responses": asdict(ResponseSettings()),
@@ -245,6 +247,11 @@ class PopulationTraining:
             return np.ones(n) if law is None else draw_factors(law, n, rng)
 
         return draw
+
+    def _of_covariates(self) -> tuple[str, ...]:
+        n = self.measured.table.n_of_several_covariates
+        told = f"Retrieval takes populations that differ in covariates alone for replicates: those of {n} conditions. "
+        return (told + COVARIATES,) if n else ()
 
     def _own_gene(self) -> OwnGene:
         """By how much the gene changes that a perturbation is named after."""
