@@ -201,6 +201,26 @@ def test_the_hub_of_scvi_tools_loads_a_model(model: PerturbDiff, controls: AnnDa
 # ---- whole or not at all ------------------------------------------------------------------------------------------
 
 
+def test_cells_of_a_former_model_are_not_those_of_the_next(
+    model: PerturbDiff, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    model.save(folder, save_anndata=True)
+    model.save(folder, overwrite=True)
+    assert (folder / "adata.h5ad.former").is_file() and PerturbDiff.load(folder, adata=None).adata is None
+    model.save(folder, overwrite=True, save_anndata=True)
+    before = (folder / "adata.h5ad").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("scperturbdiff.storage._model.save_file", full)
+    monkeypatch.setattr(type(model.adata), "write", lambda self, path: Path(path).write_bytes(b"other"))
+    with pytest.raises(OSError, match="no space"):
+        model.save(folder, overwrite=True, save_anndata=True)
+    assert (folder / "adata.h5ad").read_bytes() == before
+
+
 def test_saving_over_a_model_replaces_it_and_leaves_other_files(model: PerturbDiff, folder: Path) -> None:
     (folder / "notes.txt").write_text("mine")
     former = tensor_file(folder).name

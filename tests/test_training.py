@@ -13,7 +13,7 @@ from scperturbdiff.data import build_populations
 from scperturbdiff.responses import measure_populations
 from scperturbdiff.retrieval import Retrieval
 from scperturbdiff.training import SETTINGS, rehearsed_priors, split_populations
-from scperturbdiff.training._populations import hold_out
+from scperturbdiff.training._populations import hold_out, left_out_prior
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -83,6 +83,28 @@ def test_many_replicates_are_shown_the_response_of_all_of_them(donors: int) -> N
         np.testing.assert_allclose(getattr(shown, part), getattr(wanted, part), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(shown.centre, measured.responses.conditions.control_mean, rtol=1e-5, atol=1e-6)
     assert not np.allclose(all_of_them.shift, others.shift, atol=0.01)
+    # what is evidence is left out however many there are
+    evidence = left_out_prior(measured, retrieval, None, "replicate", np.arange(len(table)))
+    np.testing.assert_allclose(evidence.shift, others.shift, rtol=1e-5, atol=1e-6)
+
+
+def test_only_what_features_describe_is_held_out_though_nothing_else_knows_it() -> None:
+    table = table_of(screen(contexts=1, donors=1, perturbations=12))
+    described = np.arange(12) < 6
+    for seed in range(5):
+        held_out = split_populations(table, 0.4, seed, has_features=described)[1]
+        assert len(held_out) and described[table.component[held_out, 0]].all()
+
+
+def test_what_was_measured_in_another_latent_space_is_forgotten() -> None:
+    model = trained(screen())
+    assert model.report_ is not None and model.module.retrieval is not None
+    plan = vars(model.trainer.lightning_module)  # let go of, though scvi-tools keeps it
+    assert model.trainer.lightning_module.latent is None and plan["sampler"] is None
+    model.train(max_epochs_vae=1, max_epochs_generator=0, enable_progress_bar=False, accelerator="cpu")
+    assert model.module.retrieval is None and model.report_ is None and model.populations is None
+    with pytest.raises(RuntimeError, match="Only the VAE was trained"):
+        model.predict(None, ["P0"])
 
 
 def trained(adata: AnnData, plan: dict | None = None, **options: Any) -> spd.PerturbDiff:

@@ -22,7 +22,7 @@ PLAN = {
     "warmup_steps": 0,
     "validation_populations": 1,
     "validation_cells": 2,
-    "validation_draws": 1,
+    "validation_draws": 2,
 }
 """Whole numbers of `plan_kwargs`, and the least of each."""
 PLAN_NUMBERS = {

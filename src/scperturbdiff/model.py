@@ -54,7 +54,7 @@ from scperturbdiff.prediction import (
     response_table,
 )
 from scperturbdiff.progress import shows_progress
-from scperturbdiff.saving import believing, check_saved, check_weights, pack, saved_cells
+from scperturbdiff.saving import believing, check_saved, check_weights, pack, saved_cells, set_aside
 from scperturbdiff.seeds import resolve_seed, seeded
 from scperturbdiff.storage import SavedModel, check_kept, choose_device, find_model
 from scperturbdiff.training import (
@@ -70,6 +70,7 @@ from scperturbdiff.training import (
     latent_stage,
     plan_epochs,
     split_populations,
+    with_features,
 )
 from scperturbdiff.transfer import transfer_weights
 
@@ -473,8 +474,9 @@ class PerturbDiff(BaseModelClass):
         # before the first stage, so that populations without controls, or too few of them, are known of at once
         table = build_populations(self.conditions, self._annotated().obs) if generator_epochs else None
         features = self.conditions.feature_matrix()
+        described = with_features(features)
         if table is not None and validation_size is not None:
-            split_populations(table, validation_size, 0 if seed is None else seed, has_features=features is not None)
+            split_populations(table, validation_size, 0 if seed is None else seed, has_features=described)
         plan = {"asked": max_epochs_generator is not None, **(plan_kwargs or {})}
         decides = {
             "max_epochs_vae": vae_epochs, "max_epochs_generator": generator_epochs, "train_size": train_size,
@@ -491,7 +493,7 @@ class PerturbDiff(BaseModelClass):
             if (ckpt_path := ckpt_path or kept.network) is not None:
                 vae_epochs, seed = 0, processes.first(lambda: restore_module(self.module, ckpt_path))
             if table is not None:
-                split = table, validation_size, seed, features is not None
+                split = table, validation_size, seed, described
                 check_shared(*split, asked=plan["asked"], n_ranks=processes.n)
             processes.share(self)
             history = kept.history
@@ -501,8 +503,8 @@ class PerturbDiff(BaseModelClass):
                         cells = self.module, self.adata_manager, vae_epochs, batch_size, train_size, trainer
                         stage = latent_stage(*cells, processes, seed, **(vae_plan_kwargs or {}))
                         history |= self._run(stage)
-                    processes.place(self)
                     processes.first(lambda: kept.keep_vae(self.module, history))
+                processes.place(self)
                 if table is not None:
                     genes = self.conditions.target_genes(stored_genes(self.registry_))
                     training = PopulationTraining.prepare(
@@ -515,6 +517,10 @@ class PerturbDiff(BaseModelClass):
                     self.report_, self.populations_ = training.finish(stage), training.populations()
                     contexts = list(self.conditions.context_labels(table.labels))
                     self.states_ = training.states(list(self.adata.var_names), contexts)
+                    stage.release()
+                elif vae_epochs:  # what was measured in another latent space
+                    self.module.retrieval = self.module.by_state = None
+                    self.report_ = self.populations_ = self.states_ = None
                     logger.info(str(self.report_))
             check_finite(self.module)
             self.history_, self.is_trained_ = history, True
@@ -673,6 +679,7 @@ class PerturbDiff(BaseModelClass):
         also = {cells: partial(self.adata.write, **anndata_write_kwargs)} if save_anndata else {}
         attributes = {name: value for name, value in self._get_user_attributes() if name.endswith("_")}
         pack(self.module, attributes).write(folder, prefix or "", also)
+        set_aside(folder, prefix or "", also)
 
     @classmethod
     def load(

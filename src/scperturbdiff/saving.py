@@ -19,7 +19,7 @@ from scperturbdiff.storage import SavedModel, build, check_h5ad, from_state, to_
 from scperturbdiff.training_report import TrainingReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     from anndata import AnnData
@@ -193,9 +193,21 @@ def _attributes(kept: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+CELLS = "adata.h5ad", "mdata.h5mu"
+"""Names of the files of cells beside a model."""
+
+
+def set_aside(folder: Path, prefix: str, written: Collection[str]) -> None:
+    """Rename cells of a former model in this folder, which are not those that were `written` with this one."""
+    for name in (name for name in CELLS if name not in written):
+        if (path := folder / f"{prefix}{name}").is_file():
+            path.replace(path.with_name(f"{path.name}.former"))
+            logger.warning("%s holds cells of a former model and is called %s.former now.", path, path.name)
+
+
 def saved_cells(folder: Path, prefix: str) -> AnnData | MuData | None:
     """The cells in the folder of a model, or `None` with a warning, as in scvi-tools."""
-    for name, read in (("adata.h5ad", anndata.read_h5ad), ("mdata.h5mu", mudata.read_h5mu)):
+    for name, read in zip(CELLS, (anndata.read_h5ad, mudata.read_h5mu), strict=True):
         if (path := folder / f"{prefix}{name}").is_file():
             check_h5ad(path)
             cells: AnnData | MuData = read(path)

@@ -50,6 +50,8 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []
+    if not devices and torch.cuda.is_available() and torch.cuda.is_initialized():  # all of them are seeded
+        devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

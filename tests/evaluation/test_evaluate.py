@@ -200,14 +200,27 @@ def test_several_models_and_fitted_baselines(real: ad.AnnData, replicate: ad.Ann
     assert (_value(table, "mse_mean", "good").to_numpy() < _value(table, "mse_mean", "resample").to_numpy()).all()
 
 
-def test_default_baselines_predict_as_many_cells_as_were_measured(real: ad.AnnData, replicate: ad.AnnData) -> None:
-    """Each condition its own number: tests on a part of the cells would see what one happens to draw."""
-    label = real.obs["cell_type"].astype(str) + real.obs["perturbation"].astype(str)
-    place = real.obs.groupby(label, observed=True).cumcount()
-    measured = real[(place < label.map(dict.fromkeys(label, 60) | {"type0A": 13, "type1B": 7})).to_numpy()]
+def test_default_baselines_have_as_many_cells_as_predictions(real: ad.AnnData, replicate: ad.AnnData) -> None:
+    """Each condition its own number, none more than there are controls: else metrics of means compare noise."""
+    label = replicate.obs["cell_type"].astype(str) + replicate.obs["perturbation"].astype(str)
+    place = replicate.obs.groupby(label, observed=True).cumcount()
+    some = replicate[(place < label.map(dict.fromkeys(label, 60) | {"type0A": 13, "type1B": 7})).to_numpy()]
     keywords = {**KEYS, "ceiling": False, "metrics": ["mse_mean"], "allow_overlap": True}
-    table = evaluate(replicate, measured, "control", train=real.copy(), **keywords).query("role == 'baseline'")
-    assert (table["n_pred"] == table["n_real"]).all() and set(table["n_real"]) == {7, 13, 60}
+    table = evaluate(some, real, "control", train=real.copy(), **keywords)
+    keys = ["cell_type", "perturbation"]
+    asked = table.query("role == 'prediction'").set_index(keys)["n_pred"]
+    rules = table.query("role == 'baseline'").set_index(keys)
+    assert (rules["n_pred"] == np.minimum(asked[rules.index], rules["n_control"])).all()
+    assert {7, 13} < set(rules["n_pred"])
+
+
+@pytest.mark.parametrize("name", ["status", "model", "n_real", "value"])
+def test_columns_of_the_result_are_no_contexts(real: ad.AnnData, replicate: ad.AnnData, name: str) -> None:
+    cells = [a.copy() for a in (replicate, real)]
+    for adata in cells:
+        adata.obs[name] = adata.obs["cell_type"]
+    with pytest.raises(ValueError, match=rf"names \['{name}'\]|names .*{name}"):
+        evaluate(*cells, "control", **{**KEYS, "context_keys": [name]})
 
 
 def test_default_baselines_are_fitted_on_the_training_cells(real: ad.AnnData, replicate: ad.AnnData) -> None:

@@ -317,6 +317,21 @@ def test_wrong_input(screen):
         splits.hold_out_perturbations(partly, perturbation_key="p", control="control")
 
 
+def test_a_text_is_one_name(screen) -> None:
+    keys = {"perturbation_key": "perturbation", "control": "control"}
+    assert splits.hold_out_perturbations(screen, **keys, perturbations="P01").labels == ("P01",)
+    assert splits.hold_out_contexts(screen, **keys, context_keys=["cell_type"], contexts="C1").labels == ("C1",)
+    assert splits.hold_out_batches(screen, **keys, context_keys=[], batch_key="donor", batches="D1").labels == ("D1",)
+
+
+def test_not_all_pairs_can_be_held_out(screen) -> None:
+    keys = {"perturbation_key": "perturbation", "control": "control", "context_keys": ["cell_type"]}
+    treated = screen.obs[screen.obs["perturbation"] != "control"].astype(str)
+    pairs = treated[["perturbation", "cell_type"]].drop_duplicates().itertuples(index=False, name=None)
+    with pytest.raises(ValueError, match="none is left to train on"):
+        splits.hold_out_pairs(screen, **keys, pairs=list(pairs))
+
+
 def test_a_split_that_cannot_be_made_leads_to_one_that_can(screen) -> None:
     """Kang's cells have one perturbation: the first call that everybody tries must say which one to make."""
     keys = {"perturbation_key": "perturbation", "control": "control"}

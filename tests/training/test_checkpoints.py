@@ -339,7 +339,7 @@ def test_a_damaged_run_is_named(cells: AnnData, tmp_path: Path, text: str) -> No
 
 
 def test_what_was_chosen_is_in_checkpoints() -> None:
-    assert set(NetworkSelection().state_dict()) == {"without", "best", "start", "tried"}
+    assert set(NetworkSelection().state_dict()) == {"without", "best", "start", "tried", "_of"}
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

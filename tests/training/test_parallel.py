@@ -259,7 +259,7 @@ def test_strategies_that_do_not_train_both_stages_are_named(strategy: str) -> No
 @pytest.mark.parametrize("asked", [{}, {"devices": 1}, {"devices": "auto"}, {"devices": "1"}, {"strategy": "auto"}])
 def test_one_device_is_lightnings_affair(asked: dict[str, Any]) -> None:
     options = {"accelerator": "cpu", "devices": "auto", **asked}
-    assert Processes.launch(options) == (Processes(), options)
+    assert Processes.launch(options) == (Processes(device=torch.device("cpu")), options)
 
 
 def test_one_process_asks_nobody() -> None:

@@ -131,9 +131,11 @@ def run_evaluate(options: argparse.Namespace) -> None:
         print(f"No values of the rule {rule}: {why}")
     # A dose is no condition of the controls, which the figures look up by the same columns; means are no cells.
     if not options.condition_keys and options.dose_key is None and not options.means:
-        conditions = table[[*options.context_keys, options.perturbation_key]].drop_duplicates().head(MAX_PANELS)
+        cells = table.loc[table["role"] == "prediction", ["n_pred", "n_real", "n_control"]]
+        drawn = table.loc[cells.index[(cells >= 2).all(axis=1)], [*options.context_keys, options.perturbation_key]]
+        conditions = drawn.drop_duplicates().head(MAX_PANELS)
         shown = _given(options, "perturbation_key", "separator", "normalized") | layers
-        for kind in ("populations", "mean_shift"):
+        for kind in ("populations", "mean_shift") if len(conditions) else ():
             figure = draw_conditions(kind, (pred, real, options.control), conditions, **shown)
             write_figure(figure, options.out / f"{kind}.png", options.overwrite)
     if summary["normalized"].notna().any():

@@ -88,7 +88,7 @@ class NetworkSelection(pl.Callback):
         Whether to use the network where nothing is held out.
     """
 
-    _SAVED = ("without", "best", "start", "tried")
+    _SAVED = ("without", "best", "start", "tried", "_of")
 
     def __init__(
         self,
@@ -116,7 +116,11 @@ class NetworkSelection(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume."""
         for name in self._SAVED:
-            setattr(self, name, state_dict[name])
+            setattr(self, name, state_dict.get(name))
+
+    def release(self) -> None:
+        """Let go of all but the result."""
+        self.law, self.best, self.without, self.start, self.tried = None, None, None, {}, []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score populations without the network, and the weights training starts from."""

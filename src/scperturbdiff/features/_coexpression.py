@@ -139,7 +139,7 @@ def _loadings(
     counts: sparse.csr_matrix, names: NDArray[Any], n_components: int, min_cells: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Loadings `(n_kept, n_components)` of genes with counts in enough cells, and which of all genes these are."""
-    enough = np.asarray(counts.getnnz(axis=0) >= min_cells)
+    enough = np.bincount(counts.indices[counts.data > 0], minlength=counts.shape[1]) >= min_cells
     n_cells, n_genes = counts.shape[0], int(enough.sum())
     high = min(n_cells, n_genes) - 1
     if high < 1:

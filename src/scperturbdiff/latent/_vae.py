@@ -24,6 +24,8 @@ class LatentVAE(VAE):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("encode_covariates"):
             raise ValueError("encode_covariates=True is not possible: cells are encoded without their batch.")
+        if kwargs.get("latent_distribution", "normal") != "normal":
+            raise ValueError("latent_distribution must be 'normal': populations are moved in the space of its means.")
         super().__init__(*args, **kwargs)
         if self.dispersion == "gene":
             torch.nn.init.constant_(self.px_r, 1.0)

@@ -140,6 +140,8 @@ def report(
         "separator": separator,
     }  # fmt: skip
     keys = resolve_keys(pred, model, given)
+    if table is not None and dose_key is None and keys["dose_key"] not in table:  # it was made without doses
+        keys["dose_key"] = None
     arguments = {
         **keys, "condition_keys": condition_keys, "layer_pred": layer_pred, "layer_real": layer_real,
         "normalized": normalized, "means": means, "target_sum": target_sum, "seed": seed, **scoring,

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import secrets
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,10 +83,10 @@ class SavedModel:
         place: AbstractContextManager[Path] = nullcontext(folder) if folder.is_dir() else atomic_folder(folder)
         with place as inside:
             check_space(inside, 2 * needed)
-            for name, write in (also or {}).items():
-                with atomic_file(inside / f"{prefix}{name}", overwrite=True) as path:
-                    write(path)
-            self._write(inside, prefix, tensors, values)
+            with ExitStack() as stack:  # they get their names when the model is written
+                for name, write in (also or {}).items():
+                    write(stack.enter_context(atomic_file(inside / f"{prefix}{name}", overwrite=True)))
+                self._write(inside, prefix, tensors, values)
 
     def _write(self, folder: Path, prefix: str, tensors: dict[str, torch.Tensor], values: Any) -> None:
         token, former = secrets.token_hex(8), _former(folder, prefix)

@@ -4,7 +4,13 @@ from scperturbdiff.training._checkpoints import Checkpoints
 from scperturbdiff.training._fingerprint import fingerprint
 from scperturbdiff.training._latent import Stage, default_vae_epochs, latent_stage, plan_epochs
 from scperturbdiff.training._parallel import Processes
-from scperturbdiff.training._populations import check_shared, count_replicates, rehearsed_priors, split_populations
+from scperturbdiff.training._populations import (
+    check_shared,
+    count_replicates,
+    rehearsed_priors,
+    split_populations,
+    with_features,
+)
 from scperturbdiff.training._safe import all_or_nothing, check_finite, finite_vae
 from scperturbdiff.training._settings import SETTINGS, TrainingSettings
 from scperturbdiff.training._stages import PopulationTraining
@@ -27,4 +33,5 @@ __all__ = [
     "plan_epochs",
     "rehearsed_priors",
     "split_populations",
+    "with_features",
 ]

@@ -78,14 +78,19 @@ def _folds(
     total, square, library = grouped_sums(matrix, members, moments)
     n, treated, control = len(rows), np.arange(len(rows)), len(rows) + pool
     ones = np.ones(n)
-    matched = sizes[0] / sizes[1][pool]
+    # controls that populations of a target share are the same cells, once
+    _, first, pair = np.unique(np.column_stack([at, pool]), axis=0, return_index=True, return_inverse=True)
+    matched = np.bincount(pair.reshape(-1), sizes[0] / sizes[1][pool])
     folds, variances = [], []
-    for part, weight, size in ((treated, ones, sizes[0]), (control, matched, sizes[1][pool])):
-        count, all_counts = total[part, at], library[part, 0]
+    for part, of, weight, size in (
+        (treated, at, ones, sizes[0]),
+        (control[first], at[first], matched, sizes[1][pool][first]),
+    ):
+        count, all_counts = total[part, of], library[part, 0]
         # no less than that of counting, for genes of which few cells have any
-        variance = np.maximum(square[part, at] - count**2 / size, count + HALF)
+        variance = np.maximum(square[part, of] - count**2 / size, count + HALF)
         count, all_counts, variance = (
-            np.bincount(at, value, minlength=len(chosen))
+            np.bincount(of, value, minlength=len(chosen))
             for value in (weight * count, weight * all_counts, weight**2 * variance)
         )
         folds.append(np.log((count + HALF) / np.maximum(all_counts, 1)))

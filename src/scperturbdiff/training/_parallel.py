@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from torch.nn.parallel import DistributedDataParallel
 
 from scperturbdiff.seeds import derive_seed
+from scperturbdiff.storage import choose_device
 from scperturbdiff.training._fingerprint import differences
 
 if TYPE_CHECKING:
@@ -46,11 +47,14 @@ class Processes:
         Number of this process, from 0, and how many there are.
     fabric
         What talks to the others; `None` where there are none.
+    device
+        Where one process trains; `None`: left to Lightning.
     """
 
     rank: int = 0
     n: int = 1
     fabric: Fabric | None = None
+    device: torch.device | None = None
 
     @classmethod
     def launch(cls, trainer: Mapping[str, Any]) -> tuple[Processes, dict[str, Any]]:
@@ -71,19 +75,20 @@ class Processes:
             If `strategy` is one that does not train both stages.
         """
         strategy = trainer.get("strategy", "auto")
+        where = {name: trainer[name] for name in ("accelerator", "devices", "num_nodes") if name in trainer}
+        alone = cls(device=_own_device(**where))
         if isinstance(strategy, SingleDeviceStrategy):
             return cls(), dict(trainer)
         if strategy not in STRATEGIES:
             raise ValueError(
                 f"strategy={strategy!r} is not one of {STRATEGIES}, with which both stages can be trained."
             )
-        where = {name: trainer[name] for name in ("accelerator", "devices", "num_nodes") if name in trainer}
         if strategy == "auto" and not _several(**where):
-            return cls(), dict(trainer)
+            return alone, dict(trainer)
         fabric = Fabric(**where, strategy="ddp")
         fabric.launch()
         if fabric.world_size == 1:
-            return cls(), {**trainer, "strategy": "auto"}
+            return alone, {**trainer, "strategy": "auto"}
         # both stages deal out cells and populations themselves
         options = {**trainer, "strategy": IN_PARALLEL, "use_distributed_sampler": False}
         return cls(fabric.global_rank, fabric.world_size, fabric), options
@@ -133,8 +138,9 @@ class Processes:
 
     def place(self, model: Any) -> None:
         """Move a model to the device of this process; scvi-tools moves those of all to the first one."""
-        if self.fabric is not None:
-            model.to_device(self.fabric.device)
+        device = self.device if self.fabric is None else self.fabric.device
+        if device is not None and device != model.device:
+            model.to_device(device)
 
 
 def _several(devices: int | str | list[int], num_nodes: int = 1, **_: Any) -> bool:
@@ -145,6 +151,15 @@ def _several(devices: int | str | list[int], num_nodes: int = 1, **_: Any) -> bo
         return len(devices) > 1
     text = str(devices).strip()
     return text == "-1" or "," in text or (text.isdecimal() and int(text) > 1)
+
+
+def _own_device(accelerator: Any = "auto", devices: Any = "auto", **_: Any) -> torch.device | None:
+    """The device of one process; `None` for what only Lightning understands, or refuses."""
+    number = devices[0] if isinstance(devices, list | tuple) and len(devices) == 1 else "auto"
+    try:
+        return choose_device(accelerator, number)
+    except (TypeError, ValueError):
+        return None
 
 
 class OwnNoise(pl.Callback):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def split_populations(
-    table: PopulationTable, validation_size: float | None, seed: int, has_features: bool = False
+    table: PopulationTable, validation_size: float | None, seed: int, has_features: bool | NDArray[np.bool_] = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the populations to train on and of those held out.
 
@@ -43,11 +43,12 @@ def split_populations(
         raise ValueError(f"validation_size={validation_size} must lie in [0, 1): the share of conditions held out.")
     components = [np.unique(row[row >= 0]) for row in table.component[np.unique(condition, return_index=True)[1]]]
     left = np.bincount(np.concatenate([*components, np.empty(0, np.int64)]))  # conditions of each that are not held out
+    described = np.zeros(len(left), bool) | np.asarray(has_features).reshape(-1)[: len(left)]
     wanted, chosen = round(n * validation_size), list[int]()
     for c in np.random.default_rng(seed).permutation(n):
         if len(chosen) == wanted:
             break
-        if has_features or (left[components[c]] > 1).all():
+        if (described[components[c]] | (left[components[c]] > 1)).all():
             left[components[c]] -= 1
             chosen.append(c)
     held = np.isin(condition, chosen)
@@ -56,8 +57,13 @@ def split_populations(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def with_features(features: NDArray[np.float64] | None) -> bool | NDArray[np.bool_]:
+    """Which components have features, by their rows in the table; without one none has."""
+    return False if features is None else np.asarray(np.isfinite(features).all(axis=1))
+
+
 def hold_out(
-    table: PopulationTable, validation_size: float | None, seed: int, has_features: bool = False
+    table: PopulationTable, validation_size: float | None, seed: int, has_features: bool | NDArray[np.bool_] = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
     """Rows of the populations to train on and of those held out, and whether these say anything about a network.
 
@@ -74,7 +80,7 @@ def check_shared(
     table: PopulationTable,
     validation_size: float | None,
     seed: int,
-    has_features: bool = False,
+    has_features: bool | NDArray[np.bool_] = False,
     *,
     asked: bool,
     n_ranks: int,
@@ -154,15 +160,18 @@ def left_out_prior(
     novelty: Novelty,
     rows: NDArray[np.int64],
     device: torch.device | str = "cpu",
+    *,
+    shown: bool = False,
 ) -> Prior:
     """What is retrieved of training populations `rows` as if each were new in the way of `novelty`.
 
     Where a condition has many replicates, leaving one out tells which one it was: the mean of the others and what is
     left out add up to the same sum. A network that has learned to solve for it invents a replicate when it is shown the
-    mean of all, as it is at prediction. From `many_replicates` on that mean is what is given.
+    mean of all, as it is at prediction. From `many_replicates` on that mean is what is given, to be `shown` to a
+    network; it is no evidence.
     """
     many = np.zeros(len(rows), bool)
-    if novelty == "replicate":
+    if shown and novelty == "replicate":
         many = count_replicates(populations.table)[rows] >= SETTINGS.many_replicates
     found = _leave_out(retrieval, novelty, rows, many, device)
     conditions = retrieval.responses.conditions.take(rows)
@@ -199,7 +208,7 @@ def rehearsed_priors(
 ) -> list[Prior]:
     """What is retrieved of the training populations `rows` for each way of being new that training rehearses."""
     ways = useful_novelties(populations.table, retrieval)
-    return [left_out_prior(populations, retrieval, by_state, way, rows, device) for way in ways]
+    return [left_out_prior(populations, retrieval, by_state, way, rows, device, shown=True) for way in ways]
 
 
 def count_replicates(table: PopulationTable) -> NDArray[np.int64]:

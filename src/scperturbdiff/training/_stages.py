@@ -42,6 +42,7 @@ from scperturbdiff.training._populations import (
     population_sampler,
     population_tensors,
     rehearsed_priors,
+    with_features,
 )
 from scperturbdiff.training._responsiveness import responsiveness_laws
 from scperturbdiff.training._settings import SETTINGS
@@ -115,7 +116,7 @@ class PopulationTraining:
         matrix, batch = (manager.get_from_registry(name) for name in ("X", "batch"))
         counted = SummedCounts(table, matrix, matrix_name(stored_layer(manager.registry)))
         latent = standardize_cells(module, encode_cells(module, counted.blocks(), matrix.shape[0]))
-        training, held_out, enough = hold_out(table, validation_size, seed, has_features=features is not None)
+        training, held_out, enough = hold_out(table, validation_size, seed, with_features(features))
         measured = measure_populations(table, latent, counted, batch.ravel(), module.shares)
         return cls(module, measured, training, held_out, latent, matrix, features, seed, enough, own_genes)
 

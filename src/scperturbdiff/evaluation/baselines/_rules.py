@@ -233,6 +233,8 @@ def default_baselines(kind: str = "pairs", features: pd.DataFrame | None = None)
         found["nearest_context_shift"] = PerturbationMeanShift("nearest")
         found["mean_fold_change"] = CountFoldChange("mean")
         found["nearest_fold_change"] = CountFoldChange("nearest")
+    if kind == "batches":  # what the same context did in others
+        found |= {"own_shift": PerturbationMeanShift("own"), "own_fold_change": CountFoldChange("own")}
     if kind == "combinations":
         found["additive"] = Additive()
     if kind == "perturbations" and features is not None:

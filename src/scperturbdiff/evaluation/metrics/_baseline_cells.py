@@ -66,7 +66,8 @@ def baseline_cells(
 ) -> dict[str, Cells]:
     """Cells of every baseline, and why those of others or of some conditions are missing.
 
-    `sizes` holds the number of real cells per condition; `layers` those of predictions and of real cells. A fitted
+    `sizes` holds the cells wanted per condition, of which there are as many as controls at most: repeated ones are too
+    near to each other. `layers` those of predictions and of real cells. A fitted
     object with `can_predict` is asked only for the conditions it can predict.
     """
     if baselines is None or (isinstance(baselines, str) and baselines == "default" and train is None):
@@ -157,7 +158,7 @@ def _predict(
     for context, conditions in per_context.items():
         cells = controls.adata[controls.rows[context]]
         cells = cells.to_memory() if cells.isbacked else cells.copy()
-        number = [sizes[condition] for condition in conditions]
+        number = [min(sizes[condition], cells.n_obs) for condition in conditions]
         wanted: Any = [condition[-1] for condition in conditions]
         if keys.conditions or isinstance(baseline, Baseline):
             columns = [*keys.conditions, keys.labels.key]

@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scperturbdiff.arguments import check_choice, check_flag, check_int, check_number
-from scperturbdiff.data import check_cells
+from scperturbdiff.data import check_cells, preview
 from scperturbdiff.evaluation.metrics import _inputs as inputs
 from scperturbdiff.evaluation.metrics import _predicted as predicted
 from scperturbdiff.evaluation.metrics._baseline_cells import Cells, Controls, baseline_cells
@@ -20,6 +20,7 @@ from scperturbdiff.evaluation.metrics._expression import DE_METHODS
 from scperturbdiff.evaluation.metrics._inputs import Comparison, Observed, Projection
 from scperturbdiff.evaluation.metrics._overlap import check_overlap
 from scperturbdiff.evaluation.metrics._registry import choose_metrics
+from scperturbdiff.evaluation.metrics._summary import FIXED
 from scperturbdiff.evaluation.metrics._table import average_tables, score
 from scperturbdiff.seeds import check_seed, derive_seed
 
@@ -149,12 +150,15 @@ def evaluate(
     keys = inputs.make_keys(perturbation_key, context_keys, control, separator, condition_keys, dose_key)
     check_cells(real, "real")
     keys = inputs.find_dose(keys, real.obs) if perturbation_key in real.obs else keys
+    if taken := sorted({*keys.all} & {*FIXED}):
+        raise ValueError(f"Columns of the result have the names {preview(taken)}: copy these of obs to other names.")
     models = dict(pred) if isinstance(pred, Mapping) else {PREDICTION: pred}
     rules = list(baselines) if isinstance(baselines, Mapping) else []
     kinds = predicted.kinds_of(models, rules, normalized, means)
     treated, control_cells, control_rows = inputs.split_control(real, control, keys)
     conditions = _conditions_of(pred, models, keys)
-    contexts = inputs.require_real(conditions, treated, control_rows, keys)
+    means_only = models.keys() <= {name for name, kind in kinds.items() if kind == "means"}
+    contexts = inputs.require_real(list(conditions), treated, control_rows, keys)
 
     def read(adata: AnnData, where: str, rows: Any = None) -> Any:
         genes = real.var_names
@@ -174,7 +178,8 @@ def evaluate(
         return Observed(cells_of, controls[keys.context(condition)], projection, n_top, de_method, max_cells, seed)
 
     observed = {c: observe(cells[c], c) for c in conditions}
-    sizes = {c: len(treated[c]) for c in conditions}
+    # metrics of means would charge rules of fewer cells than predictions have for the noise of sampling
+    sizes = {c: len(treated[c]) if means_only else n for c, n in conditions.items()}
     floors = baseline_cells(
         baselines, train, Controls(control_cells, control_rows), sizes, keys,
         layers=(layer_pred, layer_real), seed=seed,
@@ -230,21 +235,26 @@ def _called(pred: Any, name: str) -> str:
     return f"pred[{name!r}]" if isinstance(pred, Mapping) else "pred"
 
 
-def _conditions_of(pred: Any, models: Mapping[str, AnnData], keys: Keys) -> list[Condition]:
-    """Conditions to score, the same for all models."""
+def _conditions_of(pred: Any, models: Mapping[str, AnnData], keys: Keys) -> dict[Condition, int]:
+    """Conditions to score, the same for all models, and the most cells that one of these has of each."""
     if not models:
         raise ValueError("pred names no model.")
-    found: dict[str, list[Condition]] = {}
+    found: dict[str, dict[Condition, int]] = {}
     for name, adata in models.items():
         if not isinstance(adata, AnnData):
             called = _called(pred, name)
             raise TypeError(f"pred must be an AnnData or a mapping of names to AnnData, but {called} is {type(adata)}.")
-        found[name] = list(inputs.group_cells(adata, keys, _called(pred, name)))
-    wanted = list(dict.fromkeys(c for conditions in found.values() for c in conditions))
+        rows = inputs.group_cells(adata, keys, _called(pred, name))
+        found[name] = {condition: len(of_it) for condition, of_it in rows.items()}
+    wanted: dict[Condition, int] = {}
+    for sizes in found.values():
+        wanted |= {condition: max(n, wanted.get(condition, 0)) for condition, n in sizes.items()}
     if not wanted:
         raise ValueError("pred holds no cells of a perturbation: nothing to score.")
-    for name, conditions in found.items():
-        inputs.require(wanted, conditions, f"{_called(pred, name)} lacks conditions that another model predicts,", keys)
+    for name, sizes in found.items():
+        inputs.require(
+            list(wanted), list(sizes), f"{_called(pred, name)} lacks conditions that another model predicts,", keys
+        )
     return wanted
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 DE_METHODS = ("t-test", "wilcoxon")
+LARGEST = float(np.finfo(np.float32).max)
+"""Of test scores: genes that differ and do not vary have endless ones, which cannot be ranked."""
 """Tests of differential expression."""
 
 
@@ -82,6 +84,7 @@ def _scanpy_test(cells: Any, control: Any, method: str) -> NDArray[np.float64]:
     untested = result["pvals"].isna() | result["scores"].isna()
     result.loc[untested, ["scores", "logfoldchanges"]] = 0.0
     result.loc[untested, ["pvals", "pvals_adj"]] = 1.0
+    result["scores"] = result["scores"].clip(-LARGEST, LARGEST)  # of genes that do not vary on either side
     return result[["scores", "logfoldchanges", "pvals", "pvals_adj"]].to_numpy(np.float64)
 
 

@@ -158,7 +158,8 @@ def split_control(
 
 def require(wanted: Sequence[Condition], known: Sequence[Condition], what: str, keys: Keys) -> None:
     """Raise a `ValueError` that lists the conditions (or contexts) of `wanted` that `known` lacks."""
-    missing = [c for c in wanted if c not in set(known)]
+    there = set(known)
+    missing = [c for c in wanted if c not in there]
     if missing:
         shown = "; ".join(keys.describe(c) for c in missing[:10]) + ("; ..." if len(missing) > 10 else "")
         near = closest(keys.describe(missing[0]), [keys.describe(c) for c in known])

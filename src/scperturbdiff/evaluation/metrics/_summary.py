@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_FIXED = ("model", "role", "metric", "value", "status", "reason", "n_pred", "n_real", "n_control")
+FIXED = ("model", "role", "metric", "value", "status", "reason", "n_pred", "n_real", "n_control")
 BEST_BASELINE = "best baseline"
 
 
@@ -48,7 +48,7 @@ def summarize_evaluation(
     the real cells; a model that samples more cells has less noise and may pass 1. Intervals are over conditions only
     and NaN for a single one.
     """
-    needed = [column for column in _FIXED[:4] if column not in table]
+    needed = [column for column in FIXED[:4] if column not in table]
     if needed:
         raise KeyError(f"table lacks the columns {needed}; it must be the result of evaluate().")
     models = table[["model", "role"]].drop_duplicates().set_index("model")["role"]
@@ -57,7 +57,7 @@ def summarize_evaluation(
     check_number("level", level, "(0, 1)")
     check_int("n_bootstrap", n_bootstrap, 1)
     check_seed(seed)
-    condition = [column for column in table.columns if column not in _FIXED]
+    condition = [column for column in table.columns if column not in FIXED]
     quantiles = (0.5 - level / 2, 0.5 + level / 2)
     rows = []
     for name, group in table.groupby("metric", sort=False):

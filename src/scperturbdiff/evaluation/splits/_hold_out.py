@@ -34,7 +34,7 @@ def hold_out_pairs(
     separator: str | None = "+",
     seed: int = 0,
 ) -> Split:
-    """Hold out (perturbation, context) pairs whose perturbation and context are both still seen in training.
+    """Hold out (perturbation, context) pairs; of those that are drawn, both are still seen in training.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def hold_out_pairs(
     KeyError
         For a column that does not exist.
     ValueError
-        For unknown labels, or where a perturbation or a context would be lost from training.
+        For unknown labels; where drawn pairs would be all of a perturbation or a context, or listed ones all there are.
     """
     screen = Screen(adata, perturbation_key, control, context_keys, separator=separator)
     if not screen.context_keys:
@@ -75,6 +75,8 @@ def hold_out_pairs(
     how = f"drawn with seed {seed}" if pairs is None else "as listed"
     drawn = _draw_pairs(screen.conditions, fraction, seed) if pairs is None else map(screen.known_pair, pairs)
     chosen = sorted(set(drawn))
+    if len(chosen) == len(screen.conditions):
+        raise ValueError(f"All {len(chosen)} pairs would be held out: none is left to train on.")
     test = np.isin(screen.condition_code, [screen.conditions[pair] for pair in chosen])
     text = f"{len(chosen)} of {len(screen.conditions)} (perturbation, context) pairs held out, {how}."
     return screen.make("pairs", text, map(pair_name, chosen), train=~test, test=test)
@@ -200,7 +202,8 @@ def hold_out_combinations(
     rng = np.random.default_rng(check_seed(seed))
     if combinations is not None:
         what = f"Combination (with {seen} components that occur alone)"
-        order = [known_label(screen.labels.canonical(name), eligible, what) for name in combinations]
+        named = (combinations,) if isinstance(combinations, str) else combinations
+        order = [known_label(screen.labels.canonical(name), eligible, what) for name in named]
         target = len(pairs)
     else:
         order = rng.permutation(np.array(eligible, dtype=object)).tolist()
@@ -270,7 +273,7 @@ def _choose(
 ) -> set[T]:
     """`names`, each checked; where none are given, `fraction` of `known`, never all. `instead` names other splits."""
     if names is not None:
-        return set(map(check, names))
+        return set(map(check, (names,) if isinstance(names, str) else names))
     size = _share(fraction, len(known))
     if len(known) < 2:
         only = preview(context_name(name) if isinstance(name, tuple) else name for name in known)
