@@ -105,7 +105,7 @@ def test_shifts_spreads_and_noise_are_those_of_the_cells(cells: Cells, pseudo_ce
     measured = cells.measure(ResponseSettings(pseudo_cells=pseudo_cells))
     latent, pools, found = cells.latent.double().numpy(), cells.table.match.groups, measured.responses
     variances = [latent[pools[g]].var(axis=0).mean() * len(pools[g]) for g in range(2)]
-    within = sum(variances) / 30
+    within = sum(variances) / (30 - len(variances))
     for i in range(3):
         treated, controls = latent[cells.table.cells[i]], latent[pools[cells.table.match.group[i]]]
         np.testing.assert_allclose(found.shift[i], treated.mean(0) - controls.mean(0), atol=1e-6)

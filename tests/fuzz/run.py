@@ -417,11 +417,16 @@ def check_number(made: AnnData, parts: Parts, case: Case, trained_on: pd.DataFra
         obs = obs[[str(label) == CONTROL for label in obs[PERTURBATION]]]
     rows = wanted if isinstance(wanted, pd.DataFrame) else pd.DataFrame({PERTURBATION: pd.Series(wanted, dtype=object)})
     expected = 0
+    keys = [key for key in (*screen.context_keys, BATCH) if key in rows and key in obs]
+
+    def fitting(row: pd.Series, keys: list[str]) -> pd.DataFrame:
+        return obs[[all(cell[key] == row[key] for key in keys) for _, cell in obs.iterrows()]]
+
+    for key in (SITE, AGE):  # covariates choose among controls that have what is asked for
+        if key in rows and key in obs and all(len(fitting(row, [*keys, key])) for _, row in rows.iterrows()):
+            keys = [*keys, key]
     for _, row in rows.iterrows():
-        fits = obs
-        for key in (*screen.context_keys, BATCH):
-            if key in rows and key in obs:
-                fits = fits[[value == row[key] for value in fits[key]]]
+        fits = fitting(row, keys)
         n = row.get("n_cells", parts.predict["n_cells"])
         n_contexts = len(fits[screen.context_keys].drop_duplicates()) if screen.context_keys else 1
         expected += len(fits) if n is None or n != n else int(n) * n_contexts

@@ -68,3 +68,17 @@ def test_what_is_known_of_one_component_counts_where_the_other_is_new() -> None:
     np.testing.assert_allclose(single, of_component[2], atol=0.2)
     new = found.predict(replace(asked, component=np.array([[6, -1], [6, -1]]))).shift[0]
     np.testing.assert_allclose(both, single + new, atol=0.35 * np.linalg.norm(single))
+
+
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_a_measured_response_is_not_that_of_contexts_with_the_same_controls(replicates: int) -> None:
+    """Two times with controls alike: nothing happens at the first. Replicates tell what is noise."""
+    rng = np.random.default_rng(0)
+    known = screen(6, 8, replicates, noise=0.001)
+    known = replace(known, control_mean=known.control_mean[(known.context // 2) * 8 * replicates * 2])
+    effect = np.where(known.context % 2 == 1, 2.0, 0.0)[:, None] * rng.normal(size=(8, D))[known.component[:, 0]]
+    found = Retrieval.fit(responses(known, effect + 0.03 * rng.normal(size=effect.shape)))
+    said = found.predict(known)
+    assert set(said.novelty) == {"seen"}
+    error = ((said.shift - effect) ** 2).mean() / (effect**2).mean()
+    assert error < 0.05

@@ -86,8 +86,8 @@ class PopulationRequest:
 def read_controls(space: ConditionSpace, adata: AnnData, wanted: pd.DataFrame | None = None) -> ControlGroups:
     """Find and group the control cells of `adata`.
 
-    A covariate that the request gives chooses among them. Where no control cell has a value that is asked for, or the
-    cells do not have the covariate at all, they are taken as if they had it.
+    A covariate that the request gives chooses among them, if there are control cells for all that is asked for. Else,
+    and where the cells do not have the covariate, they are taken as if they had it.
 
     Parameters
     ----------
@@ -103,9 +103,9 @@ def read_controls(space: ConditionSpace, adata: AnnData, wanted: pd.DataFrame | 
     KeyError
         If a column is missing.
     ValueError
-        If there is no control cell, or only for some values of a covariate.
+        If there is no control cell.
     """
-    asked = {k: wanted[k] for k in space.covariate_keys if k in wanted} if wanted is not None else {}
+    asked = [] if wanted is None else [key for key in space.covariate_keys if key in wanted]
     keys = [key for key in space.obs_keys if key not in asked or key in adata.obs]
     for key in keys:
         check_obs_key(adata, key, "predict needs the same columns as setup_anndata:")
@@ -122,7 +122,7 @@ def read_controls(space: ConditionSpace, adata: AnnData, wanted: pd.DataFrame | 
         raise ValueError("adata has no cells.")
     rows = rows[np.argsort(adata.obs_names[rows].to_numpy().astype(str), kind="stable")]
     obs = adata.obs.iloc[rows]
-    keys = [key for key in keys if key not in asked or _have_controls(space, obs[key], asked[key], key)]
+    keys = [key for key in keys if wanted is None or key not in asked or _have_controls(space, obs, wanted, key)]
     check_plain(obs, [key for key in keys if key not in space.continuous_keys])
     for key in keys:
         if obs[key].isna().any():
@@ -131,16 +131,16 @@ def read_controls(space: ConditionSpace, adata: AnnData, wanted: pd.DataFrame | 
     return ControlGroups(labels, Groups.from_codes(codes, rows, len(labels)))
 
 
-def _have_controls(space: ConditionSpace, values: pd.Series, asked: pd.Series, key: str) -> bool:
-    """Whether control cells have the values of a covariate that are asked for; a `ValueError` where they have some."""
-    there = _comparable(space, key, asked).isin(_comparable(space, key, values))
-    if there.any() and not there.all():
-        has, lacks = (preview(asked[some].unique()) for some in (there, ~there))
-        raise ValueError(
-            f"Control cells have obs[{key!r}] {has}, none has {lacks}. Ask for the latter in a call of its own: "
-            "then all controls are taken as if they had it."
-        )
-    return bool(there.all())
+def _have_controls(space: ConditionSpace, obs: pd.DataFrame, wanted: pd.DataFrame, key: str) -> bool:
+    """Whether, for each row that is asked for, there are control cells with this value of a covariate."""
+    chosen = [k for k in (*space.context_keys, space.batch_key or key, key) if k in wanted and k in obs]
+    there, asked = (pd.MultiIndex.from_arrays([_comparable(space, k, of[k]) for k in chosen]) for of in (obs, wanted))
+    lacks = ~asked.isin(there)
+    if lacks.any() and not lacks.all():
+        text = "No control cells for %s with %s: for all that is asked for, controls are taken as if they had %s."
+        named = wanted.loc[lacks, [PERTURBATION, key]].astype(str).agg(", ".join, axis=1)
+        logger.warning(text, preview(named), key, key)
+    return not lacks.any()
 
 
 def _comparable(space: ConditionSpace, key: str, values: pd.Series) -> pd.Series:

@@ -104,6 +104,17 @@ class Conditions:
         mine, theirs = (np.sort(_tokens(c, width), axis=1) for c in (self, other))
         return (mine[:, None, :] == theirs[None, :, :]).all(-1)
 
+    def same_condition(self, other: Conditions) -> NDArray[np.bool_]:
+        """Where contexts, states, components and doses agree, `(len(self), len(other))`."""
+        same = (self.context[:, None] == other.context) & (self.state[:, None] == other.state)
+        return np.asarray(same & self.same_perturbation(other))
+
+    @cached_property
+    def has_replicates(self) -> bool:
+        """Whether a condition has several populations."""
+        codes = self.pair_codes()[np.unique(self.population, return_index=True)[1]]
+        return len(np.unique(codes)) < len(codes)
+
     def share_component(self, other: Conditions) -> NDArray[np.bool_]:
         """Where at least one component is common, `(len(self), len(other))`."""
         a, b = self.component[:, None, :, None], other.component[None, :, None, :]

@@ -261,14 +261,17 @@ class FittedRetrieval:
         out = Retrieved.nothing(len(asked), self._n_latent, n_genes, novelty)
         nugget, n = kernel.widths.nugget, self.settings.n_neighbors
         noise = nugget + known.treated_noise / self.signal
-        for around in neighborhoods(kernel, known, noise, asked, barred, n, chunk, system.among):
+        own: Floats | None = None
+        if novelty == "seen" and not known.has_replicates:  # what nothing else explains is its own response, not noise
+            own = np.where(asked.same_condition(known), nugget, 0.0)
+        for around in neighborhoods(kernel, known, noise, asked, barred, own, n, chunk, system.among):
             weights, part = around.weights(), asked.take(around.rows)
             shared = np.take_along_axis(kernel.of_controls(part, known), around.near, 1)
             self._combine(out, around.rows, around.near, weights, self.signal * shared)
             if not variance:
                 continue
             prior = usual.diagonal(part) + nugget
-            after = error_variance(usual, known, noise, part, around, weights, nugget, system.usual_among)
+            after = error_variance(usual, known, noise, part, around, weights, nugget, system.usual_among, own)
             self._put_variances(out, around.rows, part, prior, after, (weights * (shared > 0)).sum(1))
         return out
 

@@ -106,6 +106,8 @@ class Widths:
         Variance between populations that nothing explains, relative to the signal.
     response_share
         Share of the covariance that is learned from the responses themselves.
+    own_share
+        Variance of what only the replicates of a condition have in common, relative to that of responses.
     """
 
     context_scale: float = 0.5
@@ -118,6 +120,7 @@ class Widths:
     dose_strength: float = 1.0
     nugget: float = 0.05
     response_share: float = 0.0
+    own_share: float = 0.0
 
 
 GRID: dict[str, tuple[float, ...]] = {
@@ -130,6 +133,7 @@ GRID: dict[str, tuple[float, ...]] = {
     "dose_scale": (1.0, 2.0, 3.0, 5.0, 8.0),
     "dose_strength": (0.0, 0.5, 1.0),
     "nugget": (0.01, 0.05, 0.2, 0.5, 1.0),
+    "own_share": (0.0, 0.1, 0.3, 1.0),
 }
 """Values tried for each parameter of the kernel."""
 RESPONSE_SHARES = (0.5, 0.8, 1.0)
@@ -179,6 +183,8 @@ class ResponseKernel:
             return self._strengths(first, second) * (self.flat + (contexts - self.flat) * self._near(first, second))
 
         out = self._of_perturbations(a, b, at_doses) + self.of_controls(a, b, squared)
+        if self.widths.own_share:
+            out += self.widths.own_share * a.same_condition(b)
         return out + share * self.learned(a, b, self._doses) if share and self.learned is not None else out
 
     def of_controls(self, a: Conditions, b: Conditions, squared: Floats | None = None) -> Floats:

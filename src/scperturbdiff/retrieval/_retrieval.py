@@ -112,8 +112,17 @@ class Retrieval(FittedRetrieval):
         whole = _whole_perturbations(conditions, self.settings.n_left_out, seed)
         # features need many perturbations, all else whole ones, which is what will be at hand
         rows = {w: tried if w == "perturbation" else whole for w in ways}
+        some = [name for name in names if name != "own_share"]  # of what is new none is at hand
         widths = {
-            w: choose_widths(conditions.take(at), shift[at], self.signal, w, start, names, self._kernel)
+            w: choose_widths(
+                conditions.take(at),
+                shift[at],
+                self.signal,
+                w,
+                start,
+                names if w == "replicate" and conditions.has_replicates else some,
+                self._kernel,
+            )
             for w, at in rows.items()
         }
         if self._n_contexts < 3:  # what is left has one context: every width predicts the same
