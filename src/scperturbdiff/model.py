@@ -253,7 +253,8 @@ class PerturbDiff(BaseModelClass):
             Column with the dose, in any unit: a number, or one number a component in a list or joined like the names.
             0 is control.
         categorical_covariate_keys, continuous_covariate_keys
-            Further conditions, the same for all cells of a population: time, site, sex.
+            Further conditions, the same for all cells of a population: site, sex. Only the network knows them; time
+            belongs in `context_keys` or `dose_key`.
         perturbation_embeddings
             Features of perturbation components: a DataFrame with one row a component, a dict of vectors, or a key of
             `adata.uns` with either. Components that training never sees can be predicted from theirs.
