@@ -96,6 +96,12 @@ def test_only_what_features_describe_is_held_out_though_nothing_else_knows_it() 
         assert len(held_out) and described[table.component[held_out, 0]].all()
 
 
+def test_what_training_found_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="scvi.scperturbdiff"):
+        model = trained(screen())
+    assert model.report_ is not None and str(model.report_) in caplog.text
+
+
 def test_what_was_measured_in_another_latent_space_is_forgotten() -> None:
     model = trained(screen())
     assert model.report_ is not None and model.module.retrieval is not None

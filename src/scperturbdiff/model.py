@@ -54,7 +54,7 @@ from scperturbdiff.prediction import (
     response_table,
 )
 from scperturbdiff.progress import shows_progress
-from scperturbdiff.saving import believing, check_saved, check_weights, pack, saved_cells, set_aside
+from scperturbdiff.saving import CELLS, believing, check_saved, check_weights, pack, saved_cells, set_aside
 from scperturbdiff.seeds import resolve_seed, seeded
 from scperturbdiff.storage import SavedModel, check_kept, choose_device, find_model
 from scperturbdiff.training import (
@@ -67,10 +67,10 @@ from scperturbdiff.training import (
     check_shared,
     fingerprint,
     finite_vae,
+    have_features,
     latent_stage,
     plan_epochs,
     split_populations,
-    with_features,
 )
 from scperturbdiff.transfer import transfer_weights
 
@@ -475,7 +475,7 @@ class PerturbDiff(BaseModelClass):
         # before the first stage, so that populations without controls, or too few of them, are known of at once
         table = build_populations(self.conditions, self._annotated().obs) if generator_epochs else None
         features = self.conditions.feature_matrix()
-        described = with_features(features)
+        described = have_features(features)
         if table is not None and validation_size is not None:
             split_populations(table, validation_size, 0 if seed is None else seed, has_features=described)
         plan = {"asked": max_epochs_generator is not None, **(plan_kwargs or {})}
@@ -518,11 +518,10 @@ class PerturbDiff(BaseModelClass):
                     self.report_, self.populations_ = training.finish(stage), training.populations()
                     contexts = list(self.conditions.context_labels(table.labels))
                     self.states_ = training.states(list(self.adata.var_names), contexts)
-                    stage.release()
+                    logger.info(str(self.report_))
                 elif vae_epochs:  # what was measured in another latent space
                     self.module.retrieval = self.module.by_state = None
                     self.report_ = self.populations_ = self.states_ = None
-                    logger.info(str(self.report_))
             check_finite(self.module)
             self.history_, self.is_trained_ = history, True
             processes.share(self)
@@ -676,7 +675,7 @@ class PerturbDiff(BaseModelClass):
             raise ValueError(f"{str(folder)!r} is there already. Pass overwrite=True to replace the model in it.")
         if save_anndata and self.adata is None:
             raise ValueError("save_anndata=True, but the model was loaded without an AnnData.")
-        cells = "mdata.h5mu" if isinstance(self.adata, MuData) else "adata.h5ad"
+        cells = CELLS[isinstance(self.adata, MuData)]
         also = {cells: partial(self.adata.write, **anndata_write_kwargs)} if save_anndata else {}
         attributes = {name: value for name, value in self._get_user_attributes() if name.endswith("_")}
         pack(self.module, attributes).write(folder, prefix or "", also)

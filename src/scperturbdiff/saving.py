@@ -194,7 +194,7 @@ def _attributes(kept: dict[str, Any]) -> dict[str, Any]:
 
 
 CELLS = "adata.h5ad", "mdata.h5mu"
-"""Names of the files of cells beside a model."""
+"""Names of the files of cells beside a model: an AnnData, a MuData."""
 
 
 def set_aside(folder: Path, prefix: str, written: Collection[str]) -> None:

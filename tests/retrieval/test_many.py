@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from tests.retrieval.screens import responses
+from tests.retrieval.screens import responses, screen
 
 from scperturbdiff.retrieval import Conditions, Retrieval, RetrievalSettings
 from scperturbdiff.retrieval import _fitted as fitted_module
@@ -105,6 +105,26 @@ def test_neighbours_weights_and_variances_are_those_of_a_search_among_all(
             np.testing.assert_allclose(getattr(two, name), getattr(one, name), atol=1e-7, err_msg=f"{name} {way}")
         assert two.novelty == one.novelty
         assert np.abs(one.shift).max() > 0.5
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("n_neighbors", [11, 192])
+def test_what_replicates_have_in_common_is_known_there_too(
+    whole: bool, n_neighbors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = screen(6, 10, 3)
+    shift = np.random.default_rng(0).normal(size=(len(known), D))
+    fitted = Retrieval.fit(responses(known, shift), settings=replace(SETTINGS, n_neighbors=n_neighbors))
+    widths = replace(fitted.widths["replicate"], own_share=0.7, context_share=0.4)
+    fitted = replace(fitted, widths=dict.fromkeys(("replicate", "seen", "pair"), widths))
+    before = {way: fitted.leave_out(way) for way in fitted.widths}
+    among_many(monkeypatch)
+    if not whole:
+        monkeypatch.setattr(tables_module, "WHOLE", 0)
+    for way, one in before.items():
+        two = fitted.leave_out(way)
+        for name in ("shift", "variance", "prior_variance"):
+            np.testing.assert_allclose(getattr(two, name), getattr(one, name), atol=1e-7, err_msg=f"{name} {way}")
 
 
 @pytest.mark.parametrize("kind", [*KINDS, CONTROLS])

@@ -39,7 +39,7 @@ def read_cells(path: Path) -> AnnData:
 
 
 def read_table(path: Path | None, index_col: int | None = None) -> pd.DataFrame | None:
-    """Read a CSV file; errors name it. No path, no table. Names are read as they are written, `NA` and `01`, too."""
+    """Read a CSV file; errors name it. No path, no table."""
     import pandas as pd
 
     if path is None:

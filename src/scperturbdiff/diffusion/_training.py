@@ -145,6 +145,11 @@ class GeneratorTrainingPlan(pl.LightningModule):
 
     latent: Tensor
 
+    def release(self) -> None:
+        """Let go of cells and populations: scvi-tools keeps its trainer, and so the plan, with the model."""
+        for name in ("latent", "sampler", "tensors", "validation"):
+            setattr(self, name, None)
+
     def settings(self) -> dict[str, Any]:
         """Plain values of the arguments that decide what is trained, for the report."""
         names = (
@@ -223,11 +228,10 @@ class GeneratorTrainingPlan(pl.LightningModule):
         """Log the scores of the averaged weights."""
         scores, distances = self.validation_scores()
         self.last_distances = distances
-        score, distance = scores.mean(), distances.mean()
         n = self.validation[0].n_populations if self.validation is not None else 1
         how: dict[str, Any] = {"on_epoch": True, "batch_size": n, "sync_dist": True}
-        self.log(VALIDATION_METRIC, score, prog_bar=True, **how)
-        self.log("energy_distance_validation", distance, **how)
+        self.log(VALIDATION_METRIC, scores.mean(), prog_bar=True, **how)
+        self.log("energy_distance_validation", distances.mean(), **how)
         if self.selection is not None and not self.trainer.sanity_checking:
             self.log(SELECTION_METRIC, self.selection.change(distances).mean(), **how)
 

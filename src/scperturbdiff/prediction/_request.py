@@ -133,7 +133,7 @@ def read_controls(space: ConditionSpace, adata: AnnData, wanted: pd.DataFrame | 
 
 def _have_controls(space: ConditionSpace, obs: pd.DataFrame, wanted: pd.DataFrame, key: str) -> bool:
     """Whether, for each row that is asked for, there are control cells with this value of a covariate."""
-    chosen = [k for k in (*space.context_keys, space.batch_key or key, key) if k in wanted and k in obs]
+    chosen = [k for k in (*space.context_keys, space.batch_key, key) if k and k in wanted and k in obs]
     there, asked = (pd.MultiIndex.from_arrays([_comparable(space, k, of[k]) for k in chosen]) for of in (obs, wanted))
     lacks = ~asked.isin(there)
     if lacks.any() and not lacks.all():

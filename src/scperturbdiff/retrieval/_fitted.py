@@ -232,8 +232,9 @@ class FittedRetrieval:
 
     @cached_property
     def _scaled_features(self) -> ScaledFeatures | None:
-        known = self.features is not None and self.moments is not None
-        return ScaledFeatures.of(self.features, self.moments) if known else None  # type: ignore[arg-type]
+        if self.features is None or self.moments is None:
+            return None
+        return ScaledFeatures.of(self.features, self.moments)
 
     @cached_property
     def _systems(self) -> dict[Novelty, System]:
@@ -261,17 +262,14 @@ class FittedRetrieval:
         out = Retrieved.nothing(len(asked), self._n_latent, n_genes, novelty)
         nugget, n = kernel.widths.nugget, self.settings.n_neighbors
         noise = nugget + known.treated_noise / self.signal
-        own: Floats | None = None
-        if novelty == "seen" and not known.has_replicates:  # what nothing else explains is its own response, not noise
-            own = np.where(asked.same_condition(known), nugget, 0.0)
-        for around in neighborhoods(kernel, known, noise, asked, barred, own, n, chunk, system.among):
+        for around in neighborhoods(kernel, known, noise, asked, barred, n, chunk, system.among):
             weights, part = around.weights(), asked.take(around.rows)
             shared = np.take_along_axis(kernel.of_controls(part, known), around.near, 1)
             self._combine(out, around.rows, around.near, weights, self.signal * shared)
             if not variance:
                 continue
             prior = usual.diagonal(part) + nugget
-            after = error_variance(usual, known, noise, part, around, weights, nugget, system.usual_among, own)
+            after = error_variance(usual, known, noise, part, around, weights, nugget, system.usual_among)
             self._put_variances(out, around.rows, part, prior, after, (weights * (shared > 0)).sum(1))
         return out
 

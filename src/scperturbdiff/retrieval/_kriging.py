@@ -69,7 +69,6 @@ def neighborhoods(
     noise: Floats,
     queries: Conditions,
     barred: NDArray[np.bool_] | None,
-    own: Floats | None,
     n_neighbors: int,
     chunk: int = 128,
     among_known: Floats | None = None,
@@ -88,8 +87,6 @@ def neighborhoods(
         New conditions.
     barred
         Training conditions that each may not use, `(n_queries, n)`; `None`: all may be used.
-    own
-        What is to be added to the covariance with each training condition, `(n_queries, n)`; `None`: nothing.
     n_neighbors
         Training conditions that each uses at most.
     chunk
@@ -99,15 +96,14 @@ def neighborhoods(
     """
     k = min(n_neighbors, len(known))
     shared = among_known
-    if shared is None and len(known) <= max(n_neighbors, FEW):
+    if shared is None and len(known) <= n_neighbors:
         shared = kernel(known, known)
     diagonal = np.arange(k)
     for start in range(0, len(queries), chunk):
         rows = slice(start, min(start + chunk, len(queries)))
         part = queries.take(rows)
         closed = np.zeros((len(part), len(known)), bool) if barred is None else barred[rows]
-        covariance = kernel(part, known) if own is None else kernel(part, known) + own[rows]
-        covariance = np.where(closed, 0.0, covariance)
+        covariance = np.where(closed, 0.0, kernel(part, known))
         near = np.tile(diagonal, (len(part), 1))
         if k < len(known):
             near = np.argpartition(-np.abs(covariance), k - 1, axis=1)[:, :k]
@@ -129,7 +125,6 @@ def error_variance(
     weights: Floats,
     nugget: float,
     among_known: Floats | None = None,
-    own: Floats | None = None,
 ) -> Floats:
     """Variance of the error of predictions with these weights, `(q,)`, whichever kernel they were found with.
 
@@ -153,8 +148,6 @@ def error_variance(
         Variance of the new conditions that nothing explains.
     among_known
         ``kernel(known, known)``, if at hand.
-    own
-        As for :func:`neighborhoods`.
     """
     near = around.near
     if among_known is not None:
@@ -165,8 +158,6 @@ def error_variance(
         parts = [known.take(n) for n in near]
         among = np.array([w @ kernel(part, part) @ w for w, part in zip(weights, parts, strict=True)])
         to_known = np.concatenate([kernel(queries.take(slice(i, i + 1)), part) for i, part in enumerate(parts)])
-    if own is not None:
-        to_known = to_known + np.take_along_axis(own[around.rows], near, axis=1)
     explained = 2 * (weights * to_known).sum(1) - among
     prior = kernel.diagonal(queries) + nugget
     return np.clip(prior - explained + (weights**2 * noise[near]).sum(1), 0, prior)

@@ -112,22 +112,18 @@ class Retrieval(FittedRetrieval):
         whole = _whole_perturbations(conditions, self.settings.n_left_out, seed)
         # features need many perturbations, all else whole ones, which is what will be at hand
         rows = {w: tried if w == "perturbation" else whole for w in ways}
-        some = [name for name in names if name != "own_share"]  # of what is new none is at hand
-        widths = {
-            w: choose_widths(
-                conditions.take(at),
-                shift[at],
-                self.signal,
-                w,
-                start,
-                names if w == "replicate" and conditions.has_replicates else some,
-                self._kernel,
-            )
-            for w, at in rows.items()
-        }
+        widths = dict[Novelty, Widths]()
+        for w, at in rows.items():
+            own = w == "replicate" and conditions.has_replicates
+            chosen = [n for n in names if own or n != "own_share"]
+            widths[w] = choose_widths(conditions.take(at), shift[at], self.signal, w, start, chosen, self._kernel)
         if self._n_contexts < 3:  # what is left has one context: every width predicts the same
             widths["context"] = start
-        return widths if "replicate" not in widths else {**widths, "seen": widths["replicate"]}
+        if (seen := widths.get("replicate")) is not None:
+            if not conditions.has_replicates:  # what nothing else explains is a condition's own response, not noise
+                seen = replace(seen, own_share=seen.nugget, nugget=0.0)
+            widths["seen"] = seen
+        return widths
 
     def _trust_features(self, tried: NDArray[np.int64]) -> Retrieval:
         """Use features for new perturbations as far as those that act and are left out speak for them."""

@@ -78,6 +78,7 @@ class Search:
         self.tables, self.novelty, self.leave, self.k = tables, novelty, leave, k
         self.known, self.treatments, self.places = tables.known, tables.treatments, tables.places
         self.context, self.controls = tables.place.context, tables.controls[tables.places.first]
+        self.site = tables.place.site
         self._surroundings = lru_cache(CACHED)(self._look_around)
 
     def of(self, rows: Codes) -> Iterator[Near]:
@@ -111,6 +112,7 @@ class Search:
         """Of conditions with one treatment."""
         looked_at, n = max(LOOKED_AT, ENOUGH * self.k), len(self.known)
         reach = treatment.reach(self.tables.most_similar, self.tables.most_learned)
+        reach[treatment.code] += self.tables.own
         order = np.argsort(-np.where(treatment.closed, -1.0, reach), kind="stable")
         upto = np.cumsum(self.treatments.count[order])
         while len(asked):
@@ -144,6 +146,8 @@ class Search:
             covariance += treatment.learned[treated] * np.take_along_axis(learned, where, 1)
         shared = self.tables.shared[self.places.first]
         covariance += np.where(self.controls[where] == self.controls[places][:, None], shared[where], 0.0)
+        own = self.tables.own * (treated == treatment.code) * (self.site[where] == self.site[places][:, None])
+        covariance += own
         barred = missing | treatment.closed[treated]
         if self.novelty in ("context", "pair"):
             own = self.context[where] == self.context[places][:, None]
@@ -167,7 +171,7 @@ class Search:
         variance = treatment.differs[treatment.code] * similar[np.arange(len(places)), places]
         if learned is not None:
             variance += treatment.learned[treatment.code] * learned[np.arange(len(places)), places]
-        variance += shared[places]
+        variance += shared[places] + self.tables.own
         return Near(asked, variance[at], chosen, used, flat, not_used), sure
 
     def _look_around(self, place: int, looked_at: int) -> Surroundings:

@@ -79,6 +79,8 @@ class Tables:
         self.treatments, self.places = known.treatment_groups, known.place_groups
         self.treatment, self.place = known.take(self.treatments.first), known.take(self.places.first)
         self.controls, self.shared = known.control_groups.code, known.control_noise / kernel.signal
+        self.own = kernel.widths.own_share
+        self.condition = self.treatments.code * (int(known.site.max(initial=0)) + 1) + known.site
 
     def of_treatments(self, groups: Codes, others: Codes | slice) -> tuple[Floats, Floats, Floats | None]:
         """What depends on treatments alone, `(len(groups), len(others))` each."""
@@ -149,6 +151,9 @@ class Tables:
         if self.shared.any():
             controls, shared = (torch.as_tensor(x[near], device=self.device) for x in (self.controls, self.shared))
             usual.add_((controls[:, :, None] == controls[:, None, :]) * shared[:, :, None])
+        if self.own:
+            condition = torch.as_tensor(self.condition[near], device=self.device)
+            usual.add_(condition[:, :, None] == condition[:, None, :], alpha=self.own)
         system = mean.mul_(self.kernel.flat).add_(usual)
         endless = torch.as_tensor(found.barred, dtype=torch.float64, device=self.device) * BARRED
         system.diagonal(dim1=1, dim2=2).add_(torch.as_tensor(self.noise[near], device=self.device)).add_(endless)

@@ -7,9 +7,9 @@ from scperturbdiff.training._parallel import Processes
 from scperturbdiff.training._populations import (
     check_shared,
     count_replicates,
+    have_features,
     rehearsed_priors,
     split_populations,
-    with_features,
 )
 from scperturbdiff.training._safe import all_or_nothing, check_finite, finite_vae
 from scperturbdiff.training._settings import SETTINGS, TrainingSettings
@@ -33,5 +33,5 @@ __all__ = [
     "plan_epochs",
     "rehearsed_priors",
     "split_populations",
-    "with_features",
+    "have_features",
 ]

@@ -91,8 +91,8 @@ def fold_evidence(
             )
             agrees[i] = (folded - shifted) @ (real - other_shifted)
             difference[i] = max(float((folded - shifted) @ (other_folded - other_shifted)), 0.0)
-        known = retrieval.responses.conditions
-        distance = retrieval.nearest(known.take(rows), known.take(rows).barred(known, novelty))
+        asked = retrieval.responses.conditions.take(rows)
+        distance = retrieval.nearest(asked, asked.barred(retrieval.responses.conditions, novelty))
         evidence = FoldEvidence(distance, agrees, difference)
         left_out = LeftOut(novelty, rows, samples, noise, n_replicates, found, prior)
         out[novelty] = with_fold_errors(evidence, left_out, module, retrieval, seed)

@@ -63,14 +63,6 @@ class Stage:
     selection: NetworkSelection | None = None
     novelty: Sequence[Novelty] = ()
 
-    def release(self) -> None:
-        """Let go of what training alone needs: scvi-tools keeps its trainer, and so the plan, with the model."""
-        for name in ("latent", "sampler", "tensors", "validation"):
-            if hasattr(self.plan, name):
-                setattr(self.plan, name, None)
-        if self.selection is not None:
-            self.selection.release()
-
 
 def default_vae_epochs(n_cells: int, batch_size: int) -> int:
     """Epochs that make a sensible number of steps for this many cells."""

@@ -57,7 +57,7 @@ def split_populations(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def with_features(features: NDArray[np.float64] | None) -> bool | NDArray[np.bool_]:
+def have_features(features: NDArray[np.float64] | None) -> bool | NDArray[np.bool_]:
     """Which components have features, by their rows in the table; without one none has."""
     return False if features is None else np.asarray(np.isfinite(features).all(axis=1))
 

@@ -38,11 +38,11 @@ from scperturbdiff.training._latent import Stage, encode_cells, standardize_cell
 from scperturbdiff.training._own_genes import own_gene
 from scperturbdiff.training._parallel import Processes
 from scperturbdiff.training._populations import (
+    have_features,
     hold_out,
     population_sampler,
     population_tensors,
     rehearsed_priors,
-    with_features,
 )
 from scperturbdiff.training._responsiveness import responsiveness_laws
 from scperturbdiff.training._settings import SETTINGS
@@ -116,7 +116,7 @@ class PopulationTraining:
         matrix, batch = (manager.get_from_registry(name) for name in ("X", "batch"))
         counted = SummedCounts(table, matrix, matrix_name(stored_layer(manager.registry)))
         latent = standardize_cells(module, encode_cells(module, counted.blocks(), matrix.shape[0]))
-        training, held_out, enough = hold_out(table, validation_size, seed, with_features(features))
+        training, held_out, enough = hold_out(table, validation_size, seed, have_features(features))
         measured = measure_populations(table, latent, counted, batch.ravel(), module.shares)
         return cls(module, measured, training, held_out, latent, matrix, features, seed, enough, own_genes)
 
@@ -197,6 +197,8 @@ class PopulationTraining:
         retrieval = module.retrieval
         module.generator_ema.network_weight.fill_(result.weight)
         factors = module.generator_ema.replicate_factors
+        plan.release()
+        selection.release()
         return TrainingReport(
             n_populations=len(table),
             n_conditions=len(np.unique(table.condition)),

@@ -67,8 +67,8 @@ def baseline_cells(
     """Cells of every baseline, and why those of others or of some conditions are missing.
 
     `sizes` holds the cells wanted per condition, of which there are as many as controls at most: repeated ones are too
-    near to each other. `layers` those of predictions and of real cells. A fitted
-    object with `can_predict` is asked only for the conditions it can predict.
+    near to each other. `layers` holds those of predictions and of real cells. A fitted object with `can_predict` is
+    asked only for the conditions it can predict.
     """
     if baselines is None or (isinstance(baselines, str) and baselines == "default" and train is None):
         return {}

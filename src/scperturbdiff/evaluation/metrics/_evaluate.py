@@ -158,7 +158,7 @@ def evaluate(
     treated, control_cells, control_rows = inputs.split_control(real, control, keys)
     conditions = _conditions_of(pred, models, keys)
     means_only = models.keys() <= {name for name, kind in kinds.items() if kind == "means"}
-    contexts = inputs.require_real(list(conditions), treated, control_rows, keys)
+    contexts = inputs.require_real(conditions, treated, control_rows, keys)
 
     def read(adata: AnnData, where: str, rows: Any = None) -> Any:
         genes = real.var_names
@@ -252,9 +252,7 @@ def _conditions_of(pred: Any, models: Mapping[str, AnnData], keys: Keys) -> dict
     if not wanted:
         raise ValueError("pred holds no cells of a perturbation: nothing to score.")
     for name, sizes in found.items():
-        inputs.require(
-            list(wanted), list(sizes), f"{_called(pred, name)} lacks conditions that another model predicts,", keys
-        )
+        inputs.require(wanted, sizes, f"{_called(pred, name)} lacks conditions that another model predicts,", keys)
     return wanted
 
 

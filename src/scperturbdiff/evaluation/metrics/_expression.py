@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 DE_METHODS = ("t-test", "wilcoxon")
+"""Tests of differential expression."""
 LARGEST = float(np.finfo(np.float32).max)
 """Of test scores: genes that differ and do not vary have endless ones, which cannot be ranked."""
-"""Tests of differential expression."""
 
 
 def rank_genes(

@@ -30,7 +30,7 @@ from scperturbdiff.evaluation.metrics._distances import median_bandwidth, subsam
 from scperturbdiff.evaluation.metrics._expression import rank_genes, top_genes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -156,7 +156,7 @@ def split_control(
     return group_cells(real, keys, "real"), real, group_contexts(real, keys, "real", controls)
 
 
-def require(wanted: Sequence[Condition], known: Sequence[Condition], what: str, keys: Keys) -> None:
+def require(wanted: Collection[Condition], known: Collection[Condition], what: str, keys: Keys) -> None:
     """Raise a `ValueError` that lists the conditions (or contexts) of `wanted` that `known` lacks."""
     there = set(known)
     missing = [c for c in wanted if c not in there]
@@ -168,12 +168,12 @@ def require(wanted: Sequence[Condition], known: Sequence[Condition], what: str, 
 
 
 def require_real(
-    conditions: Sequence[Condition], treated: Mapping[Condition, Any], controls: Mapping[Condition, Any], keys: Keys
+    conditions: Collection[Condition], treated: Mapping[Condition, Any], controls: Mapping[Condition, Any], keys: Keys
 ) -> list[Condition]:
     """Raise a `ValueError` unless there are real cells of all conditions and controls of their contexts: these."""
-    require(conditions, list(treated), "real cells lack conditions of pred,", keys)
+    require(conditions, treated, "real cells lack conditions of pred,", keys)
     contexts = list(dict.fromkeys(keys.context(c) for c in conditions))
-    require(contexts, list(controls), "there are no real control cells for contexts,", keys)
+    require(contexts, controls, "there are no real control cells for contexts,", keys)
     return contexts
 
 
