@@ -61,6 +61,7 @@ from scperturbdiff.training import (
     Checkpoints,
     PopulationTraining,
     Processes,
+    ShortTraining,
     Stage,
     all_or_nothing,
     check_finite,
@@ -478,6 +479,7 @@ class PerturbDiff(BaseModelClass):
         described = have_features(features)
         if table is not None and validation_size is not None:
             split_populations(table, validation_size, 0 if seed is None else seed, has_features=described)
+        short = ShortTraining.beside(vae_epochs, self.adata.n_obs, batch_size, vae_plan_kwargs)
         plan = {"asked": max_epochs_generator is not None, **(plan_kwargs or {})}
         decides = {
             "max_epochs_vae": vae_epochs, "max_epochs_generator": generator_epochs, "train_size": train_size,
@@ -508,9 +510,8 @@ class PerturbDiff(BaseModelClass):
                 processes.place(self)
                 if table is not None:
                     genes = self.conditions.target_genes(stored_genes(self.registry_))
-                    training = PopulationTraining.prepare(
-                        self.module, self.adata_manager, table, features, validation_size, seed, genes
-                    )
+                    known = self.module, self.adata_manager, table, features
+                    training = PopulationTraining.prepare(*known, validation_size, seed, genes, short)
                     how = {"ckpt_path": ckpt_path, "processes": processes, **plan}
                     stage = training.stage(generator_epochs, early_stopping, trainer, **how)
                     history |= self._run(kept.keep_epochs(stage)) if stage.max_epochs else {}

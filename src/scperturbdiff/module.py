@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,7 +85,8 @@ class PerturbDiffModule(BaseModuleClass):
         generator_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.vae = LatentVAE(
+        self._make_vae = partial(
+            LatentVAE,
             n_genes,
             n_batch=n_batches,
             n_latent=n_latent,
@@ -95,6 +97,7 @@ class PerturbDiffModule(BaseModuleClass):
             # the running statistics of batch normalisation lag behind in short runs: decoded controls were off
             **{"use_batch_norm": "none", "use_layer_norm": "both", **(vae_kwargs or {})},
         )
+        self.vae = self._make_vae()
         self.generator = Generator(
             n_latent,
             n_names,
@@ -137,6 +140,15 @@ class PerturbDiffModule(BaseModuleClass):
     def standardize(self, latent: Tensor) -> Tensor:
         """From the VAE's latent space to the generator's."""
         return (latent - self.latent_mean) / self.latent_scale
+
+    def with_new_vae(self) -> PerturbDiffModule:
+        """A module that differs in its VAE, which has learned nothing, and has no retrieval; the rest is shared."""
+        other = copy.copy(self)
+        other._modules, other._buffers = dict(self._modules), dict(self._buffers)
+        other.latent_mean, other.latent_scale = torch.zeros_like(self.latent_mean), torch.ones_like(self.latent_scale)
+        other.vae = self._make_vae().to(self.device)
+        other.retrieval = other.by_state = None
+        return other
 
     def get_extra_state(self) -> dict[str, Any]:
         """What is saved beside weights: the state of retrieval."""

@@ -12,10 +12,11 @@ from scperturbdiff.training import SETTINGS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODULES = ("_folds", "_latent", "_populations", "_stages", "_states")
+MODULES = ("_fold_errors", "_folds", "_latent", "_left_out", "_populations", "_stages", "_states", "_unseen")
 FEW = {
     "fold_populations": 3,
     "fold_cells": 8,
+    "unseen_least": 8,
     "state_populations": 4,
     "state_cells_scored": 10,
     "min_held_out": 2,

@@ -9,18 +9,18 @@ import pytest
 from tests.retrieval.screens import D, responses, screen
 
 from scperturbdiff.retrieval import Conditions, Retrieval, RetrievalSettings
-from scperturbdiff.retrieval._retrieval import FEWEST, _whole_perturbations
+from scperturbdiff.retrieval._retrieval import FEWEST, whole_perturbations
 
 
 @pytest.mark.parametrize(("contexts", "perturbations"), [(3, 200), (60, 20), (400, 3)])
 def test_parameters_are_chosen_on_whole_perturbations(contexts: int, perturbations: int) -> None:
     known = screen(contexts, perturbations, 1)
-    rows = _whole_perturbations(known, 120, seed=0)
+    rows = whole_perturbations(known, 120, seed=0)
     component, context = known.component[rows, 0], known.context[rows]
     assert 60 <= len(rows) <= 120
     assert len(rows) == len(np.unique(component)) * len(np.unique(context))  # every pair of them
     assert len(np.unique(component)) >= min(FEWEST, perturbations)
-    np.testing.assert_array_equal(_whole_perturbations(known, 10**6, seed=0), np.arange(len(known)))
+    np.testing.assert_array_equal(whole_perturbations(known, 10**6, seed=0), np.arange(len(known)))
 
 
 def test_combinations_are_chosen_with_their_components() -> None:
@@ -29,7 +29,7 @@ def test_combinations_are_chosen_with_their_components() -> None:
     known = Conditions(
         np.zeros((len(pairs), D)), pairs, np.zeros(pairs.shape), np.zeros(len(pairs), int), np.ones(len(pairs))
     )
-    rows = _whole_perturbations(known, 60, seed=1)
+    rows = whole_perturbations(known, 60, seed=1)
     chosen = set(pairs[rows].ravel()) - {-1}
     assert 0 < len(rows) <= 60
     assert {tuple(p) for p in pairs[rows]} == {tuple(p) for p in pairs if set(p) - {-1} <= chosen}

@@ -7,11 +7,12 @@ from scperturbdiff.retrieval._folds import FoldEvidence
 from scperturbdiff.retrieval._own_gene import OwnGene
 from scperturbdiff.retrieval._responses import Responses, Retrieved
 from scperturbdiff.retrieval._responsiveness import draw_factors, factors_along, responsiveness_law
-from scperturbdiff.retrieval._retrieval import Retrieval
+from scperturbdiff.retrieval._retrieval import NEW, Retrieval, whole_perturbations
 from scperturbdiff.retrieval._settings import RetrievalSettings
 from scperturbdiff.retrieval._states import States, control_moments, match_states
 
 __all__ = [
+    "NEW",
     "Conditions",
     "FoldEvidence",
     "Novelty",
@@ -29,4 +30,5 @@ __all__ = [
     "responsiveness_law",
     "state_responses",
     "variance_of_errors",
+    "whole_perturbations",
 ]

@@ -109,7 +109,7 @@ class Retrieval(FittedRetrieval):
         names = [n for n in GRID if self.features is not None or not n.startswith("feature")]
         names = [n for n in names if has_doses or not n.startswith("dose")]
         start = Widths(feature_share=0.0 if self.features is None else 0.5)
-        whole = _whole_perturbations(conditions, self.settings.n_left_out, seed)
+        whole = whole_perturbations(conditions, self.settings.n_left_out, seed)
         # features need many perturbations, all else whole ones, which is what will be at hand
         rows = {w: tried if w == "perturbation" else whole for w in ways}
         widths = dict[Novelty, Widths]()
@@ -267,7 +267,7 @@ def _whole_populations(conditions: Conditions, n_rows: int, seed: int) -> NDArra
     return np.flatnonzero(np.isin(number, chosen))
 
 
-def _whole_perturbations(conditions: Conditions, n_rows: int, seed: int) -> NDArray[np.int64]:
+def whole_perturbations(conditions: Conditions, n_rows: int, seed: int) -> NDArray[np.int64]:
     """Rows of all conditions of a random choice of components, about `n_rows`.
 
     A random choice of populations would leave few of each perturbation, which say nothing of how alike contexts are.

@@ -14,12 +14,14 @@ from scperturbdiff.training._populations import (
 from scperturbdiff.training._safe import all_or_nothing, check_finite, finite_vae
 from scperturbdiff.training._settings import SETTINGS, TrainingSettings
 from scperturbdiff.training._stages import PopulationTraining
+from scperturbdiff.training._unseen import ShortTraining
 
 __all__ = [
     "SETTINGS",
     "Checkpoints",
     "PopulationTraining",
     "Processes",
+    "ShortTraining",
     "Stage",
     "TrainingSettings",
     "all_or_nothing",

@@ -8,95 +8,97 @@ import numpy as np
 import torch
 
 from scperturbdiff.counts import respond
-from scperturbdiff.data import iter_rows, log_normalize
-from scperturbdiff.module import dense
-from scperturbdiff.retrieval import FoldEvidence
+from scperturbdiff.data import log_normalize
+from scperturbdiff.retrieval import NEW, FoldEvidence
 from scperturbdiff.seeds import derive_seed, stream
-from scperturbdiff.training._fold_errors import LeftOut, fold_noise, with_fold_errors
-from scperturbdiff.training._populations import count_replicates, left_out_prior, useful_novelties
+from scperturbdiff.training._fold_errors import with_fold_errors
+from scperturbdiff.training._left_out import LeftOut
+from scperturbdiff.training._populations import count_replicates, useful_novelties
 from scperturbdiff.training._settings import SETTINGS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from scperturbdiff.module import PerturbDiffModule
     from scperturbdiff.responses import MeasuredPopulations
-    from scperturbdiff.retrieval import Novelty, Retrieval
+    from scperturbdiff.retrieval import Novelty
+    from scperturbdiff.training._unseen import UnseenPopulations
 
 
 def fold_evidence(
-    populations: MeasuredPopulations, module: PerturbDiffModule, retrieval: Retrieval, matrix: Any, seed: int
+    populations: MeasuredPopulations, module: PerturbDiffModule, matrix: Any, unseen: UnseenPopulations, seed: int
 ) -> dict[Novelty, FoldEvidence]:
     """What training conditions that are left out say of fold changes, for each way of being new.
 
     Cells of each are generated with the decoded shift alone and with the fold changes alone. By how much of their
-    difference in mean log-normalised expression the measured cells are nearer to the latter is the evidence.
+    difference in mean log-normalised expression the measured cells are nearer to the latter is the evidence. Where more
+    than a replicate is new, they are left out of the latent space, too: a decoder that has seen the cells of a
+    condition places them better than it does those of a new one.
 
     Parameters
     ----------
     populations
         Populations.
     module
-        Decodes; its ``by_state`` is used.
-    retrieval
-        Retrieval of `populations`.
+        Decodes, and retrieves of `populations`.
     matrix
         Counts, `(n_cells, n_genes)`.
+    unseen
+        Leaves conditions out of latent spaces.
     seed
         Of all choices.
     """
-    table, rng = populations.table, np.random.default_rng(seed)
-    rows = np.sort(rng.permutation(len(table))[: SETTINGS.fold_populations])
-
-    def some(cells: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.sort(rng.permutation(cells)[: SETTINGS.fold_cells])
-
-    def read(cells: NDArray[np.int64]) -> torch.Tensor:
-        return torch.cat([dense(part, module.device) for part in iter_rows(matrix, cells)])
-
-    chosen = [(some(table.match.groups[table.match.group[row]]), some(table.cells[row])) for row in rows]
-    counts_of = [read(of_controls) for of_controls, _ in chosen]
-    samples = [
-        module.control_sample(counts, torch.as_tensor(populations.latent[of_controls], device=module.device))
-        for counts, (of_controls, _) in zip(counts_of, chosen, strict=True)
-    ]
-    treated_counts = [read(treated) for _, treated in chosen]
-    measured = [_mean_expression(counts) for counts in treated_counts]
-    n_treated, n_controls = table.cells.count[rows], table.match.groups.count[table.match.group[rows]]
-    noise = [
-        fold_noise(treated, int(n)) + fold_noise(counts, int(m))
-        for treated, n, counts, m in zip(treated_counts, n_treated, counts_of, n_controls, strict=True)
-    ]
-    n_replicates = count_replicates(table)[rows]
+    retrieval = module.retrieval
+    assert retrieval is not None  # of populations
+    rows = np.sort(np.random.default_rng(seed).permutation(len(populations.table))[: SETTINGS.fold_populations])
+    n_replicates, n_each = count_replicates(populations.table)[rows], SETTINGS.fold_populations // SETTINGS.unseen_folds
     out: dict[Novelty, FoldEvidence] = {}
-    for novelty in useful_novelties(table, retrieval):
-        found = retrieval.leave_out(novelty, rows, with_genes=True)
-        prior = left_out_prior(populations, retrieval, module.by_state, novelty, rows, module.device)
-        agrees, difference = np.zeros(len(rows)), np.zeros(len(rows))
-        for i, (counts, sample, real) in enumerate(zip(counts_of, samples, measured, strict=True)):
-            residual, fold = (
-                torch.as_tensor(part[i], dtype=torch.float32, device=module.device)
-                for part in (found.residual, found.fold)
-            )
-            start, library = sample.latent, float(np.exp(found.library[i]))
-            moved = prior.at(i).move(start[None])[0]
-            followed = residual + module.moved_means(sample, moved, residual).towards_fold(fold, 1.0)
-            (shifted, folded), (other_shifted, other_folded) = (
-                [
-                    _mean_expression(_draw(module, counts, start, moved, library, factors, derived))
-                    for factors in (residual, followed)
-                ]
-                # products of one draw with itself would hold the noise of its counts
-                for derived in (derive_seed(seed, "fold", i, draw) for draw in range(2))
-            )
-            agrees[i] = (folded - shifted) @ (real - other_shifted)
-            difference[i] = max(float((folded - shifted) @ (other_folded - other_shifted)), 0.0)
-        asked = retrieval.responses.conditions.take(rows)
-        distance = retrieval.nearest(asked, asked.barred(retrieval.responses.conditions, novelty))
-        evidence = FoldEvidence(distance, agrees, difference)
-        left_out = LeftOut(novelty, rows, samples, noise, n_replicates, found, prior)
-        out[novelty] = with_fold_errors(evidence, left_out, module, retrieval, seed)
+    for novelty in useful_novelties(populations.table, retrieval):
+        if novelty == "pair" and unseen.one_condition_each:  # without it a context is new
+            out[novelty] = out["context"]
+            continue
+        rng = np.random.default_rng(derive_seed(seed, "fold", novelty))
+        parts = list[LeftOut]()
+        if novelty in NEW:
+            parts = [LeftOut.of_unseen(novelty, space, n_each, rng) for space in unseen.spaces(novelty)]
+        if not parts:
+            parts = [LeftOut.of_known(novelty, module, populations, rows, matrix, rng)]
+        out[novelty] = with_fold_errors(_evidence(parts, seed), parts, n_replicates, retrieval.settings, seed)
     return out
+
+
+def _evidence(parts: Sequence[LeftOut], seed: int) -> FoldEvidence:
+    found = [
+        _compare(part, i, derive_seed(seed, "fold", number, i))
+        for number, part in enumerate(parts)
+        for i in range(len(part))
+    ]
+    agrees, difference = np.array(found).reshape(-1, 2).T
+    return FoldEvidence(np.concatenate([part.distance for part in parts]), agrees, difference)
+
+
+def _compare(part: LeftOut, i: int, seed: int) -> tuple[float, float]:
+    """Product of what fold changes change with the error of the decoded shift, and with itself."""
+    module, counts, sample = part.module, part.controls[i], part.samples[i]
+    residual, fold = (
+        torch.as_tensor(values[i], dtype=torch.float32, device=module.device)
+        for values in (part.found.residual, part.found.fold)
+    )
+    start, library = sample.latent, float(np.exp(part.found.library[i]))
+    moved = part.prior.at(i).move(start[None])[0]
+    followed = residual + module.moved_means(sample, moved, residual).towards_fold(fold, 1.0)
+    (shifted, folded), (other_shifted, other_folded) = (
+        [
+            _mean_expression(_draw(module, counts, start, moved, library, factors, derived))
+            for factors in (residual, followed)
+        ]
+        # products of one draw with itself would hold the noise of its counts
+        for derived in (derive_seed(seed, draw) for draw in range(2))
+    )
+    agrees = (folded - shifted) @ (_mean_expression(part.treated[i]) - other_shifted)
+    return float(agrees), max(float((folded - shifted) @ (other_folded - other_shifted)), 0.0)
 
 
 def _draw(

@@ -9,6 +9,7 @@ import torch
 
 from scperturbdiff.diffusion import Components, PopulationSampler, PopulationTensors, Prior
 from scperturbdiff.priors import make_prior
+from scperturbdiff.responses import response_of_states
 from scperturbdiff.retrieval import Retrieved
 from scperturbdiff.training._settings import SETTINGS
 
@@ -181,6 +182,21 @@ def left_out_prior(
     each = _leave_out(by_state.retrieval, novelty, of_states, np.repeat(many, len(by_state.states)), device)
     where = by_state.retrieval.responses.conditions.take(of_states)
     return make_prior(found, conditions, (by_state.states, where, each), device)
+
+
+def predicted_prior(
+    populations: MeasuredPopulations,
+    retrieval: Retrieval,
+    by_state: StateRetrieval | None,
+    device: torch.device | str = "cpu",
+) -> tuple[Prior, Retrieved]:
+    """What is retrieved of `populations` that `retrieval` does not know, for a generator and as it is."""
+    conditions = populations.responses.conditions
+    found, of_states = retrieval.predict(conditions), None
+    if by_state is not None:
+        where = response_of_states(populations, by_state.states, by_state.retrieval.settings).conditions
+        of_states = by_state.states, where, by_state.retrieval.predict(where)
+    return make_prior(found, conditions, of_states, device), found
 
 
 def _leave_out(

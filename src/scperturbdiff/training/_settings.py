@@ -34,6 +34,11 @@ class TrainingSettings:
     fold_populations, fold_cells, fold_draws
         Populations that are left out to tell whether fold changes help, and cells of each, at most; draws of each, to
         tell how far they vary.
+    unseen_steps, unseen_folds, unseen_share
+        Steps of the VAEs that are trained without some conditions, at most; how many there are for contexts, of which
+        each is without up to a third; share of the pairs or perturbations that another one is trained without.
+    unseen_populations, unseen_cells, unseen_least
+        Populations and cells that these are trained on, at most, and cells of each population in any case.
     uneven_populations, uneven_cells, uneven_least, uneven_margin
         Populations that are left out to tell whether cells respond unevenly, and cells of each, at most; populations,
         and cells of each, without which nothing is said; relative change of the energy distance that it must bring.
@@ -60,6 +65,12 @@ class TrainingSettings:
     fold_populations: int = 16
     fold_cells: int = 128
     fold_draws: int = 8
+    unseen_steps: int = 300
+    unseen_folds: int = 2
+    unseen_share: float = 0.25
+    unseen_populations: int = 128
+    unseen_cells: int = 16384
+    unseen_least: int = 64
     uneven_populations: int = 128
     uneven_cells: int = 64
     uneven_least: int = 8

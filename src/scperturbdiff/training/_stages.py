@@ -22,7 +22,6 @@ from scperturbdiff.diffusion import (
     StepsDataModule,
     split_callbacks,
 )
-from scperturbdiff.priors import make_prior
 from scperturbdiff.progress import StageName
 from scperturbdiff.responses import (
     MeasuredPopulations,
@@ -30,7 +29,6 @@ from scperturbdiff.responses import (
     SummedCounts,
     measure_populations,
     replicate_factors,
-    response_of_states,
 )
 from scperturbdiff.retrieval import OwnGene, Retrieval, draw_factors
 from scperturbdiff.training._folds import fold_evidence
@@ -42,11 +40,13 @@ from scperturbdiff.training._populations import (
     hold_out,
     population_sampler,
     population_tensors,
+    predicted_prior,
     rehearsed_priors,
 )
 from scperturbdiff.training._responsiveness import responsiveness_laws
 from scperturbdiff.training._settings import SETTINGS
 from scperturbdiff.training._states import StateSearch, describe_states
+from scperturbdiff.training._unseen import ShortTraining, UnseenPopulations
 from scperturbdiff.training_report import TrainingReport
 
 if TYPE_CHECKING:
@@ -80,10 +80,14 @@ class PopulationTraining:
         Standardised latent vectors of all cells, `(n_cells, n_latent)`.
     matrix
         Counts of all cells, `(n_cells, n_genes)`.
+    batch
+        Batch codes of all cells, `(n_cells,)`.
     features
         Feature table of components.
     seed
         Of all choices.
+    short
+        How VAEs are trained that do not see some of the conditions.
     enough
         Whether there are populations enough to tell if a network helps, or the user wants it untested.
     own_genes
@@ -96,8 +100,10 @@ class PopulationTraining:
     held_out: NDArray[np.int64]
     latent: torch.Tensor
     matrix: Any
+    batch: NDArray[np.int64]
     features: NDArray[np.float64] | None
     seed: int
+    short: ShortTraining
     enough: bool = True
     own_genes: NDArray[np.int64] | None = None
 
@@ -111,14 +117,16 @@ class PopulationTraining:
         validation_size: float | None,
         seed: int,
         own_genes: NDArray[np.int64] | None = None,
+        short: ShortTraining = ShortTraining(),
     ) -> PopulationTraining:
         """Fix the latent space, measure the populations in it, hold some of them out."""
-        matrix, batch = (manager.get_from_registry(name) for name in ("X", "batch"))
+        matrix, batch = manager.get_from_registry("X"), manager.get_from_registry("batch").ravel().astype(np.int64)
         counted = SummedCounts(table, matrix, matrix_name(stored_layer(manager.registry)))
         latent = standardize_cells(module, encode_cells(module, counted.blocks(), matrix.shape[0]))
         training, held_out, enough = hold_out(table, validation_size, seed, have_features(features))
-        measured = measure_populations(table, latent, counted, batch.ravel(), module.shares)
-        return cls(module, measured, training, held_out, latent, matrix, features, seed, enough, own_genes)
+        measured = measure_populations(table, latent, counted, batch, module.shares)
+        cells = latent, matrix, batch, features
+        return cls(module, measured, training, held_out, *cells, seed, short, enough, own_genes)
 
     def stage(
         self,
@@ -188,7 +196,10 @@ class PopulationTraining:
                 module.by_state = search.fit(by_state.states)
             self._set_replicates(self.measured, self._n_factors(plan.objective))
         if module.retrieval is not None:
-            folds = fold_evidence(self.measured, module, module.retrieval, self.matrix, self.seed)
+            unseen = UnseenPopulations(
+                module, self.measured, self.matrix, self.batch, self.features, self.short, self.seed
+            )
+            folds = fold_evidence(self.measured, module, self.matrix, unseen, self.seed)
             module.retrieval = replace(module.retrieval, folds=folds, own_gene=self._own_gene())
         table, result = self.measured.table, selection.result
         if module.retrieval is not None and not result.weight:
@@ -298,12 +309,6 @@ class PopulationTraining:
     def _validation_set(self) -> tuple[tuple[PopulationSampler, PopulationTensors], list[Novelty]]:
         held_out = self.measured.take(self.held_out)
         assert self.module.retrieval is not None  # see split_populations
-        conditions, by_state = held_out.responses.conditions, self.module.by_state
-        retrieved = self.module.retrieval.predict(conditions)
-        of_states = None
-        if by_state is not None:
-            where = response_of_states(held_out, by_state.states, by_state.retrieval.settings).conditions
-            of_states = by_state.states, where, by_state.retrieval.predict(where)
-        prior = make_prior(retrieved, conditions, of_states, self.latent.device)
+        prior, found = predicted_prior(held_out, self.module.retrieval, self.module.by_state, self.latent.device)
         tensors = population_tensors(held_out, [prior], self.latent.device)
-        return (population_sampler(held_out.table, self.latent.device), tensors), retrieved.novelty
+        return (population_sampler(held_out.table, self.latent.device), tensors), found.novelty

@@ -136,6 +136,11 @@ class StateSearch:
         responses = response_of_states(self.populations, states, whole.settings, ResponseSettings())
         return StateRetrieval(states, Retrieval.fit(responses, whole.features, whole.settings, self.seed, draft=draft))
 
+    def fit_number(self, n_states: int) -> StateRetrieval:
+        """Retrieval by so many states, untested."""
+        softness = self.retrieval.settings.state_softness
+        return self.fit(States.fit(self._some_controls(), n_states, softness, self.seed))
+
     def _some_controls(self) -> NDArray[np.float32]:
         """Latent vectors of control cells, equally many of each group as far as there are."""
         rng, groups = np.random.default_rng(self.seed), self.populations.table.match.groups

@@ -1,0 +1,156 @@
+"""Populations that are left out, and what is predicted of them: evidence for predictions of counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from scperturbdiff.counts import PER_CELL
+from scperturbdiff.data import iter_rows
+from scperturbdiff.module import dense
+from scperturbdiff.responses import replicate_factors
+from scperturbdiff.training._populations import left_out_prior, predicted_prior
+from scperturbdiff.training._settings import SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from scperturbdiff.data import Groups
+    from scperturbdiff.diffusion import Prior
+    from scperturbdiff.module import ControlSample, PerturbDiffModule
+    from scperturbdiff.responses import MeasuredPopulations
+    from scperturbdiff.retrieval import Novelty, Retrieved
+    from scperturbdiff.training._unseen import Unseen
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Populations that are left out in one way of being new: what they did, and what is predicted of them.
+
+    Attributes
+    ----------
+    novelty
+        The way.
+    module
+        What predicts.
+    populations
+        These, `n`.
+    found, prior
+        What is predicted.
+    distance
+        Of their controls to the nearest known ones, `(n,)`.
+    directions
+        Directions along which draws vary, `(n_latent, n_directions)`; and how far in each population, `(n,)`.
+    controls, treated
+        Counts of some control and treated cells of each, `(n_cells, n_genes)`.
+    samples
+        The control cells.
+    """
+
+    novelty: Novelty
+    module: PerturbDiffModule
+    populations: MeasuredPopulations
+    found: Retrieved
+    prior: Prior
+    distance: NDArray[np.float64]
+    directions: tuple[NDArray[np.float64], NDArray[np.float64]]
+    controls: Sequence[Tensor]
+    treated: Sequence[Tensor]
+    samples: Sequence[ControlSample]
+
+    def __len__(self) -> int:
+        return len(self.populations.table)
+
+    @classmethod
+    def of_known(
+        cls,
+        novelty: Novelty,
+        module: PerturbDiffModule,
+        populations: MeasuredPopulations,
+        rows: NDArray[np.int64],
+        matrix: Any,
+        rng: np.random.Generator,
+    ) -> LeftOut:
+        """Left out of retrieval only; the latent space knows them."""
+        retrieval = module.retrieval
+        assert retrieval is not None  # of populations
+        found = retrieval.leave_out(novelty, rows, with_genes=True)
+        prior = left_out_prior(populations, retrieval, module.by_state, novelty, rows, module.device)
+        known = retrieval.responses.conditions
+        asked = known.take(rows)
+        distance = retrieval.nearest(asked, asked.barred(known, novelty))
+        factors = module.generator_ema.replicate_factors.cpu().numpy().astype(np.float64)
+        some = populations.take(rows)
+        return cls._of(novelty, module, some, found, prior, distance, factors, matrix, rng)
+
+    @classmethod
+    def of_unseen(cls, novelty: Novelty, space: Unseen, n: int, rng: np.random.Generator) -> LeftOut:
+        """Left out of the latent space, too: `n` of them at most."""
+        module, held_out = space.module, space.held_out
+        assert module.retrieval is not None  # of populations
+        some = held_out.take(np.sort(rng.permutation(len(held_out.table))[:n]))
+        prior, found = predicted_prior(some, module.retrieval, module.by_state, module.device)
+        distance = module.retrieval.nearest(some.responses.conditions)
+        factors = replicate_factors(space.known, module.generator.n_population_noise)
+        return cls._of(novelty, module, some, found, prior, distance, factors, space.matrix, rng)
+
+    @classmethod
+    def _of(
+        cls,
+        novelty: Novelty,
+        module: PerturbDiffModule,
+        populations: MeasuredPopulations,
+        found: Retrieved,
+        prior: Prior,
+        distance: NDArray[np.float64],
+        factors: NDArray[np.float64],
+        matrix: Any,
+        rng: np.random.Generator,
+    ) -> LeftOut:
+        def some(groups: Groups, number: int) -> NDArray[np.int64]:
+            return np.sort(rng.permutation(groups[number])[: SETTINGS.fold_cells])
+
+        def read(cells: NDArray[np.int64]) -> Tensor:
+            return torch.cat([dense(part, module.device) for part in iter_rows(matrix, cells)])
+
+        assert module.retrieval is not None
+        table = populations.table
+        chosen = [(some(table.match.groups, int(g)), some(table.cells, i)) for i, g in enumerate(table.match.group)]
+        controls, treated = [read(cells) for cells, _ in chosen], [read(cells) for _, cells in chosen]
+        samples = [
+            module.control_sample(counts, torch.as_tensor(populations.latent[cells], device=module.device))
+            for counts, (cells, _) in zip(controls, chosen, strict=True)
+        ]
+        directions, size = module.retrieval.doubt.get(novelty), np.sqrt(found.variance)
+        if directions is None:
+            directions, size = factors, np.ones(len(table))
+        return cls(novelty, module, populations, found, prior, distance, (directions, size), controls, treated, samples)
+
+    def noise(self, i: int) -> Tensor:
+        """Sampling variance of the measured log fold changes of population `i`, `(n_genes,)`."""
+        table = self.populations.table
+        n_treated, n_controls = table.cells.count[i], table.match.groups.count[table.match.group[i]]
+        return fold_noise(self.treated[i], int(n_treated)) + fold_noise(self.controls[i], int(n_controls))
+
+
+def fold_noise(counts: Tensor, n_cells: int) -> Tensor:
+    """Sampling variance of the log of mean counts per 10,000, plus 1, over `n_cells` like these, `(n_genes,)`.
+
+    Parameters
+    ----------
+    counts
+        Of some of the cells, `(n, n_genes)`.
+    n_cells
+        Cells that the mean is over.
+    """
+    library = counts.sum(-1, keepdim=True)
+    size = library.mean().clamp(min=1.0)
+    mean = PER_CELL * counts.mean(0) / size
+    apart = PER_CELL * counts / size - mean * library / size
+    return apart.square().sum(0) / max(len(counts) - 1, 1) / n_cells / (1 + mean).square()
