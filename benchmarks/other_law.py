@@ -10,6 +10,9 @@ The other law has Poisson-lognormal counts and gated effects. The log rate of a 
 
 The counts are Poisson, with a lognormal library size shared out by the rates. A context is a cell type, or a sample of
 cells of several types, in a composition of its own.
+
+The plain law has effects that are the same in log rates of every cell of every type: a mean fold change is all there is
+to know. Types differ in every gene, so that a decoder cannot tell what the treated cells of a new one are like.
 """
 
 from __future__ import annotations
@@ -91,9 +94,18 @@ DESIGN = (
     Screen(8, 12, False, 1, "weak", 0.5, True, pairs=True),
     Screen(8, 3, True, 5, "strong", 1.0, True, pairs=True),
 )
+PLAIN_DESIGN = (
+    Screen(1, 3, False, 1, "strong", 1.0, True),
+    Screen(2, 6, False, 1, "strong", 1.0, True),
+    Screen(3, 3, False, 1, "strong", 1.0, True),
+    Screen(4, 3, False, 1, "strong", 1.0, True),
+    Screen(4, 3, False, 1, "strong", 1.0, True, pairs=True),
+    Screen(4, 3, True, 1, "strong", 1.0, True),
+)
+"""Of the plain law."""
 SHARES = {"strong": 1.0, "weak": 0.35, "none": 0.0}
 """Factors on effects."""
-QUICK_SCREENS = {"simulated": {0, 3, 9, 13}, "other law": {4, 5, 10, 12}}
+QUICK_SCREENS = {"simulated": {0, 3, 9, 13}, "other law": {4, 5, 10, 12}, "plain law": {2}}
 """Places in the design, by law."""
 
 
@@ -114,6 +126,7 @@ def draw(
     effect: float = 1.0,
     responders: float = 1.0,
     library_size: float = 2000.0,
+    plain: bool = False,
     seed: int = 0,
 ) -> ad.AnnData:
     """Draw a screen in which every context has every perturbation.
@@ -136,6 +149,8 @@ def draw(
         Share of the treated cells that respond at all.
     library_size
         Median counts per cell.
+    plain
+        Effects are the same in all cells that respond.
     seed
         The same seed gives the same cells.
 
@@ -155,6 +170,9 @@ def draw(
     by_type = np.exp(laws.normal(0.0, 0.25, (n_perturbations, n_types)))
     by_gene = 1.0 + laws.normal(0.0, 0.3, (n_types, n_genes))
     spread = np.exp(laws.normal(-0.9, 0.4, n_genes))
+    if plain:
+        profile = laws.normal(0.0, 1.5, n_genes) + laws.normal(0.0, 0.6, (n_types, n_genes))
+        loadings, by_gene = np.zeros_like(loadings), np.ones_like(by_gene)
     n_donors = n_contexts * n_replicates if mixed else n_replicates
     strength = np.exp(laws.normal(0.0, 0.25, n_donors))
     donor_effect = laws.normal(0.0, 0.1, (n_donors, n_genes))
@@ -171,9 +189,9 @@ def draw(
                 score = centre[kind] + cells.normal(size=(n, N_FACTORS))
                 log_rate = profile[kind] + donor_effect[donor] + score @ loadings
                 if p >= 0:
-                    size = strength[donor] * by_type[p, kind] / (1 + np.exp(-GATE_SLOPE * score[:, gate[p]]))
-                    size *= cells.random(n) < responders
-                    log_rate += 1.5 * size[:, None] * by_gene[kind] * change[p]
+                    size = 1.5 * strength[donor] * by_type[p, kind] / (1 + np.exp(-GATE_SLOPE * score[:, gate[p]]))
+                    size = (1.0 if plain else size) * (cells.random(n) < responders)
+                    log_rate += size[:, None] * by_gene[kind] * change[p]
                 log_rate += spread * cells.normal(size=(n, n_genes))
                 rate = np.exp(log_rate - log_rate.max(axis=1, keepdims=True))
                 library = library_size * np.exp(cells.normal(0.0, 0.4, n))

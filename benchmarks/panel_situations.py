@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from common import data_file
-from other_law import DESIGN, QUICK_SCREENS, SHARES, Screen, draw, simulated_cells
+from other_law import DESIGN, PLAIN_DESIGN, QUICK_SCREENS, SHARES, Screen, draw, simulated_cells
 from quality import INFORMATIVE, is_control, load_papalexi, variable_genes
 
 import scperturbdiff as spd
@@ -307,9 +307,14 @@ def screen_task(seed: int, screen: Screen, law: Callable[..., AnnData]) -> Task:
 
 
 def situations_simulated() -> Iterator[Situation]:
-    """The design, in both laws."""
-    for group, law in (("simulated", simulated_cells), ("other law", draw)):
-        for i, screen in enumerate(DESIGN):
+    """The designs, in all laws."""
+    laws: tuple[tuple[str, Callable[..., AnnData], tuple[Screen, ...]], ...] = (
+        ("simulated", simulated_cells, DESIGN),
+        ("other law", draw, DESIGN),
+        ("plain law", partial(draw, plain=True), PLAIN_DESIGN),
+    )
+    for group, law, design in laws:
+        for i, screen in enumerate(design):
             make = partial(screen_task, screen=screen, law=law)
             yield Situation(f"{group} {screen}", group, make, i in QUICK_SCREENS[group])
 

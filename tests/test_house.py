@@ -43,7 +43,7 @@ USES: dict[str, set[str]] = {
     "diffusion": {"seeds"},
     "counts": {"seeds"},
     "latent": {"seeds"},
-    "limits": {"seeds"},
+    "limits": {"diffusion", "seeds"},
     "training_report": set(),
     "responses": {"counts", "data", "latent", "retrieval"},
     "priors": {"retrieval", "diffusion"},

@@ -142,6 +142,23 @@ def test_cells_are_encoded_without_their_batch(cells: AnnData) -> None:
     spd.PerturbDiff(cells, n_latent=4, vae_kwargs={"encode_covariates": False})
 
 
+@pytest.mark.parametrize("option", [{"use_observed_lib_size": False}, {"use_size_factor_key": True}])
+def test_library_sizes_are_those_of_cells(cells: AnnData, option: dict[str, bool]) -> None:
+    with pytest.raises(ValueError, match="with library sizes of the control cells"):
+        spd.PerturbDiff(cells, n_latent=4, vae_kwargs=option)
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"), [({"objective": "mmse"}, "objective='mmse' is not one of"), ({"n_draws": 1}, "at least 2")]
+)
+def test_a_wrong_objective_is_named_before_anything_is_trained(
+    cells: AnnData, plan: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spd.PerturbDiff, "_run", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=said):
+        spd.PerturbDiff(cells, n_latent=4).train(plan_kwargs=plan)
+
+
 # ---- the second stage ------------------------------------------------------------------------------------------------
 
 

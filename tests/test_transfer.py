@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -55,6 +56,19 @@ def reference() -> spd.PerturbDiff:
 def query_cells() -> AnnData:
     """New perturbation C, new context B cell, new donor d2, new sex x; A, T, d1 and m are known."""
     return make_cells(("control", "C", "A"), ("B cell", "T"), ("d1", "d2"), ("m", "x"))
+
+
+@pytest.mark.parametrize("how", ["copy", "part", "read again"])
+def test_copies_of_registered_cells_can_be_adapted_to(reference: spd.PerturbDiff, tmp_path: Path, how: str) -> None:
+    cells = setup(make_cells())
+    if how == "read again":
+        cells.write_h5ad(tmp_path / "cells.h5ad")
+        other = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    else:
+        other = cells.copy() if how == "copy" else cells[: cells.n_obs - 8].copy()
+    model = spd.PerturbDiff.load_query_data(other, reference)
+    assert model.adata is other
+    assert spd.PerturbDiff(cells, **TINY).adata is cells  # still registered
 
 
 def state(model: spd.PerturbDiff) -> dict[str, torch.Tensor]:

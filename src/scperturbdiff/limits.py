@@ -7,6 +7,7 @@ from types import NoneType
 from typing import Any
 
 from scperturbdiff.arguments import check_choice, check_flag, check_int, check_number, check_type, refusal
+from scperturbdiff.diffusion import check_objective
 from scperturbdiff.seeds import check_seed
 
 LARGEST = {"n_latent": 4096, "n_hidden": 65536, "n_vae_layers": 64, "width": 16384, "n_layers": 64, "n_heads": 256}
@@ -81,3 +82,4 @@ def _check_plan(plan: Mapping[str, Any]) -> None:
         elif name not in PLAN_OTHERS:
             allowed = sorted((*PLAN, *PLAN_NUMBERS, *PLAN_OTHERS))
             raise TypeError(f"plan_kwargs has no {name!r}. Allowed: {', '.join(allowed)}.")
+    check_objective(plan.get("objective", "energy_score"), plan.get("n_draws", 2))

@@ -90,6 +90,8 @@ logger = logging.getLogger("scvi.scperturbdiff")  # follows scvi.settings.verbos
 
 NO_ALARM = (r".*module\(s\) in eval mode", r".*Total length of .* across ranks is zero")
 """Lightning warns of what is meant to be: one stage rests while the other is trained, or nothing is held out."""
+SCVI_MARK = "_scvi_uuid"
+"""Key of `uns` under which scvi-tools marks registered cells; copies of them have it, too."""
 DESCRIBED = (
     "perturbation_key",
     "control",
@@ -594,7 +596,7 @@ class PerturbDiff(BaseModelClass):
             raise ValueError("reference_model is not trained.")
         if not isinstance(adata, MuData):
             check_cells(adata)
-        if cls._get_most_recent_anndata_manager(adata) is None:
+        if not cls._is_set_up(adata):
             arguments = dict(reference.registry_["setup_args"])
             cls._setup_methods()[reference.registry_["setup_method_name"]](adata, **arguments)
         manager = cls._get_most_recent_anndata_manager(adata, required=True)
@@ -605,6 +607,15 @@ class PerturbDiff(BaseModelClass):
             logger.info("Not taken over from the reference: %s.", preview(fresh, 30))
         model.vae_is_adapted_ = True
         return model
+
+    @classmethod
+    def _is_set_up(cls, adata: AnnData | MuData) -> bool:
+        """Whether this very object is registered; the mark of the object that it was copied from is removed."""
+        try:
+            return cls._get_most_recent_anndata_manager(adata) is not None
+        except ValueError:  # a copy, or part, of registered cells
+            del adata.uns[SCVI_MARK]
+            return False
 
     @property
     def populations(self) -> pd.DataFrame | None:

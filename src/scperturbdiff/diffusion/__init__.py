@@ -9,7 +9,7 @@ from scperturbdiff.diffusion._populations import PopulationSampler
 from scperturbdiff.diffusion._resume import RepeatableEpochs, restore_module, split_callbacks
 from scperturbdiff.diffusion._samplers import Sampler, guide, sample
 from scperturbdiff.diffusion._schedule import NoiseSchedule
-from scperturbdiff.diffusion._scores import functional_energy_score, mean_squared_error, squared_mmd
+from scperturbdiff.diffusion._scores import check_objective, functional_energy_score, mean_squared_error, squared_mmd
 from scperturbdiff.diffusion._selection import (
     NetworkSelection,
     SelectionResult,
@@ -44,6 +44,7 @@ __all__ = [
     "StatePrior",
     "StepsDataModule",
     "VALIDATION_METRIC",
+    "check_objective",
     "energy_distance",
     "functional_energy_score",
     "guide",

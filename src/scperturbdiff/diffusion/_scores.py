@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,15 @@ from scperturbdiff.diffusion._distances import cross_mean, embedding_distance, p
 
 Objective = Literal["energy_score", "mmd", "mmd+mse", "mse"]
 """Names of the training objectives."""
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+
+
+def check_objective(objective: object, n_draws: int = 2) -> None:
+    """Raise a `ValueError` unless it is the name of a training objective for which `n_draws` are enough."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective={objective!r} is not one of {OBJECTIVES}.")
+    if objective == "energy_score" and n_draws < 2:
+        raise ValueError(f"n_draws={n_draws}: the energy score compares draws and needs at least 2.")
 
 
 def functional_energy_score(

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from scperturbdiff.diffusion._distances import energy_distance
-from scperturbdiff.diffusion._scores import functional_energy_score, mean_squared_error, squared_mmd
+from scperturbdiff.diffusion._scores import (
+    check_objective,
+    functional_energy_score,
+    mean_squared_error,
+    squared_mmd,
+)
 from scperturbdiff.seeds import derive_seed, seeded
 
 if TYPE_CHECKING:
@@ -24,7 +29,6 @@ if TYPE_CHECKING:
     from scperturbdiff.diffusion._scores import Objective
     from scperturbdiff.diffusion._selection import NetworkSelection, Strength
 
-OBJECTIVES: tuple[str, ...] = ("energy_score", "mmd", "mmd+mse", "mse")
 VALIDATION_METRIC = "energy_score_validation"
 """Mean functional energy score of populations generated for held-out conditions, decoded log-normalised expression."""
 SELECTION_METRIC = "network_change_validation"
@@ -122,10 +126,7 @@ class GeneratorTrainingPlan(pl.LightningModule):
         compile: bool | str = False,
     ) -> None:
         super().__init__()
-        if objective not in OBJECTIVES:
-            raise ValueError(f"objective={objective!r} is not one of {OBJECTIVES}.")
-        if objective == "energy_score" and n_draws < 2:
-            raise ValueError(f"n_draws={n_draws}: the energy score compares draws and needs at least 2.")
+        check_objective(objective, n_draws)
         self.module = module
         self.register_buffer("latent", latent, persistent=False)
         self.sampler, self.tensors, self.validation, self.selection = sampler, tensors, validation, selection
@@ -140,7 +141,6 @@ class GeneratorTrainingPlan(pl.LightningModule):
         self._denoise: Callable[..., Tensor] = module.generator.forward
         if compile:
             self._denoise = torch.compile(self._denoise, backend="inductor" if compile is True else compile)
-
         self.last_distances: Tensor | None = None
 
     latent: Tensor

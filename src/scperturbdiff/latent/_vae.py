@@ -26,14 +26,18 @@ class LatentVAE(VAE):
             raise ValueError("encode_covariates=True is not possible: cells are encoded without their batch.")
         if kwargs.get("latent_distribution", "normal") != "normal":
             raise ValueError("latent_distribution must be 'normal': populations are moved in the space of its means.")
+        if not kwargs.get("use_observed_lib_size", True) or kwargs.get("use_size_factor_key"):
+            raise ValueError(
+                "use_observed_lib_size=False and use_size_factor_key=True are not possible: counts are decoded with "
+                "library sizes of the control cells."
+            )
         super().__init__(*args, **kwargs)
         if self.dispersion == "gene":
             torch.nn.init.constant_(self.px_r, 1.0)
         # a negative binomial has no zero inflation: half of the decoder's outputs that nobody would read
         self.decoder.px_dropout_decoder = torch.nn.Identity()
         # what the chosen law of counts never reads: several processes would wait for its gradients
-        unread = [self.l_encoder] if self.use_observed_lib_size else []
-        unread += [self.decoder.px_r_decoder] if self.dispersion != "gene-cell" else []
+        unread = [self.l_encoder, *([self.decoder.px_r_decoder] if self.dispersion != "gene-cell" else [])]
         for part in unread:
             part.requires_grad_(False)
 
