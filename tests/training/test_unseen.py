@@ -146,17 +146,23 @@ def additive(n_contexts: int, n_perturbations: int, seed: int) -> AnnData:
     return ad.AnnData(sparse.csr_matrix(np.concatenate(counts).astype(np.float32)), obs=table, var=genes)
 
 
-def test_fold_changes_are_followed_where_a_decoder_cannot_know() -> None:
+def test_fold_changes_are_followed_where_a_decoder_cannot_know(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has seen the treated cells of training contexts, and there it needs no fold changes."""
     cells = additive(4, 3, seed=0)
     new = (cells.obs["context"] == "C3").to_numpy()
     treated = (cells.obs["perturbation"] != "control").to_numpy()
     train = cells[~(new & treated)].copy()
-    scvi.settings.seed = 0
-    spd.PerturbDiff.setup_anndata(train, "perturbation", "control", context_keys=["context"])
-    model = spd.PerturbDiff(train)
-    model.train(max_epochs_vae=120, accelerator="cpu", enable_progress_bar=False, seed=0)
-    assert model.report_ is not None
-    weight = model.report_.fold_weight
-    assert weight["context"] > 0.75 and weight["pair"] > 0.6
-    assert weight["replicate"] < 0.5
+
+    def weights() -> dict[str, float]:
+        scvi.settings.seed = 0
+        spd.PerturbDiff.setup_anndata(train, "perturbation", "control", context_keys=["context"])
+        model = spd.PerturbDiff(train)
+        model.train(max_epochs_vae=120, accelerator="cpu", enable_progress_bar=False, seed=0)
+        assert model.report_ is not None
+        return model.report_.fold_weight
+
+    found = weights()
+    monkeypatch.setattr(UnseenPopulations, "spaces", lambda *_: iter(()))
+    seen = weights()
+    assert found["context"] > seen["context"] + 0.1 and found["pair"] > seen["pair"] + 0.1
+    assert found["replicate"] == seen["replicate"]

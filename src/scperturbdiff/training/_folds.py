@@ -34,8 +34,9 @@ def fold_evidence(
 
     Cells of each are generated with the decoded shift alone and with the fold changes alone. By how much of their
     difference in mean log-normalised expression the measured cells are nearer to the latter is the evidence. Where more
-    than a replicate is new, they are left out of the latent space, too: a decoder that has seen the cells of a
-    condition places them better than it does those of a new one.
+    than a replicate is new, some are left out of a latent space as well, and both kinds count: a decoder that has seen
+    the cells of a condition places them better than those of a new one, and one that was trained shortly, worse. There
+    are more of the former, and they count less.
 
     Parameters
     ----------
@@ -60,22 +61,24 @@ def fold_evidence(
             out[novelty] = out["context"]
             continue
         rng = np.random.default_rng(derive_seed(seed, "fold", novelty))
-        parts = list[LeftOut]()
+        parts = [LeftOut.of_known(novelty, module, populations, rows, matrix, rng)]
         if novelty in NEW:
-            parts = [LeftOut.of_unseen(novelty, space, n_each, rng) for space in unseen.spaces(novelty)]
-        if not parts:
-            parts = [LeftOut.of_known(novelty, module, populations, rows, matrix, rng)]
+            parts += [LeftOut.of_unseen(novelty, space, n_each, rng) for space in unseen.spaces(novelty)]
         out[novelty] = with_fold_errors(_evidence(parts, seed), parts, n_replicates, retrieval.settings, seed)
     return out
 
 
 def _evidence(parts: Sequence[LeftOut], seed: int) -> FoldEvidence:
+    """What `parts` say; the latent space of the first has seen the cells, and counts less beside others."""
     found = [
         _compare(part, i, derive_seed(seed, "fold", number, i))
         for number, part in enumerate(parts)
         for i in range(len(part))
     ]
-    agrees, difference = np.array(found).reshape(-1, 2).T
+    weights = np.ones(len(found))
+    if len(parts) > 1:
+        weights[: len(parts[0])] = SETTINGS.seen_weight
+    agrees, difference = weights * np.array(found).reshape(-1, 2).T
     return FoldEvidence(np.concatenate([part.distance for part in parts]), agrees, difference)
 
 

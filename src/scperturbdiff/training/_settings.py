@@ -37,6 +37,8 @@ class TrainingSettings:
     unseen_steps, unseen_folds, unseen_share
         Steps of the VAEs that are trained without some conditions, at most; how many there are for contexts, of which
         each is without up to a third; share of the pairs or perturbations that another one is trained without.
+    seen_weight
+        How much left-out conditions count that the latent space has seen, beside those that it has not.
     unseen_populations, unseen_cells, unseen_least
         Populations and cells that these are trained on, at most, and cells of each population in any case.
     uneven_populations, uneven_cells, uneven_least, uneven_margin
@@ -68,6 +70,7 @@ class TrainingSettings:
     unseen_steps: int = 300
     unseen_folds: int = 2
     unseen_share: float = 0.25
+    seen_weight: float = 0.5
     unseen_populations: int = 128
     unseen_cells: int = 16384
     unseen_least: int = 64
