@@ -78,7 +78,7 @@ def _errors(
     measured = torch.as_tensor(part.populations.responses.fold.astype(np.float32), device=module.device)
     excess, folds = [], []
     for i in map(int, rows):
-        sample, start = part.samples[i], part.samples[i].latent[None]
+        sample, start = part.cells.samples[i], part.cells.samples[i].latent[None]
         residual, fold = (_tensor(values[i], module) for values in (found.residual, found.fold))
         means = module.moved_means(sample, part.prior.at(i).move(start)[0], residual)
         factor = means.towards_fold(fold, weights[i])

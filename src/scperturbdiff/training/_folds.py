@@ -12,7 +12,7 @@ from scperturbdiff.data import log_normalize
 from scperturbdiff.retrieval import NEW, FoldEvidence
 from scperturbdiff.seeds import derive_seed, stream
 from scperturbdiff.training._fold_errors import with_fold_errors
-from scperturbdiff.training._left_out import LeftOut
+from scperturbdiff.training._left_out import LeftOut, SomeCells
 from scperturbdiff.training._populations import count_replicates, useful_novelties
 from scperturbdiff.training._settings import SETTINGS
 
@@ -55,13 +55,14 @@ def fold_evidence(
     assert retrieval is not None  # of populations
     rows = np.sort(np.random.default_rng(seed).permutation(len(populations.table))[: SETTINGS.fold_populations])
     n_replicates, n_each = count_replicates(populations.table)[rows], SETTINGS.fold_populations // SETTINGS.unseen_folds
+    cells = SomeCells.read(module, populations.take(rows), matrix, np.random.default_rng(derive_seed(seed, "fold")))
     out: dict[Novelty, FoldEvidence] = {}
     for novelty in useful_novelties(populations.table, retrieval):
         if novelty == "pair" and unseen.one_condition_each:  # without it a context is new
             out[novelty] = out["context"]
             continue
         rng = np.random.default_rng(derive_seed(seed, "fold", novelty))
-        parts = [LeftOut.of_known(novelty, module, populations, rows, matrix, rng)]
+        parts = [LeftOut.of_known(novelty, module, populations, rows, cells)]
         if novelty in NEW:
             parts += [LeftOut.of_unseen(novelty, space, n_each, rng) for space in unseen.spaces(novelty)]
         out[novelty] = with_fold_errors(_evidence(parts, seed), parts, n_replicates, retrieval.settings, seed)
@@ -84,7 +85,7 @@ def _evidence(parts: Sequence[LeftOut], seed: int) -> FoldEvidence:
 
 def _compare(part: LeftOut, i: int, seed: int) -> tuple[float, float]:
     """Product of what fold changes change with the error of the decoded shift, and with itself."""
-    module, counts, sample = part.module, part.controls[i], part.samples[i]
+    module, counts, sample = part.module, part.cells.controls[i], part.cells.samples[i]
     residual, fold = (
         torch.as_tensor(values[i], dtype=torch.float32, device=module.device)
         for values in (part.found.residual, part.found.fold)
@@ -100,7 +101,7 @@ def _compare(part: LeftOut, i: int, seed: int) -> tuple[float, float]:
         # products of one draw with itself would hold the noise of its counts
         for derived in (derive_seed(seed, draw) for draw in range(2))
     )
-    agrees = (folded - shifted) @ (_mean_expression(part.treated[i]) - other_shifted)
+    agrees = (folded - shifted) @ (_mean_expression(part.cells.treated[i]) - other_shifted)
     return float(agrees), max(float((folded - shifted) @ (other_folded - other_shifted)), 0.0)
 
 

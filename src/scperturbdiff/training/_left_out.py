@@ -30,6 +30,36 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class SomeCells:
+    """Counts of some control and treated cells of `n` populations, `(n_cells, n_genes)` each; the control cells."""
+
+    controls: Sequence[Tensor]
+    treated: Sequence[Tensor]
+    samples: Sequence[ControlSample]
+
+    @classmethod
+    def read(
+        cls, module: PerturbDiffModule, populations: MeasuredPopulations, matrix: Any, rng: np.random.Generator
+    ) -> SomeCells:
+        """Read a random choice from counts of all cells, `(n_cells, n_genes)`, in memory or on disk."""
+
+        def some(groups: Groups, number: int) -> NDArray[np.int64]:
+            return np.sort(rng.permutation(groups[number])[: SETTINGS.fold_cells])
+
+        def read(cells: NDArray[np.int64]) -> Tensor:
+            return torch.cat([dense(part, module.device) for part in iter_rows(matrix, cells)])
+
+        table = populations.table
+        chosen = [(some(table.match.groups, int(g)), some(table.cells, i)) for i, g in enumerate(table.match.group)]
+        controls, treated = [read(cells) for cells, _ in chosen], [read(cells) for _, cells in chosen]
+        samples = [
+            module.control_sample(counts, torch.as_tensor(populations.latent[cells], device=module.device))
+            for counts, (cells, _) in zip(controls, chosen, strict=True)
+        ]
+        return cls(controls, treated, samples)
+
+
+@dataclass(frozen=True)
 class LeftOut:
     """Populations that are left out in one way of being new: what they did, and what is predicted of them.
 
@@ -47,10 +77,8 @@ class LeftOut:
         Of their controls to the nearest known ones, `(n,)`.
     directions
         Directions along which draws vary, `(n_latent, n_directions)`; and how far in each population, `(n,)`.
-    controls, treated
-        Counts of some control and treated cells of each, `(n_cells, n_genes)`.
-    samples
-        The control cells.
+    cells
+        Some of their cells.
     """
 
     novelty: Novelty
@@ -60,9 +88,7 @@ class LeftOut:
     prior: Prior
     distance: NDArray[np.float64]
     directions: tuple[NDArray[np.float64], NDArray[np.float64]]
-    controls: Sequence[Tensor]
-    treated: Sequence[Tensor]
-    samples: Sequence[ControlSample]
+    cells: SomeCells
 
     def __len__(self) -> int:
         return len(self.populations.table)
@@ -74,10 +100,9 @@ class LeftOut:
         module: PerturbDiffModule,
         populations: MeasuredPopulations,
         rows: NDArray[np.int64],
-        matrix: Any,
-        rng: np.random.Generator,
+        cells: SomeCells,
     ) -> LeftOut:
-        """Left out of retrieval only; the latent space knows them."""
+        """`rows` of the populations, left out of retrieval only; the latent space knows them."""
         retrieval = module.retrieval
         assert retrieval is not None  # of populations
         found = retrieval.leave_out(novelty, rows, with_genes=True)
@@ -86,8 +111,7 @@ class LeftOut:
         asked = known.take(rows)
         distance = retrieval.nearest(asked, asked.barred(known, novelty))
         factors = module.generator_ema.replicate_factors.cpu().numpy().astype(np.float64)
-        some = populations.take(rows)
-        return cls._of(novelty, module, some, found, prior, distance, factors, matrix, rng)
+        return cls._of(novelty, module, populations.take(rows), found, prior, distance, factors, cells)
 
     @classmethod
     def of_unseen(cls, novelty: Novelty, space: Unseen, n: int, rng: np.random.Generator) -> LeftOut:
@@ -98,7 +122,8 @@ class LeftOut:
         prior, found = predicted_prior(some, module.retrieval, module.by_state, module.device)
         distance = module.retrieval.nearest(some.responses.conditions)
         factors = replicate_factors(space.known, module.generator.n_population_noise)
-        return cls._of(novelty, module, some, found, prior, distance, factors, space.matrix, rng)
+        cells = SomeCells.read(module, some, space.matrix, rng)
+        return cls._of(novelty, module, some, found, prior, distance, factors, cells)
 
     @classmethod
     def _of(
@@ -110,33 +135,19 @@ class LeftOut:
         prior: Prior,
         distance: NDArray[np.float64],
         factors: NDArray[np.float64],
-        matrix: Any,
-        rng: np.random.Generator,
+        cells: SomeCells,
     ) -> LeftOut:
-        def some(groups: Groups, number: int) -> NDArray[np.int64]:
-            return np.sort(rng.permutation(groups[number])[: SETTINGS.fold_cells])
-
-        def read(cells: NDArray[np.int64]) -> Tensor:
-            return torch.cat([dense(part, module.device) for part in iter_rows(matrix, cells)])
-
         assert module.retrieval is not None
-        table = populations.table
-        chosen = [(some(table.match.groups, int(g)), some(table.cells, i)) for i, g in enumerate(table.match.group)]
-        controls, treated = [read(cells) for cells, _ in chosen], [read(cells) for _, cells in chosen]
-        samples = [
-            module.control_sample(counts, torch.as_tensor(populations.latent[cells], device=module.device))
-            for counts, (cells, _) in zip(controls, chosen, strict=True)
-        ]
         directions, size = module.retrieval.doubt.get(novelty), np.sqrt(found.variance)
         if directions is None:
-            directions, size = factors, np.ones(len(table))
-        return cls(novelty, module, populations, found, prior, distance, (directions, size), controls, treated, samples)
+            directions, size = factors, np.ones(len(populations.table))
+        return cls(novelty, module, populations, found, prior, distance, (directions, size), cells)
 
     def noise(self, i: int) -> Tensor:
         """Sampling variance of the measured log fold changes of population `i`, `(n_genes,)`."""
         table = self.populations.table
         n_treated, n_controls = table.cells.count[i], table.match.groups.count[table.match.group[i]]
-        return fold_noise(self.treated[i], int(n_treated)) + fold_noise(self.controls[i], int(n_controls))
+        return fold_noise(self.cells.treated[i], int(n_treated)) + fold_noise(self.cells.controls[i], int(n_controls))
 
 
 def fold_noise(counts: Tensor, n_cells: int) -> Tensor:

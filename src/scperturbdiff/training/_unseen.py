@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,25 +105,34 @@ class UnseenPopulations:
         seed: int,
     ) -> None:
         self.module, self.features, self.how, self.seed = module, features, how, seed
-        rows = whole_perturbations(populations.responses.conditions, SETTINGS.unseen_populations, seed)
-        self.table, cells = excerpt(populations.table.take(rows), SETTINGS.unseen_cells, np.random.default_rng(seed))
-        self.matrix = sparse.vstack([sparse.csr_matrix(block) for block in iter_rows(matrix, cells)], format="csr")
-        self.batch = batch[cells]
+        self._all = populations, matrix, batch
+
+    @cached_property
+    def cells(self) -> tuple[PopulationTable, sparse.csr_matrix, NDArray[np.integer]]:
+        """Some populations, counts of some of their cells, and the batches of these."""
+        populations, matrix, batch = self._all
+        rows = whole_perturbations(populations.responses.conditions, SETTINGS.unseen_populations, self.seed)
+        rng = np.random.default_rng(self.seed)
+        table, cells = excerpt(populations.table.take(rows), SETTINGS.unseen_cells, rng)
+        blocks = [sparse.csr_matrix(block) for block in iter_rows(matrix, cells)]
+        return table, sparse.vstack(blocks, format="csr"), batch[cells]
 
     def spaces(self, novelty: Novelty) -> Iterator[Unseen]:
         """Latent spaces without conditions that are new in this way; none where that leaves nothing."""
         for number, held_out in enumerate(self._folds(novelty)):
             with seeded(derive_seed(self.seed, "unseen", novelty, number), self.module.device):
-                yield self._space(held_out)
+                space = self._space(held_out)
+            yield space
 
     @property
     def one_condition_each(self) -> bool:
         """Whether there are several contexts, and one condition in each."""
-        return len(np.unique(self.table.condition)) == len(np.unique(self.table.context)) > 1
+        table = self._all[0].table
+        return len(np.unique(table.condition)) == len(np.unique(table.context)) > 1
 
     def _folds(self, novelty: Novelty) -> list[Ints]:
         """Populations that are left out together."""
-        table, rng = self.table, np.random.default_rng(derive_seed(self.seed, "unseen", novelty))
+        table, rng = self.cells[0], np.random.default_rng(derive_seed(self.seed, "unseen", novelty))
         if novelty == "context":
             contexts = rng.permutation(np.unique(table.context))
             size = max(1, len(contexts) // 3)
@@ -138,24 +148,22 @@ class UnseenPopulations:
         return [np.flatnonzero(fold) for fold in folds if fold.any() and not fold.all()]
 
     def _space(self, held_out: Ints) -> Unseen:
-        table, n = self.table, self.matrix.shape[0]
-        seen = np.setdiff1d(np.arange(n), np.concatenate([table.cells[row] for row in held_out]))
+        table, matrix, batch = self.cells
+        seen = np.setdiff1d(np.arange(len(batch)), np.concatenate([table.cells[row] for row in held_out]))
         module, how = self.module.with_new_vae(), self.how
         rng = np.random.default_rng(derive_seed(self.seed, "batches"))
         with finite_vae(module.vae, how.plan_kwargs.get("lr")):
-            train_shortly(
-                module.vae, self.matrix[seen], self.batch[seen], how.n_steps, how.batch_size, rng, **how.plan_kwargs
-            )
-        counted = SummedCounts(table, self.matrix)
+            train_shortly(module.vae, matrix[seen], batch[seen], how.n_steps, how.batch_size, rng, **how.plan_kwargs)
+        counted = SummedCounts(table, matrix)
         latent = module.encode(counted.blocks())
         module.set_latent_scale(latent[torch.as_tensor(seen, device=latent.device)])
-        measured = measure_populations(table, module.standardize(latent), counted, self.batch, module.shares)
+        measured = measure_populations(table, module.standardize(latent), counted, batch, module.shares)
         known = measured.take(np.setdiff1d(np.arange(len(table)), held_out))
         module.retrieval = Retrieval.fit(known.responses, self.features, module.retrieval_settings, self.seed)
         if self.module.by_state is not None:
             search = StateSearch(known, module.retrieval, module.expression, self.seed)
             module.by_state = search.fit_number(len(self.module.by_state.states))
-        return Unseen(module, known, measured.take(held_out), self.matrix)
+        return Unseen(module, known, measured.take(held_out), matrix)
 
 
 def excerpt(table: PopulationTable, n_cells: int, rng: np.random.Generator) -> tuple[PopulationTable, Ints]:
