@@ -166,3 +166,20 @@ def test_fold_changes_are_followed_where_a_decoder_cannot_know(monkeypatch: pyte
     seen = weights()
     assert found["context"] > seen["context"] + 0.1 and found["pair"] > seen["pair"] + 0.1
     assert found["replicate"] == seen["replicate"]
+
+
+def test_pairs_that_are_left_out_leave_their_context_and_perturbation_known() -> None:
+    """In every draw; and distances are those of the trained latent space."""
+    adata = screen(contexts=4, donors=1, perturbations=3, n_cells=6)
+    leaves_out = unseen(adata)
+    for seed in range(20):
+        leaves_out.seed = seed
+        (held,) = leaves_out._folds("pair")
+        table = leaves_out.cells[0]
+        known = np.setdiff1d(np.arange(len(table)), held)
+        assert set(table.context[held]) <= set(table.context[known])
+        assert set(table.component[held, 0]) <= set(table.component[known, 0])
+    (space,) = leaves_out.spaces("pair")
+    assert space.module.retrieval is not None and leaves_out.module.retrieval is not None
+    median = space.unit * space.module.retrieval.median_distance
+    assert median == pytest.approx(leaves_out.module.retrieval.median_distance)

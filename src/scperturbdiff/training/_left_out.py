@@ -120,7 +120,7 @@ class LeftOut:
         assert module.retrieval is not None  # of populations
         some = held_out.take(np.sort(rng.permutation(len(held_out.table))[:n]))
         prior, found = predicted_prior(some, module.retrieval, module.by_state, module.device)
-        distance = module.retrieval.nearest(some.responses.conditions)
+        distance = space.unit * module.retrieval.nearest(some.responses.conditions)
         factors = replicate_factors(space.known, module.generator.n_population_noise)
         cells = SomeCells.read(module, some, space.matrix, rng)
         return cls._of(novelty, module, some, found, prior, distance, factors, cells)

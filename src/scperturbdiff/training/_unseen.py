@@ -20,7 +20,7 @@ from scperturbdiff.latent import train_shortly
 from scperturbdiff.responses import SummedCounts, measure_populations
 from scperturbdiff.retrieval import Retrieval, whole_perturbations
 from scperturbdiff.seeds import derive_seed, seeded
-from scperturbdiff.training._populations import have_features, split_populations
+from scperturbdiff.training._populations import have_features
 from scperturbdiff.training._safe import finite_vae
 from scperturbdiff.training._settings import SETTINGS
 from scperturbdiff.training._states import StateSearch
@@ -65,12 +65,15 @@ class Unseen:
         The other populations, and those that were left out.
     matrix
         Counts of the cells of both, `(n_cells, n_genes)`.
+    unit
+        What distances here are to be multiplied with to compare with those in the latent space of the trained module.
     """
 
     module: PerturbDiffModule
     known: MeasuredPopulations
     held_out: MeasuredPopulations
     matrix: sparse.csr_matrix
+    unit: float
 
 
 class UnseenPopulations:
@@ -138,8 +141,7 @@ class UnseenPopulations:
             size = max(1, len(contexts) // 3)
             folds = [np.isin(table.context, contexts[k * size : (k + 1) * size]) for k in range(SETTINGS.unseen_folds)]
         elif novelty == "pair":
-            held = split_populations(table, SETTINGS.unseen_share, derive_seed(self.seed, "unseen"))[1]
-            folds = [np.isin(np.arange(len(table)), held)]
+            folds = [_some_pairs(table, rng)]
         else:
             described = np.flatnonzero(have_features(self.features))
             names = rng.permutation(np.intersect1d(table.component, described))
@@ -163,7 +165,25 @@ class UnseenPopulations:
         if self.module.by_state is not None:
             search = StateSearch(known, module.retrieval, module.expression, self.seed)
             module.by_state = search.fit_number(len(self.module.by_state.states))
-        return Unseen(module, known, measured.take(held_out), matrix)
+        assert self.module.retrieval is not None  # of all populations
+        unit = self.module.retrieval.median_distance / module.retrieval.median_distance
+        return Unseen(module, known, measured.take(held_out), matrix, unit)
+
+
+def _some_pairs(table: PopulationTable, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Populations of a share of the conditions whose components and contexts are known from others as well."""
+    first = np.unique(table.condition, return_index=True)[1]
+    components, contexts = [row[row >= 0] for row in table.component[first]], table.context[first]
+    of_component = np.bincount(np.concatenate([*components, np.empty(0, np.int64)]))
+    of_context, chosen = dict(zip(*np.unique(contexts, return_counts=True), strict=True)), list[int]()
+    for c in rng.permutation(len(first)):
+        if len(chosen) >= max(1, round(SETTINGS.unseen_share * len(first))):
+            break
+        if (of_component[components[c]] > 1).all() and of_context[contexts[c]] > 1:
+            of_component[components[c]] -= 1
+            of_context[contexts[c]] -= 1
+            chosen.append(c)
+    return np.isin(table.condition, chosen)
 
 
 def excerpt(table: PopulationTable, n_cells: int, rng: np.random.Generator) -> tuple[PopulationTable, Ints]:
