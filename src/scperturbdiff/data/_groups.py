@@ -33,6 +33,10 @@ class Groups:
     def __getitem__(self, group: int) -> Ints:
         return self.rows[self.start[group] : self.start[group] + self.count[group]]
 
+    def some(self, group: int, n: int, rng: np.random.Generator) -> Ints:
+        """A random choice of `n` rows of a group, all of fewer, in order."""
+        return np.sort(rng.permutation(self[group])[:n])
+
     @classmethod
     def from_codes(cls, codes: Ints, rows: Ints, n_groups: int) -> Groups:
         """Group `rows` by `codes`."""

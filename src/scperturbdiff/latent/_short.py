@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 
+from scperturbdiff.latent._batches import RowBatches
 from scperturbdiff.latent._training import LatentTrainingPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
     from scipy import sparse
 
@@ -25,11 +25,11 @@ def train_shortly(
     batch: NDArray[np.integer],
     n_steps: int,
     batch_size: int,
-    rng: np.random.Generator,
-    max_kl_weight: float = 0.05,
     **plan_kwargs: Any,
 ) -> None:
     """Train a VAE for some steps; the weight of its KL term rises over half of them.
+
+    Order and noise come from torch's global generator, as in the first stage.
 
     Parameters
     ----------
@@ -43,32 +43,24 @@ def train_shortly(
         Steps.
     batch_size
         Cells a step.
-    rng
-        Draws the order of the cells.
-    max_kl_weight, **plan_kwargs
-        As of :class:`LatentTrainingPlan`.
+    **plan_kwargs
+        Passed to :class:`LatentTrainingPlan`.
     """
-    plan = LatentTrainingPlan(vae, max_kl_weight=max_kl_weight, **plan_kwargs)
+    plan = LatentTrainingPlan(vae, **plan_kwargs)
     optimizer = plan.get_optimizer_creator()(vae.parameters())
     vae.train()
-    for step, rows in zip(range(n_steps), _batches(counts.shape[0], batch_size, rng), strict=False):
+    batches = RowBatches(np.arange(counts.shape[0]), batch_size, shuffle=True)
+    passes = chain.from_iterable(repeat(batches))  # each in a new order
+    for step, rows in enumerate(islice(passes, n_steps)):
         tensors = {
-            REGISTRY_KEYS.X_KEY: torch.from_numpy(counts[rows].toarray().astype(np.float32)),
+            REGISTRY_KEYS.X_KEY: torch.from_numpy(counts[rows].toarray().astype(np.float32, copy=False)),
             REGISTRY_KEYS.BATCH_KEY: torch.as_tensor(batch[rows], dtype=torch.long)[:, None],
             REGISTRY_KEYS.LABELS_KEY: torch.zeros(len(rows), 1, dtype=torch.long),
         }
         on_device = {name: value.to(vae.device) for name, value in tensors.items()}
-        kl_weight = max_kl_weight * min(1.0, 2 * step / n_steps)
+        kl_weight = plan.max_kl_weight * min(1.0, 2 * step / n_steps)
         loss = vae(on_device, loss_kwargs={"kl_weight": kl_weight})[2].loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     vae.eval()
-
-
-def _batches(n_cells: int, size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Cells in random batches, again and again."""
-    while True:
-        order = rng.permutation(n_cells)
-        for i in range(max(1, n_cells // size)):
-            yield order[i * size : (i + 1) * size]

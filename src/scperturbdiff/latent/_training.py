@@ -26,6 +26,8 @@ class LatentTrainingPlan(TrainingPlan):
         The VAE.
     lr, weight_decay, eps
         Of Adam. scvi-tools' `eps` of 0.01 slows short runs down.
+    max_kl_weight
+        Weight of the KL term once it has risen.
     dispersion_lr_factor
         Rate of the gene-wise dispersions relative to `lr`: at the common rate they hardly move in short runs.
     **kwargs
@@ -39,6 +41,7 @@ class LatentTrainingPlan(TrainingPlan):
         lr: float = 2e-3,
         weight_decay: float = 1e-6,
         eps: float = 1e-8,
+        max_kl_weight: float = 0.05,
         dispersion_lr_factor: float = 10.0,
         **kwargs: Any,
     ) -> None:
@@ -46,7 +49,7 @@ class LatentTrainingPlan(TrainingPlan):
         check_number("eps", eps, "(0, inf)")
         check_number("weight_decay", weight_decay, "[0, inf)")
         check_number("dispersion_lr_factor", dispersion_lr_factor, "(0, inf)")
-        super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, **kwargs)
+        super().__init__(module, lr=lr, weight_decay=weight_decay, eps=eps, max_kl_weight=max_kl_weight, **kwargs)
         self.dispersion_lr_factor = dispersion_lr_factor
 
     def get_optimizer_creator(self) -> Callable[[Iterable[Tensor]], Optimizer]:

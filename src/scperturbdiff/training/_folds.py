@@ -58,9 +58,6 @@ def fold_evidence(
     cells = SomeCells.read(module, populations.take(rows), matrix, np.random.default_rng(derive_seed(seed, "fold")))
     out: dict[Novelty, FoldEvidence] = {}
     for novelty in useful_novelties(populations.table, retrieval):
-        if novelty == "pair" and unseen.one_condition_each:  # without it a context is new
-            out[novelty] = out["context"]
-            continue
         rng = np.random.default_rng(derive_seed(seed, "fold", novelty))
         parts = [LeftOut.of_known(novelty, module, populations, rows, cells)]
         if novelty in NEW:

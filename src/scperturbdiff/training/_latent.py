@@ -107,7 +107,6 @@ def latent_stage(
     trainer: dict[str, Any],
     processes: Processes = Processes(),
     seed: int = 0,
-    max_kl_weight: float = 0.05,
     **plan_kwargs: Any,
 ) -> Stage:
     """Stage 1: train the VAE on all cells; by default the weight of its KL term rises over half of the epochs.
@@ -118,7 +117,7 @@ def latent_stage(
     if plan_kwargs.get("n_steps_kl_warmup") is not None:  # scvi-tools would prefer its default of 400 epochs
         plan_kwargs.setdefault("n_epochs_kl_warmup", None)
     plan_kwargs.setdefault("n_epochs_kl_warmup", max(1, max_epochs // 2))
-    plan = LatentTrainingPlan(module.vae, max_kl_weight=max_kl_weight, **plan_kwargs)
+    plan = LatentTrainingPlan(module.vae, **plan_kwargs)
     callbacks = split_callbacks(trainer.get("callbacks"))[1]
     if processes.n > 1:
         callbacks = [*callbacks, OwnNoise(seed)]

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from scperturbdiff.data import Groups
     from scperturbdiff.diffusion import Prior
     from scperturbdiff.module import ControlSample, PerturbDiffModule
     from scperturbdiff.responses import MeasuredPopulations
@@ -43,14 +42,14 @@ class SomeCells:
     ) -> SomeCells:
         """Read a random choice from counts of all cells, `(n_cells, n_genes)`, in memory or on disk."""
 
-        def some(groups: Groups, number: int) -> NDArray[np.int64]:
-            return np.sort(rng.permutation(groups[number])[: SETTINGS.fold_cells])
-
         def read(cells: NDArray[np.int64]) -> Tensor:
             return torch.cat([dense(part, module.device) for part in iter_rows(matrix, cells)])
 
-        table = populations.table
-        chosen = [(some(table.match.groups, int(g)), some(table.cells, i)) for i, g in enumerate(table.match.group)]
+        table, n = populations.table, SETTINGS.fold_cells
+        chosen = [
+            (table.match.groups.some(int(group), n, rng), table.cells.some(i, n, rng))
+            for i, group in enumerate(table.match.group)
+        ]
         controls, treated = [read(cells) for cells, _ in chosen], [read(cells) for _, cells in chosen]
         samples = [
             module.control_sample(counts, torch.as_tensor(populations.latent[cells], device=module.device))
@@ -110,8 +109,8 @@ class LeftOut:
         known = retrieval.responses.conditions
         asked = known.take(rows)
         distance = retrieval.nearest(asked, asked.barred(known, novelty))
-        factors = module.generator_ema.replicate_factors.cpu().numpy().astype(np.float64)
-        return cls._of(novelty, module, populations.take(rows), found, prior, distance, factors, cells)
+        along = _directions(module, novelty, found, _replicates(module))
+        return cls(novelty, module, populations.take(rows), found, prior, distance, along, cells)
 
     @classmethod
     def of_unseen(cls, novelty: Novelty, space: Unseen, n: int, rng: np.random.Generator) -> LeftOut:
@@ -121,33 +120,31 @@ class LeftOut:
         some = held_out.take(np.sort(rng.permutation(len(held_out.table))[:n]))
         prior, found = predicted_prior(some, module.retrieval, module.by_state, module.device)
         distance = space.unit * module.retrieval.nearest(some.responses.conditions)
-        factors = replicate_factors(space.known, module.generator.n_population_noise)
-        cells = SomeCells.read(module, some, space.matrix, rng)
-        return cls._of(novelty, module, some, found, prior, distance, factors, cells)
-
-    @classmethod
-    def _of(
-        cls,
-        novelty: Novelty,
-        module: PerturbDiffModule,
-        populations: MeasuredPopulations,
-        found: Retrieved,
-        prior: Prior,
-        distance: NDArray[np.float64],
-        factors: NDArray[np.float64],
-        cells: SomeCells,
-    ) -> LeftOut:
-        assert module.retrieval is not None
-        directions, size = module.retrieval.doubt.get(novelty), np.sqrt(found.variance)
-        if directions is None:
-            directions, size = factors, np.ones(len(populations.table))
-        return cls(novelty, module, populations, found, prior, distance, (directions, size), cells)
+        factors = replicate_factors(space.known, int(_replicates(module).any(0).sum()))  # in this latent space
+        along = _directions(module, novelty, found, factors)
+        return cls(
+            novelty, module, some, found, prior, distance, along, SomeCells.read(module, some, space.matrix, rng)
+        )
 
     def noise(self, i: int) -> Tensor:
         """Sampling variance of the measured log fold changes of population `i`, `(n_genes,)`."""
         table = self.populations.table
         n_treated, n_controls = table.cells.count[i], table.match.groups.count[table.match.group[i]]
         return fold_noise(self.cells.treated[i], int(n_treated)) + fold_noise(self.cells.controls[i], int(n_controls))
+
+
+def _replicates(module: PerturbDiffModule) -> NDArray[np.float64]:
+    """Directions in which replicates differ in the latent space of the trained module, `(n_latent, n_factors)`."""
+    return np.asarray(module.generator_ema.replicate_factors.cpu().numpy(), np.float64)
+
+
+def _directions(
+    module: PerturbDiffModule, novelty: Novelty, found: Retrieved, replicates: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Directions in which draws of what was `found` vary, and how far; as `replicates` where no others are known."""
+    assert module.retrieval is not None
+    doubt = module.retrieval.doubt.get(novelty)
+    return (replicates, np.ones(len(found.variance))) if doubt is None else (doubt, np.sqrt(found.variance))
 
 
 def fold_noise(counts: Tensor, n_cells: int) -> Tensor:

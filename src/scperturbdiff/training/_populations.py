@@ -42,20 +42,39 @@ def split_populations(
         validation_size = min(max(SETTINGS.held_out, round(0.1 * n)), n // 3) / max(n, 1)
     if not 0 <= validation_size < 1:
         raise ValueError(f"validation_size={validation_size} must lie in [0, 1): the share of conditions held out.")
-    components = [np.unique(row[row >= 0]) for row in table.component[np.unique(condition, return_index=True)[1]]]
-    left = np.bincount(np.concatenate([*components, np.empty(0, np.int64)]))  # conditions of each that are not held out
-    described = np.zeros(len(left), bool) | np.asarray(has_features).reshape(-1)[: len(left)]
-    wanted, chosen = round(n * validation_size), list[int]()
-    for c in np.random.default_rng(seed).permutation(n):
-        if len(chosen) == wanted:
-            break
-        if (described[components[c]] | (left[components[c]] > 1)).all():
-            left[components[c]] -= 1
-            chosen.append(c)
-    held = np.isin(condition, chosen)
+    held = known_otherwise(table, round(n * validation_size), np.random.default_rng(seed), has_features)
     if n and held.all():
         raise ValueError(f"All {n} conditions would be held out and none trained on: lower validation_size.")
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def known_otherwise(
+    table: PopulationTable,
+    n: int,
+    rng: np.random.Generator,
+    has_features: bool | NDArray[np.bool_] = False,
+    *,
+    contexts: bool = False,
+) -> NDArray[np.bool_]:
+    """Which populations are of a random choice of at most `n` conditions that are known from others, too.
+
+    Their components are, unless they have features, and with `contexts` their contexts as well.
+    """
+    first = np.unique(table.condition, return_index=True)[1]
+    components, context = [np.unique(row[row >= 0]) for row in table.component[first]], table.context[first]
+    left = np.bincount(np.concatenate([*components, np.empty(0, np.int64)]))  # conditions of each that stay
+    left_there = dict(zip(*np.unique(context, return_counts=True), strict=True))
+    described = np.zeros(len(left), bool) | np.asarray(has_features).reshape(-1)[: len(left)]
+    chosen = list[int]()
+    for c in rng.permutation(len(first)):
+        if len(chosen) == n:
+            break
+        known = (described[components[c]] | (left[components[c]] > 1)).all()
+        if known and (left_there[context[c]] > 1 or not contexts):
+            left[components[c]] -= 1
+            left_there[context[c]] -= 1
+            chosen.append(c)
+    return np.isin(table.condition, chosen)
 
 
 def have_features(features: NDArray[np.float64] | None) -> bool | NDArray[np.bool_]:

@@ -145,7 +145,7 @@ class StateSearch:
         """Latent vectors of control cells, equally many of each group as far as there are."""
         rng, groups = np.random.default_rng(self.seed), self.populations.table.match.groups
         most = -(-SETTINGS.state_cells // len(groups))
-        rows = [rng.permutation(groups[g])[:most] for g in range(len(groups))]
+        rows = [groups.some(g, most, rng) for g in range(len(groups))]
         return self.populations.latent[np.unique(np.concatenate(rows))]
 
     def _without_context(self, by_state: StateRetrieval | None, rows: NDArray[np.int64]) -> Floats:

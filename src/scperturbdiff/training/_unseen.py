@@ -20,7 +20,7 @@ from scperturbdiff.latent import train_shortly
 from scperturbdiff.responses import SummedCounts, measure_populations
 from scperturbdiff.retrieval import Retrieval, whole_perturbations
 from scperturbdiff.seeds import derive_seed, seeded
-from scperturbdiff.training._populations import have_features
+from scperturbdiff.training._populations import have_features, known_otherwise
 from scperturbdiff.training._safe import finite_vae
 from scperturbdiff.training._settings import SETTINGS
 from scperturbdiff.training._states import StateSearch
@@ -127,12 +127,6 @@ class UnseenPopulations:
                 space = self._space(held_out)
             yield space
 
-    @property
-    def one_condition_each(self) -> bool:
-        """Whether there are several contexts, and one condition in each."""
-        table = self._all[0].table
-        return len(np.unique(table.condition)) == len(np.unique(table.context)) > 1
-
     def _folds(self, novelty: Novelty) -> list[Ints]:
         """Populations that are left out together."""
         table, rng = self.cells[0], np.random.default_rng(derive_seed(self.seed, "unseen", novelty))
@@ -141,7 +135,8 @@ class UnseenPopulations:
             size = max(1, len(contexts) // 3)
             folds = [np.isin(table.context, contexts[k * size : (k + 1) * size]) for k in range(SETTINGS.unseen_folds)]
         elif novelty == "pair":
-            folds = [_some_pairs(table, rng)]
+            n = max(1, round(SETTINGS.unseen_share * len(np.unique(table.condition))))
+            folds = [known_otherwise(table, n, rng, contexts=True)]
         else:
             described = np.flatnonzero(have_features(self.features))
             names = rng.permutation(np.intersect1d(table.component, described))
@@ -153,9 +148,8 @@ class UnseenPopulations:
         table, matrix, batch = self.cells
         seen = np.setdiff1d(np.arange(len(batch)), np.concatenate([table.cells[row] for row in held_out]))
         module, how = self.module.with_new_vae(), self.how
-        rng = np.random.default_rng(derive_seed(self.seed, "batches"))
         with finite_vae(module.vae, how.plan_kwargs.get("lr")):
-            train_shortly(module.vae, matrix[seen], batch[seen], how.n_steps, how.batch_size, rng, **how.plan_kwargs)
+            train_shortly(module.vae, matrix[seen], batch[seen], how.n_steps, how.batch_size, **how.plan_kwargs)
         counted = SummedCounts(table, matrix)
         latent = module.encode(counted.blocks())
         module.set_latent_scale(latent[torch.as_tensor(seen, device=latent.device)])
@@ -170,28 +164,12 @@ class UnseenPopulations:
         return Unseen(module, known, measured.take(held_out), matrix, unit)
 
 
-def _some_pairs(table: PopulationTable, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Populations of a share of the conditions whose components and contexts are known from others as well."""
-    first = np.unique(table.condition, return_index=True)[1]
-    components, contexts = [row[row >= 0] for row in table.component[first]], table.context[first]
-    of_component = np.bincount(np.concatenate([*components, np.empty(0, np.int64)]))
-    of_context, chosen = dict(zip(*np.unique(contexts, return_counts=True), strict=True)), list[int]()
-    for c in rng.permutation(len(first)):
-        if len(chosen) >= max(1, round(SETTINGS.unseen_share * len(first))):
-            break
-        if (of_component[components[c]] > 1).all() and of_context[contexts[c]] > 1:
-            of_component[components[c]] -= 1
-            of_context[contexts[c]] -= 1
-            chosen.append(c)
-    return np.isin(table.condition, chosen)
-
-
 def excerpt(table: PopulationTable, n_cells: int, rng: np.random.Generator) -> tuple[PopulationTable, Ints]:
     """The same populations with fewer cells, about `n_cells` in all, and which cells these are, in order."""
     used, group = np.unique(table.match.group, return_inverse=True)
     most = max(SETTINGS.unseen_least, n_cells // max(len(table) + len(used), 1))
     treated, controls = (
-        [np.sort(rng.permutation(groups[number])[:most]) for number in numbers]
+        [groups.some(int(number), most, rng) for number in numbers]
         for groups, numbers in ((table.cells, range(len(table))), (table.match.groups, used))
     )
     cells = np.unique(np.concatenate([*treated, *controls]))
