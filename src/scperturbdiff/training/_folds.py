@@ -88,33 +88,20 @@ def _compare(part: LeftOut, i: int, seed: int) -> tuple[float, float]:
         for values in (part.found.residual, part.found.fold)
     )
     start, library = sample.latent, float(np.exp(part.found.library[i]))
-    moved = part.prior.at(i).move(start[None])[0]
+    moved, batch = part.prior.at(i).move(start[None])[0], torch.zeros(len(start), dtype=torch.long, device=start.device)
     followed = residual + module.moved_means(sample, moved, residual).towards_fold(fold, 1.0)
+    before = module.shares(start, batch)
+    after = [module.decode(module.unstandardize(moved), batch, factors) for factors in (residual, followed)]
     (shifted, folded), (other_shifted, other_folded) = (
         [
-            _mean_expression(_draw(module, counts, start, moved, library, factors, derived))
-            for factors in (residual, followed)
+            _mean_expression(respond(counts, before, decoded, library, rng=stream(derived, start.device)))
+            for decoded in after
         ]
         # products of one draw with itself would hold the noise of its counts
         for derived in (derive_seed(seed, draw) for draw in range(2))
     )
     agrees = (folded - shifted) @ (_mean_expression(part.cells.treated[i]) - other_shifted)
     return float(agrees), max(float((folded - shifted) @ (other_folded - other_shifted)), 0.0)
-
-
-def _draw(
-    module: PerturbDiffModule,
-    counts: torch.Tensor,
-    start: torch.Tensor,
-    moved: torch.Tensor,
-    library: float,
-    factors: torch.Tensor,
-    seed: int,
-) -> torch.Tensor:
-    """Counts of control cells that are `moved`, as of the first batch, `(n_cells, n_genes)`."""
-    batch = torch.zeros(len(start), dtype=torch.long, device=start.device)
-    after = module.decode(module.unstandardize(moved), batch, factors)
-    return respond(counts, module.shares(start, batch), after, library, rng=stream(seed, start.device))
 
 
 def _mean_expression(counts: torch.Tensor) -> NDArray[np.float64]:
