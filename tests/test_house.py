@@ -31,10 +31,11 @@ ROOMS = {
     "limits",
 }
 MODEL = ROOMS | MODULE
-GROUND = {"arguments", "progress"}
+GROUND = {"arguments", "memory", "progress"}
 """What every room may import."""
 USES: dict[str, set[str]] = {
     "arguments": set(),
+    "memory": set(),
     "progress": set(),
     "seeds": set(),
     "storage": set(),
@@ -57,7 +58,7 @@ USES: dict[str, set[str]] = {
     "datasets": {"data", "seeds"},
     "features": {"data"},
     "model": MODEL,
-    "cli": {PACKAGE, "evaluation", "reporting", "datasets", "model", *MODEL},
+    "cli": {PACKAGE, "evaluation", "reporting", "datasets", "features", "model", *MODEL},
     "__main__": {"cli"},
     # the door of the house, which says where its names are found
     PACKAGE: {"data", "evaluation", "reporting", "datasets", "features", "model", "prediction"},

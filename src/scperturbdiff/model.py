@@ -805,7 +805,7 @@ class PerturbDiff(BaseModelClass):
         sampler: Sampler = "renoise",
         guidance: float = 1.0,
         perturbation_embeddings: pd.DataFrame | Mapping[str, Any] | None = None,
-        transform_batch: str | None = None,
+        transform_batch: str | int | None = None,
         layer: str | None = None,
         target_sum: float = 1e4,
         seed: int | None = None,
@@ -995,7 +995,7 @@ class PerturbDiff(BaseModelClass):
         return_numpy: bool | None = None,
         batch_size: int | None = None,
         *,
-        transform_batch: str | None = None,
+        transform_batch: str | int | None = None,
         layer: str | None = None,
         seed: int | None = None,
     ) -> NDArray[np.float32] | pd.DataFrame:

@@ -17,7 +17,7 @@ from scipy import sparse
 
 from scperturbdiff import PerturbDiff
 from scperturbdiff.cli import main
-from scperturbdiff.cli._files import read_cells, write_cells
+from scperturbdiff.cli._files import read_cells, read_table, write_cells
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +131,7 @@ def damaged(file: h5py.File) -> None:
         (virtual, "'/X' is stored in another file, '/etc/passwd'"),
         (loop, "'/uns/again' is '/uns' by another name"),
         (soft_loop, "recursion"),
-        (bomb, "of which '/X' is the largest, would take 400,000 GB of memory"),
+        (bomb, "of which '/X' is the largest, need 372,529 GB of memory"),
         (absurd_shape, ""),
         (other_content, "it has no obs and no var"),
         (dictionary, ""),
@@ -174,7 +174,14 @@ def test_a_table_that_is_none_is_named(
 ) -> None:
     (tmp_path / "in" / "table.csv").write_bytes(content)
     words = ["train", screen, "--out", tmp_path / "model", "--embeddings", tmp_path / "in" / "table.csv", *KEYS]
-    assert "table.csv' cannot be read as CSV: " in failure(capsys, *words)
+    assert "table.csv' cannot be read as .csv: " in failure(capsys, *words)
+
+
+def test_values_of_a_table_stay_the_text_they_are(tmp_path: Path) -> None:
+    (tmp_path / "wanted.csv").write_text("drug,donor,n_cells\nNA,01,5\n1e3,,\n")
+    table = read_table(tmp_path / "wanted.csv")
+    assert table["drug"].tolist() == ["NA", "1e3"] and table["donor"].tolist()[0] == "01"
+    assert table.isna().to_numpy().tolist() == [[False] * 3, [False, True, True]]
 
 
 @pytest.mark.parametrize("n", ["inf", "-inf", "0", "2.5", "many", "1e400"])
@@ -193,7 +200,7 @@ def test_more_cells_than_any_memory_holds(
     (tmp_path / "wanted.csv").write_text("drug,n_cells\nA,10\nB,1e15\n")
     more = [*more, tmp_path / "wanted.csv"] if more == ["--table"] else more
     message = failure(capsys, "predict", model, screen, "--out", tmp_path / "pred.h5ad", *more)
-    assert message.startswith("Not enough memory: 1,000,000,000,000,0")
+    assert message.startswith("1,000,000,000,000,0") and "GB of memory; there are" in message
 
 
 # ---- what is written -----------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import pytest
 from pandas.testing import assert_frame_equal
 from tests.helpers import assert_same_cells
 
-from scperturbdiff.data import _memory, check_memory
-from scperturbdiff.data._memory import memory_bytes
+from scperturbdiff import memory
+from scperturbdiff.memory import check_memory, memory_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,7 @@ def test_absurd_requests_are_refused_at_once(
 def test_a_file_and_a_response_have_room_for_more(
     trained_model: PerturbDiff, controls: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_memory, "memory_bytes", lambda: 2**20)  # cells of some 50 counts
+    monkeypatch.setattr(memory, "memory_bytes", lambda: 2**20)  # cells of some 50 counts
     options: dict[str, Any] = {"n_cells": 500, "progress": False, "seed": 0}
     with pytest.raises(ValueError, match="1,500 cells need"):
         trained_model.predict(controls, ["P01"], **options)
@@ -67,7 +67,7 @@ def test_memory_is_that_of_the_machine_or_the_container(tmp_path: Path, monkeypa
     assert machine > 2**27
     for text, expected in (("max\n", machine), ("1000\n", 1000)):
         (tmp_path / "memory.max").write_text(text)
-        monkeypatch.setattr(_memory, "CONTAINER", tmp_path / "memory.max")
+        monkeypatch.setattr(memory, "CONTAINER", tmp_path / "memory.max")
         assert memory_bytes() == expected or text == "max\n"
     check_memory(1000, "cells", "")
     with pytest.raises(ValueError, match="cells need .* GB of memory; there are 0. Less."):

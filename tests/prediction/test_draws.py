@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tests.helpers import FEW_STEPS
@@ -13,6 +15,7 @@ from tests.screens import screen, tiny
 from torch import Tensor
 
 import scperturbdiff as spd
+from scperturbdiff.prediction._request import batch_codes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -280,6 +283,15 @@ def test_decoding_as_a_batch_that_is_not_there(model: spd.PerturbDiff, cells: An
     with pytest.raises(ValueError, match=r"transform_batch='D9' is not one of the training batches \['D0'\]"):
         predict(model, cells, "P0", transform_batch="D9")
     assert predict(model, cells, "P0", transform_batch="D0").n_obs == CONTROLS
+
+
+def test_decoding_as_a_batch_that_is_a_number() -> None:
+    names = pd.Series(["7", "8"])
+    space = spd.PerturbDiff(screen()).conditions
+    assert batch_codes(pd.DataFrame({"x": [0, 0]}), replace(space, batch_key="donor"), list(names), 8).tolist() == [
+        1,
+        1,
+    ]
 
 
 def test_a_network_does_not_touch_controls(model: spd.PerturbDiff, cells: AnnData, generator: Generator) -> None:

@@ -39,3 +39,15 @@ def test_odd_names_and_doses_from_setup_to_cells(separator: str | None, doses: t
     second = model.predict(controls, wanted[1:], n_cells=3, progress=False, seed=0)
     np.testing.assert_array_equal(cells.X[:3].toarray(), second.X.toarray())
     assert cells.uns["scperturbdiff"]["doses_outside_training"] == []
+
+
+def test_doses_are_numbers_where_all_are_numbers() -> None:
+    adata = simulate(1, 2, 20, 40, n_batches=1, doses=(0.5, 2.0), seed=1)
+    PerturbDiff.setup_anndata(adata, "perturbation", "control", context_keys=["cell_type"], dose_key="dose")
+    model = PerturbDiff(adata, n_latent=4)
+    model.train(**BRIEF)
+    controls = adata[adata.obs["perturbation"] == "control"].copy()
+    written = pd.DataFrame({"perturbation": ["P01", "P02"], "dose": ["0.50", "2"]})
+    for wanted in (None, written):
+        cells = model.predict(controls, wanted, n_cells=3, progress=False, seed=0)
+        assert cells.obs["dose"].dtype == float and set(cells.obs["dose"]) == {0.5, 2.0}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scperturbdiff.cli._figures import draw_conditions
 from scperturbdiff.cli._files import (
+    N_CELLS,
     check_folder,
     check_format,
     check_free,
@@ -42,7 +43,7 @@ def run_train(options: argparse.Namespace) -> None:
         raise ValueError("--resume needs --checkpoint DIR, the folder to go on from.")
     check_free([options.out], options.overwrite)
     check_folder(options.out)
-    embeddings = read_table(options.embeddings, index_col=0)
+    embeddings = _embeddings(options)
     adata = read_cells(options.data)
     print(f"{options.data}: {adata.n_obs:,} cells, {adata.n_vars:,} genes", flush=True)
     import scvi
@@ -72,9 +73,12 @@ def run_predict(options: argparse.Namespace) -> None:
     else:
         check_shared(options.out, share)
     check_model(options.model)
-    embeddings = read_table(options.embeddings, index_col=0)
-    perturbations: Any = options.perturbations if options.table is None else read_table(options.table)
-    check_wanted(None if options.table is None else perturbations, options.n_cells, options.n_populations)
+    embeddings = _embeddings(options)
+    table = None if options.table is None else read_table(options.table)
+    check_wanted(table, options.n_cells, options.n_populations)
+    perturbations: Any = options.perturbations if table is None else table
+    if table is not None and N_CELLS in table:
+        perturbations = table.astype({N_CELLS: float})
     controls = read_cells(options.controls)
     from scperturbdiff import PerturbDiff
 
@@ -162,6 +166,13 @@ def _write_report(options: argparse.Namespace, pred: AnnData, real: AnnData, tra
         command=shlex.join(options.words),
     )
     print(f"{made}\nReport in {options.report}")
+
+
+def _embeddings(options: argparse.Namespace) -> pd.DataFrame | None:
+    """Features of perturbations; columns that are constant may not be so in another file."""
+    from scperturbdiff import features
+
+    return None if options.embeddings is None else features.read(options.embeddings, constant="keep")
 
 
 def _layers(options: argparse.Namespace) -> dict[str, Any]:

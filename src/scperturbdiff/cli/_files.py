@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 FORMATS = (".h5ad", ".zarr")
 """Suffixes of files of cells that are written."""
+N_CELLS = "n_cells"
+"""Column of a table of what is wanted: how many cells of each."""
 CELL_BYTES = 100
 """Memory that a predicted cell takes at the very least, with its name, latent vector and a few counts."""
 SPARE_BYTES = 32_000_000
@@ -38,13 +40,11 @@ def read_cells(path: Path) -> AnnData:
     return _read(path, "h5ad", read)
 
 
-def read_table(path: Path | None, index_col: int | None = None) -> pd.DataFrame | None:
-    """Read a CSV file; errors name it. No path, no table."""
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV file, all values as the text they are: a donor is called 01, a gene NA. Errors name the file."""
     import pandas as pd
 
-    if path is None:
-        return None
-    return _read(path, "CSV", partial(pd.read_csv, index_col=index_col))
+    return _read(path, "CSV", partial(pd.read_csv, dtype=str, keep_default_na=False, na_values=[""]))
 
 
 def _read(path: Path, kind: str, read: Callable[[Path], Any]) -> Any:
@@ -62,16 +62,15 @@ def check_wanted(table: pd.DataFrame | None, n_cells: int | None, n_populations:
     import numpy as np
     import pandas as pd
 
-    from scperturbdiff.storage import check_memory
+    from scperturbdiff.memory import check_memory
 
-    column = "n_cells"
-    wanted = pd.Series([n_cells], dtype=float) if table is None or column not in table else table[column]
+    wanted = pd.Series([n_cells], dtype=float) if table is None or N_CELLS not in table else table[N_CELLS]
     numbers = pd.to_numeric(wanted, errors="coerce")
     wrong = wanted.notna() & ~(np.isfinite(numbers) & (numbers >= 1) & (numbers % 1 == 0))
     if wrong.any():
-        raise ValueError(f"{column}={wanted[wrong].iloc[0]} must be a positive integer.")
+        raise ValueError(f"{N_CELLS}={wanted[wrong].iloc[0]} must be a positive integer.")
     total = float(numbers.sum()) * (n_populations or 1)
-    check_memory(total * CELL_BYTES, f"{total:,.0f} cells")
+    check_memory(total * CELL_BYTES, f"{total:,.0f} cells", "Ask for fewer.")
 
 
 def check_outputs(paths: Sequence[Path], overwrite: bool) -> None:

@@ -142,8 +142,8 @@ def _add_columns(command: argparse.ArgumentParser, what: str, text: str) -> None
 
 
 def _add_embeddings(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--embeddings", type=Path, metavar="table.csv",
-                         help="features of perturbations, one row each, names in the first column")  # fmt: skip
+    command.add_argument("--embeddings", type=Path, metavar="FILE",
+                         help="features of perturbations: .csv, .tsv, .parquet, .npz, names first")  # fmt: skip
 
 
 def _add_seed(command: argparse.ArgumentParser) -> None:

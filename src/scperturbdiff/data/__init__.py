@@ -32,7 +32,6 @@ from scperturbdiff.data._labels import (
     read_text,
     value_text,
 )
-from scperturbdiff.data._memory import check_memory
 from scperturbdiff.data._messages import check_obs_key, check_obs_keys, closest, did_you_mean, preview
 from scperturbdiff.data._mudata import as_anndata, check_cells, rna_view
 from scperturbdiff.data._output import (
@@ -45,6 +44,7 @@ from scperturbdiff.data._output import (
     UNS,
     assemble_cells,
     gene_column,
+    text_as_categories,
 )
 from scperturbdiff.data._populations import PopulationTable, build_populations, match_controls
 from scperturbdiff.data._reader import CountReader
@@ -64,11 +64,12 @@ __all__ = [
     "CHUNK_ROWS", "CONDITIONS", "CONTROL_CELL", "COUNTS", "ConditionSpace", "CountReader", "DOSE", "FAR",
     "FEW_CELLS", "FeatureTable", "Groups", "Labels", "N_CELLS", "PERTURBATION", "POPULATION", "PopulationTable",
     "STATE", "UNS", "add_to_groups", "as_anndata", "assemble_cells", "build_populations", "cells_wanted",
-    "check_cells", "check_counts", "check_genes", "check_layer", "check_memory", "check_not_empty",
+    "check_cells", "check_counts", "check_genes", "check_layer", "check_not_empty",
     "check_not_missing", "check_obs_key", "check_obs_keys", "check_plain", "check_unique_names", "choose_controls",
     "closest", "context_name", "did_you_mean", "dose_text", "explain_unknown", "gene_column", "gene_positions",
     "get_matrix", "group_rows", "grouped_sums", "iter_counts", "iter_rows", "log_normalize", "look_alikes",
     "match_controls", "match_doses", "matrix_name", "member_weights", "open_store", "parse_doses", "preview",
     "read_contexts", "read_doses", "read_genes", "read_indices", "read_numbers", "read_space", "read_text",
-    "resample_controls", "rna_view", "stored_batches", "stored_genes", "stored_layer", "stored_space", "value_text",
+    "resample_controls", "rna_view", "stored_batches", "stored_genes", "stored_layer", "stored_space",
+    "text_as_categories", "value_text",
 ]  # fmt: skip

@@ -66,15 +66,17 @@ def assemble_cells(
     -------
     AnnData with log-normalised expression in `X` (float32 CSR) and counts in `layers["counts"]` (int32 CSR).
     """
-    obs = obs.copy()
+    obs = text_as_categories(obs)
     obs.index = "predicted-" + np.arange(len(obs)).astype(str).astype(object)
-    for column in obs.columns:
-        text = obs[column].dtype == object or isinstance(obs[column].dtype, pd.StringDtype)
-        if text and column != CONTROL_CELL:
-            obs[column] = obs[column].astype("category")
     cells = AnnData(X=log_normalize(counts, target_sum), obs=obs, var=var.copy())
     cells.layers[COUNTS] = sparse.csr_matrix(counts, dtype=np.int32)
     if latent is not None:
         cells.obsm[LATENT] = np.asarray(latent, dtype=np.float32)
     cells.uns[UNS] = {"target_sum": target_sum, **(made_by or {})}
     return cells
+
+
+def text_as_categories(table: pd.DataFrame) -> pd.DataFrame:
+    """A copy in which columns of text are categories."""
+    text = [key for key, kind in table.dtypes.items() if pd.api.types.is_string_dtype(kind)]
+    return table.astype(dict.fromkeys(text, "category"))

@@ -9,9 +9,9 @@ import pandas as pd
 from anndata import AnnData
 
 from scperturbdiff.arguments import check_choice, check_int, check_number
-from scperturbdiff.data import check_memory
 from scperturbdiff.datasets._cells import draw_cells
 from scperturbdiff.datasets._truth import Contexts, Genes, Perturbations, draw_contexts, draw_genes, draw_perturbations
+from scperturbdiff.memory import check_memory
 from scperturbdiff.seeds import check_seed
 
 if TYPE_CHECKING:

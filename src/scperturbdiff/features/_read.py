@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from scperturbdiff.arguments import check_choice
-from scperturbdiff.data import FeatureTable, check_memory, preview
+from scperturbdiff.data import FeatureTable, preview
 from scperturbdiff.features._files import check_file
 from scperturbdiff.features._names import Missing, Wanted
+from scperturbdiff.memory import check_memory
 
 if TYPE_CHECKING:
     import os

@@ -31,7 +31,7 @@ def decode_cells(
     wanted: Sequence[str] | None,
     batches: Sequence[str],
     batch_key: str | None,
-    transform_batch: str | None,
+    transform_batch: str | int | None,
     library_size: float | Literal["latent"],
     n_samples: int,
     return_mean: bool,
@@ -80,11 +80,11 @@ def decode_cells(
 
 
 def _batch_codes(
-    cells: AnnData, rows: NDArray[np.int64], known: pd.Index, batch_key: str | None, transform_batch: str | None
+    cells: AnnData, rows: NDArray[np.int64], known: pd.Index, batch_key: str | None, transform_batch: str | int | None
 ) -> NDArray[np.int64]:
     """Codes of the batches that rows are decoded as: their own, or one for all."""
     if transform_batch is not None or batch_key is None:
-        names = pd.Index([known[0] if transform_batch is None else transform_batch] * len(rows))
+        names = pd.Index([known[0] if transform_batch is None else str(transform_batch)] * len(rows))
     else:
         check_obs_key(cells, batch_key, "batch_key")
         names = pd.Index(cells.obs[batch_key].iloc[rows].astype(str))

@@ -83,7 +83,7 @@ class PopulationGenerator:
         batches: list[str],
         groups: ControlGroups,
         settings: Settings,
-        transform_batch: str | None = None,
+        transform_batch: str | int | None = None,
     ) -> None:
         self.transform_batch = transform_batch
         check_weights(module)

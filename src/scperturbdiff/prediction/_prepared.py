@@ -14,14 +14,15 @@ from scperturbdiff.data import (
     STATE,
     cells_wanted,
     check_layer,
-    check_memory,
     check_not_empty,
     check_unique_names,
     gene_positions,
     get_matrix,
     matrix_name,
     read_genes,
+    text_as_categories,
 )
+from scperturbdiff.memory import check_memory
 from scperturbdiff.prediction._generate import PopulationGenerator
 from scperturbdiff.prediction._request import plan_request, read_controls, read_wanted, tell_of_request
 
@@ -75,20 +76,24 @@ class PreparedRequest:
     def annotate(self, pieces: Iterable[Piece]) -> pd.DataFrame:
         """The `obs` of the cells of `pieces`."""
         pieces = list(pieces)
-        sizes = [len(piece.rows) for piece in pieces]
-        row = np.repeat([piece.population for piece in pieces], sizes)
+        row = [piece.population for piece in pieces]
         space, request = self.space, self.request
-        columns: dict[str, Any] = {str(space.perturbation_key): pd.Series(request.label, dtype=object).iloc[row]}
+        of_pieces: dict[str, Any] = {str(space.perturbation_key): pd.Series(request.label, dtype=object).iloc[row]}
         if space.dose_key is not None:
-            columns[space.dose_key] = pd.Series(request.dose).iloc[row]
-        columns |= {key: request.table[key].iloc[row] for key in space.obs_keys}
-        names = self.controls.obs_names[np.concatenate([piece.rows for piece in pieces])]
-        columns[CONTROL_CELL] = pd.Series(names.to_numpy(dtype=object))
-        columns[POPULATION] = pd.Series(np.repeat([str(piece.draw) for piece in pieces], sizes).astype(object))
-        if STATE not in columns and all(piece.state is not None for piece in pieces):
-            state = np.concatenate([np.asarray(piece.state) for piece in pieces])
-            columns[STATE] = pd.Series((state + 1).astype(str).astype(object))
-        return pd.DataFrame({key: column.array for key, column in columns.items()})
+            of_pieces[space.dose_key] = pd.Series(request.dose).iloc[row]
+        of_pieces |= {key: request.table[key].iloc[row] for key in space.obs_keys}
+        of_pieces[POPULATION] = pd.Series([str(piece.draw) for piece in pieces], dtype=object)
+        table = text_as_categories(pd.DataFrame({key: column.array for key, column in of_pieces.items()}))
+        obs = table.iloc[np.repeat(np.arange(len(pieces)), [len(piece.rows) for piece in pieces])].reset_index(
+            drop=True
+        )
+        used, code = np.unique(np.concatenate([piece.rows for piece in pieces]), return_inverse=True)
+        controls = pd.Series(pd.Categorical(self.controls.obs_names[used]).take(code))
+        obs.insert(len(obs.columns) - 1, CONTROL_CELL, controls)
+        if STATE not in obs and all(piece.state is not None for piece in pieces):
+            found, code = np.unique(np.concatenate([np.asarray(piece.state) for piece in pieces]), return_inverse=True)
+            obs[STATE] = pd.Categorical((found + 1).astype(str).astype(object)).take(code)
+        return obs
 
     def asked(self) -> pd.DataFrame:
         """One row per population asked for: what it is."""
@@ -171,7 +176,7 @@ def prepare(
     layer: str | None,
     n_cells: int | None,
     settings: Settings,
-    transform_batch: str | None,
+    transform_batch: str | int | None,
     report: dict[str, Any] | None = None,
 ) -> PreparedRequest:
     """Check a request against the control cells and the model; see :meth:`scperturbdiff.PerturbDiff.predict`."""

@@ -196,15 +196,17 @@ def read_wanted(space: ConditionSpace, perturbations: Any) -> pd.DataFrame:
     for key in space.continuous_keys:
         if key in wanted:
             read_numbers(wanted[key], key, "rows")
+            wanted[key] = pd.to_numeric(wanted[key])  # of a text
     return wanted
 
 
 def _one_type(doses: pd.Series, read: pd.Series) -> pd.Series:
-    """Doses as numbers where all are, else as text: a column of both cannot be written to a file."""
+    """Doses as numbers where all are, also as text, else as text: a column of both cannot be written to a file."""
     is_list = doses.map(lambda dose: isinstance(dose, list | tuple | np.ndarray))
-    if not is_list.any() and not doses.map(lambda dose: isinstance(dose, str)).any():
+    try:
         return doses.astype(float)
-    return doses.astype(str).where(~is_list, read)
+    except (TypeError, ValueError):  # of several components
+        return doses.astype(str).where(~is_list, read)
 
 
 def plan_request(
@@ -250,7 +252,7 @@ def plan_request(
 
 
 def batch_codes(
-    table: pd.DataFrame, space: ConditionSpace, batches: Sequence[str], transform_batch: str | None
+    table: pd.DataFrame, space: ConditionSpace, batches: Sequence[str], transform_batch: str | int | None
 ) -> NDArray[np.int64]:
     """Code of the batch that each population of a request's `table` is decoded as.
 
@@ -275,9 +277,9 @@ def batch_codes(
             raise ValueError(f"transform_batch={transform_batch!r}, but the model was set up without batch_key.")
         return np.zeros(len(table), np.int64)
     if transform_batch is not None:
-        if transform_batch not in batches:
+        if str(transform_batch) not in batches:
             raise ValueError(f"transform_batch={transform_batch!r} is not one of the training batches {batches}.")
-        return np.full(len(table), batches.index(transform_batch), np.int64)
+        return np.full(len(table), batches.index(str(transform_batch)), np.int64)
     codes: NDArray[np.int64] = pd.Index(batches).get_indexer(pd.Index(table[space.batch_key].astype(str)))
     if (codes < 0).any():
         new = table.loc[codes < 0, space.batch_key].astype(str).unique()

@@ -4,7 +4,7 @@ from scperturbdiff.storage._atomic import atomic_file, atomic_folder, check_spac
 from scperturbdiff.storage._classes import build, from_state, to_state
 from scperturbdiff.storage._compare import changed
 from scperturbdiff.storage._device import choose_device
-from scperturbdiff.storage._inspect import check_h5ad, check_memory
+from scperturbdiff.storage._inspect import check_h5ad
 from scperturbdiff.storage._model import MODEL, PICKLE, SavedModel, find_model
 from scperturbdiff.storage._plain import check_kept
 
@@ -18,7 +18,6 @@ __all__ = [
     "changed",
     "check_h5ad",
     "check_kept",
-    "check_memory",
     "check_space",
     "check_writable",
     "choose_device",

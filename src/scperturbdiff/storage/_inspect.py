@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import TYPE_CHECKING
 
 import h5py
+
+from scperturbdiff.memory import check_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-GB = 1_000_000_000
 MAX_ENTRIES = 100_000
 """Groups and arrays of a file, at most."""
 
@@ -34,17 +34,9 @@ def check_h5ad(path: str | Path) -> None:
         if missing := [name for name in ("obs", "var") if name not in file]:
             raise ValueError(f"it has no {' and no '.join(missing)}")
     largest = max(sizes, key=sizes.__getitem__, default="none")
-    check_memory(sum(sizes.values()), f"its arrays, of which {largest!r} is the largest,")
-
-
-def check_memory(n_bytes: float, what: str) -> None:
-    """Raise a `MemoryError` if `what` takes more than this machine has; what others use of it is not looked at."""
-    try:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):  # not on every system
-        return
-    if n_bytes > there:
-        raise MemoryError(f"{what} would take {n_bytes / GB:,.0f} GB of memory, and there are {there / GB:,.0f}")
+    check_memory(
+        sum(sizes.values()), f"its arrays, of which {largest!r} is the largest,", "Read parts of it: open_store(...)."
+    )
 
 
 def _arrays(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
