@@ -189,13 +189,14 @@ class PerturbDiffModule(BaseModuleClass):
         sample
             The cells.
         moved
-            Where they go in the latent space, standardised, `(n_cells, n_latent)`.
+            Where they go in the latent space, standardised, `(..., n_cells, n_latent)`.
         residual
             Log ratio of expected counts to decoded ones, `(n_genes,)`.
         """
-        batch = torch.zeros(len(moved), dtype=torch.long, device=moved.device)
-        after = sample.library.clamp(min=1) * self.decode(self.unstandardize(moved), batch, residual).share
-        return replace(sample.unmoved, after=after.mean(0))
+        flat = self.unstandardize(moved).flatten(0, -2)
+        batch = torch.zeros(len(flat), dtype=torch.long, device=moved.device)
+        share = self.decode(flat, batch, residual).share.unflatten(0, moved.shape[:-1])
+        return replace(sample.unmoved, after=(sample.library.clamp(min=1) * share).mean(-2))
 
     @torch.no_grad()
     def decode(self, latent: Tensor, batch: Tensor, residual: Tensor | None = None) -> Decoded:

@@ -22,7 +22,7 @@ def fold_changed(before: Tensor, fold: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MovedMeans:
-    """Mean counts of genes in a population of cells whose means move, `(n_genes,)` each.
+    """Mean counts of genes in a population of cells whose means move, `(n_genes,)` each; `after` may be of several.
 
     Attributes
     ----------
@@ -52,7 +52,8 @@ class MovedMeans:
 
     def fold(self, factor: Tensor) -> Tensor:
         """Log fold changes of ``PER_CELL`` times expected shares, plus 1, after log factors on decoded means."""
-        before, after = (PER_CELL * x / x.sum().clamp(min=LEAST) for x in (self.start, self._after(factor)))
+        of_both = self.start, self._after(factor)
+        before, after = (PER_CELL * x / x.sum(-1, keepdim=True).clamp(min=LEAST) for x in of_both)
         return ((after + 1) / (before + 1)).log()
 
     def off_by(self, factor: Tensor, error: Tensor) -> Tensor:

@@ -82,11 +82,10 @@ def _errors(
         residual, fold = (_tensor(values[i], module) for values in (found.residual, found.fold))
         means = module.moved_means(sample, part.prior.at(i).move(start)[0], residual)
         factor = means.towards_fold(fold, weights[i])
-        expected, varied = means.fold(factor), torch.zeros_like(residual)
-        for miss in misses[i]:
-            moved = part.prior.at(i).shifted(_tensor(miss, module)[None]).move(start)[0]
-            varied += (module.moved_means(sample, moved, residual).fold(factor) - expected).square()
-        excess.append((measured[i] - expected).square() - part.noise(i) - varied / len(misses[i]))
+        expected, n_draws = means.fold(factor), len(misses[i])
+        moved = part.prior.at(i).repeat(n_draws).shifted(_tensor(misses[i], module)).move(start.expand(n_draws, -1, -1))
+        varied = (module.moved_means(sample, moved, residual).fold(factor) - expected).square().mean(0)
+        excess.append((measured[i] - expected).square() - part.noise(i) - varied)
         folds.append(expected)
     return excess, folds
 
