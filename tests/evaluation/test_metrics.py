@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
+from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse, stats
@@ -243,6 +247,26 @@ def test_rank_genes_t_test_is_welch() -> None:
     oracle = stats.ttest_ind(cells.toarray(), control.toarray(), equal_var=False)
     np.testing.assert_allclose(tested["score"], oracle.statistic, rtol=1e-3)
     np.testing.assert_allclose(tested["p_value"], oracle.pvalue, rtol=1e-2, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["t-test", "wilcoxon"])
+def test_rank_genes_is_scanpys(method: str) -> None:
+    cells, control = (matrix.tolil() for matrix in _screen())
+    cells[:, 20], control[:, 20] = 0, 0
+    cells[:, 21], control[:, 21] = 2, 2
+    both = AnnData(sparse.vstack([cells, control], format="csr"))
+    both.obs["group"] = pd.Categorical(["cells"] * cells.shape[0] + ["control"] * control.shape[0])
+    both.uns["log1p"] = {"base": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        sc.tl.rank_genes_groups(
+            both, "group", groups=["cells"], reference="control", method=method, tie_correct=method == "wilcoxon"
+        )
+    oracle = sc.get.rank_genes_groups_df(both, "cells").set_index("names").loc[both.var_names]
+    tested = expression.rank_genes(cells.tocsr(), control.tocsr(), method=method)  # type: ignore[arg-type]
+    columns = {"scores": "score", "logfoldchanges": "log_fold_change", "pvals": "p_value", "pvals_adj": "fdr"}
+    for theirs, ours in columns.items():
+        np.testing.assert_allclose(tested[ours], oracle[theirs].fillna(0), rtol=1e-3, atol=1e-6, err_msg=ours)
 
 
 def test_rank_genes_at_matched_numbers_of_cells() -> None:

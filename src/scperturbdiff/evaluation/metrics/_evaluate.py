@@ -20,6 +20,7 @@ from scperturbdiff.evaluation.metrics._expression import DE_METHODS
 from scperturbdiff.evaluation.metrics._inputs import Comparison, Observed, Projection
 from scperturbdiff.evaluation.metrics._overlap import check_overlap
 from scperturbdiff.evaluation.metrics._registry import choose_metrics
+from scperturbdiff.evaluation.metrics._shifts import Population
 from scperturbdiff.evaluation.metrics._summary import FIXED
 from scperturbdiff.evaluation.metrics._table import average_tables, score
 from scperturbdiff.seeds import check_seed, derive_seed
@@ -164,10 +165,10 @@ def evaluate(
         genes = real.var_names
         return inputs.read_expression(adata, genes, layer=layer_real, rows=rows, target_sum=target_sum, where=where)
 
-    controls = {c: read(control_cells, "control", control_rows[c]) for c in contexts}
+    controls = {c: Population(read(control_cells, "control", control_rows[c])) for c in contexts}
     cells = {c: read(real, "real", treated[c]) for c in conditions}
     if train is None:
-        fitted_on = sparse.vstack([*cells.values(), *controls.values()], format="csr")
+        fitted_on = sparse.vstack([*cells.values(), *(c.cells for c in controls.values())], format="csr")
     else:
         fitted_on = read(train, "train", subsample(np.arange(train.n_obs), inputs.FITTED_CELLS, seed))
         if not allow_overlap:
@@ -175,7 +176,9 @@ def evaluate(
     projection = Projection(fitted_on, n_pcs=n_pcs, seed=seed)
 
     def observe(cells_of: Any, condition: Condition) -> Observed:
-        return Observed(cells_of, controls[keys.context(condition)], projection, n_top, de_method, max_cells, seed)
+        return Observed(
+            Population(cells_of), controls[keys.context(condition)], projection, n_top, de_method, max_cells, seed
+        )
 
     observed = {c: observe(cells[c], c) for c in conditions}
     # metrics of means would charge rules of fewer cells than predictions have for the noise of sampling

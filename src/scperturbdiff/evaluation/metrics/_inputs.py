@@ -27,7 +27,8 @@ from scperturbdiff.data import (
     read_text,
 )
 from scperturbdiff.evaluation.metrics._distances import median_bandwidth, subsample
-from scperturbdiff.evaluation.metrics._expression import rank_genes, top_genes
+from scperturbdiff.evaluation.metrics._expression import rank, top_genes
+from scperturbdiff.evaluation.metrics._shifts import Population
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -212,8 +213,8 @@ def _differ(cells: Any) -> bool:
 class Observed:
     """Real perturbed cells of one condition with their controls, log-normalised CSR; options as for `evaluate`."""
 
-    real: Any
-    control: Any
+    real: Population
+    control: Population
     projection: Projection
     n_top: int = 100
     de_method: Literal["t-test", "wilcoxon"] = "t-test"
@@ -224,7 +225,7 @@ class Observed:
     @cached_property
     def pcs(self) -> NDArray[np.float64]:
         """Principal components of the real cells."""
-        return self.projection(subsample(self.real, self.max_cells, self.seed))
+        return self.projection(subsample(self.real.cells, self.max_cells, self.seed))
 
     def tested(self, n_cells: int) -> pd.DataFrame:
         """Differential expression of `n_cells` of the real cells against the controls."""
@@ -232,27 +233,34 @@ class Observed:
             self._tests[n_cells] = self.test(self.real, n_cells)
         return self._tests[n_cells]
 
-    def test(self, cells: Any, n_cells: int) -> pd.DataFrame:
+    def test(self, population: Population, n_cells: int) -> pd.DataFrame:
         """Differential expression of `n_cells` of some cells against the controls."""
-        return rank_genes(cells, self.control, method=self.de_method, n_cells=n_cells, seed=self.seed)
+        if n_cells < population.cells.shape[0]:
+            population = Population(subsample(population.cells, n_cells, self.seed))
+        return rank(population, self.control, self.de_method)
 
     @cached_property
     def top(self) -> NDArray[np.intp]:
         """Positions of the top differentially expressed genes of all the real cells."""
-        return top_genes(self.tested(self.real.shape[0]), self.n_top)
+        return top_genes(self.tested(self.real.cells.shape[0]), self.n_top)
 
 
 class Comparison:
     """Predicted cells of one condition (log-normalised CSR, genes as in `observed`) against `observed` ones."""
 
     def __init__(self, pred: Any, observed: Observed) -> None:
-        self.pred, self.observed = pred, observed
-        self.real, self.control = observed.real, observed.control
+        self.population, self.observed = Population(pred), observed
+        self.pred, self.real, self.control = pred, observed.real.cells, observed.control.cells
 
     @property
     def top(self) -> NDArray[np.intp]:
         """Top differentially expressed genes of the real cells."""
         return self.observed.top
+
+    @property
+    def means(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Mean expression of predicted, real and control cells, `(1, n_genes)` each: all that some metrics need."""
+        return self.population.mean, self.observed.real.mean, self.observed.control.mean
 
     @cached_property
     def pcs(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -264,6 +272,4 @@ class Comparison:
     def tests(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Differential expression of predicted and real cells at the same number of cells."""
         n = min(self.pred.shape[0], self.real.shape[0])
-        if n == 0:
-            return (rank_genes(self.pred[:0], self.control, method=self.observed.de_method),) * 2
-        return self.observed.test(self.pred, n), self.observed.tested(n)
+        return self.observed.test(self.population, n), self.observed.tested(n)

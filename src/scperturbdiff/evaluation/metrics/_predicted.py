@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from scperturbdiff.evaluation.metrics._inputs import Condition, Keys
+    from scperturbdiff.evaluation.metrics._shifts import Population
 
     Kind = Literal["counts", "normalized", "means"]
 
@@ -100,7 +101,7 @@ def read_conditions(
     genes: pd.Index,
     kind: Kind,
     conditions: Sequence[Condition],
-    controls: Mapping[Condition, Any],
+    controls: Mapping[Condition, Population],
     keys: Keys,
     *,
     layer: str | None,
@@ -150,7 +151,7 @@ def _check_normalized(values: NDArray[np.float32], where: str, kind: Kind, targe
 def check_scale(
     predicted: sparse.csr_matrix,
     rows: Mapping[Condition, NDArray[np.intp]],
-    controls: Mapping[Condition, Any],
+    controls: Mapping[Condition, Population],
     keys: Keys,
     name: str,
     target_sum: float,
@@ -164,7 +165,7 @@ def check_scale(
     for condition, found in rows.items():
         asked.setdefault(keys.context(condition), []).append(found)
     mean = [gene_moments(predicted[np.concatenate(found)])[0] for found in asked.values()]
-    base = [gene_moments(controls[context])[0] for context in asked]
+    base = [controls[context].moments[0] for context in asked]
     p, c = np.concatenate(mean), np.concatenate(base)
     factor = float(p @ c) / max(float(c @ c), 1e-12)
     totals = np.asarray(predicted.expm1().sum(axis=1)).ravel()

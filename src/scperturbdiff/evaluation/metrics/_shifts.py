@@ -5,6 +5,8 @@ Matrices are log-normalised expression, shape `(n_cells, n_genes)`, dense or spa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -40,6 +42,23 @@ def gene_moments(cells: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         squares = ((values - mean) ** 2).sum(axis=0)
     spread = np.sqrt(squares / (n - 1)) if n > 1 else np.full(n_genes, np.nan)
     return mean, spread
+
+
+@dataclass(frozen=True)
+class Population:
+    """Cells, log-normalised expression `(n_cells, n_genes)`, and what is computed from all of them once."""
+
+    cells: Any
+
+    @cached_property
+    def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """See :func:`gene_moments`."""
+        return gene_moments(self.cells)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Means `(1, n_genes)`: one cell that has the mean of all."""
+        return self.moments[0][None]
 
 
 def mean_shift(cells: Any, control: Any) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scperturbdiff.evaluation.metrics._baseline_cells import OK, UNAVAILABLE, UNDEFINED, Cells
-from scperturbdiff.evaluation.metrics._shifts import mean_shift, perturbation_discrimination
+from scperturbdiff.evaluation.metrics._shifts import perturbation_discrimination
 from scperturbdiff.evaluation.metrics._summary import finite_mean
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ def score(
                 possible = condition not in found.absent and (metric.of_means or not means)
                 add(base, metric, metric.compute(pair) if possible else float("nan"))
         if together:
-            both = mean_shift(pair.pred, pair.control), mean_shift(pair.real, pair.control)
-            shifts.setdefault(keys.context(condition), []).append((base, *both))
+            predicted, observed, control = (mean[0] for mean in pair.means)
+            shifts.setdefault(keys.context(condition), []).append((base, predicted - control, observed - control))
     for members in shifts.values():
-        bases, predicted, observed = zip(*members, strict=True)
+        bases, of_predicted, of_real = zip(*members, strict=True)
         for metric in together:
             kind: Any = metric.name.rpartition("_")[2]
-            values = perturbation_discrimination(predicted, observed, metric=kind)
+            values = perturbation_discrimination(of_predicted, of_real, metric=kind)
             for base, value in zip(bases, values, strict=True):
                 add(base, metric, value)
     table: Any = pd.DataFrame(rows)
