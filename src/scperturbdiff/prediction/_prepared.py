@@ -84,9 +84,8 @@ class PreparedRequest:
         of_pieces |= {key: request.table[key].iloc[row] for key in space.obs_keys}
         of_pieces[POPULATION] = pd.Series([str(piece.draw) for piece in pieces], dtype=object)
         table = text_as_categories(pd.DataFrame({key: column.array for key, column in of_pieces.items()}))
-        obs = table.iloc[np.repeat(np.arange(len(pieces)), [len(piece.rows) for piece in pieces])].reset_index(
-            drop=True
-        )
+        of_cells = np.repeat(np.arange(len(pieces)), [len(piece.rows) for piece in pieces])
+        obs = table.iloc[of_cells].reset_index(drop=True)
         used, code = np.unique(np.concatenate([piece.rows for piece in pieces]), return_inverse=True)
         controls = pd.Series(pd.Categorical(self.controls.obs_names[used]).take(code))
         obs.insert(len(obs.columns) - 1, CONTROL_CELL, controls)
