@@ -57,20 +57,33 @@ def test_fold_changes_are_undone_by_their_opposite() -> None:
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_means_go_towards_fold_changes_as_far_as_wanted(means: MovedMeans, weight: float) -> None:
-    """On the log scale, the size of the library kept: 0 is what is decoded, 1 what the fold changes say."""
+    """On the log scale: 0 is what is decoded, 1 what the fold changes say, the size of the library kept."""
     total = means.start.sum()
-    moved = means.moved() * total / means.moved().sum()
     fold = torch.tensor([-0.5, 0.4, 0.0, 0.2])
     folded = total * fold_changed(means.start / total, fold)
     factor = means.towards_fold(fold, weight)
     changed = MovedMeans(means.start, means.before, means.after * factor.exp(), means.gain).moved()
-    torch.testing.assert_close(changed, moved ** (1 - weight) * folded**weight, rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(changed, means.moved() ** (1 - weight) * folded**weight, rtol=2e-3, atol=1e-3)
 
 
 def test_genes_that_are_not_there_stay_finite() -> None:
     zeros = torch.zeros(5, 3)
     means = MovedMeans.of(zeros, zeros, zeros, torch.ones(5, 3))
     assert means.towards_fold(torch.zeros(3), 1.0).isfinite().all() and means.moved().eq(0).all()
+
+
+@pytest.mark.parametrize("weight", [1e-6, 0.5, 1.0])
+def test_without_effect_no_gene_changes(weight: float) -> None:
+    """Genes that no control cell shows are decoded, and must not rise."""
+    torch.manual_seed(0)
+    decoded = (torch.randn(40, 50).exp() * torch.logspace(-5, 1, 50)).float()
+    counts = torch.poisson(decoded)
+    assert (counts.sum(0) == 0).any()
+    means = MovedMeans.of(counts, decoded, decoded, torch.full((40, 50), 2.0))
+    factor = means.towards_fold(torch.zeros(50), weight)
+    torch.testing.assert_close(factor, torch.zeros(50), rtol=0, atol=1e-4)
+    moved = replace(means, after=means.after * (0.3 * torch.randn(50)).exp())
+    torch.testing.assert_close(moved.towards_fold(torch.randn(50), 1e-6), torch.zeros(50), rtol=0, atol=1e-3)
 
 
 def test_fold_changes_may_be_off_by_errors() -> None:

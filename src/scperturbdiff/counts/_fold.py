@@ -65,9 +65,10 @@ class MovedMeans:
         return replace(self, after=self.after * factor.exp()).moved()
 
     def factor(self, wanted: Tensor) -> Tensor:
-        """Log factors on decoded means after which mean counts are as `wanted`, `(n_genes,)`."""
+        """Log factors on decoded means after which mean counts are as `wanted`, `(n_genes,)`; 0 without counts."""
         falls = self.before * wanted / self.start.clamp(min=LEAST)
         after = torch.where(wanted < self.start, falls, self.before + (wanted - self.start) / self.gain)
+        after = torch.where(torch.maximum(self.start, wanted) < LEAST, self.after, after)
         return ((after + LEAST) / (self.after + LEAST)).log()
 
     def at_least(self, factor: Tensor, genes: Tensor, fold: float) -> Tensor:
@@ -89,6 +90,6 @@ class MovedMeans:
     def towards_fold(self, fold: Tensor, weight: float) -> Tensor:
         """Log factors that take mean counts towards what retrieved fold changes say, as far as `weight`."""
         total = self.start.sum()
-        moved, folded = self.moved(), total * fold_changed(self.start / total.clamp(min=LEAST), fold)
-        moved = moved * total / moved.sum().clamp(min=LEAST)
-        return self.factor((moved + LEAST) ** (1 - weight) * (folded + LEAST) ** weight)
+        folded = total * fold_changed(self.start / total.clamp(min=LEAST), fold)
+        mean = (self.moved() + LEAST) ** (1 - weight) * (folded + LEAST) ** weight - LEAST
+        return self.factor(mean.clamp(min=0))
