@@ -54,14 +54,15 @@ def fold_evidence(
     retrieval = module.retrieval
     assert retrieval is not None  # of populations
     rows = np.sort(np.random.default_rng(seed).permutation(len(populations.table))[: SETTINGS.fold_populations])
-    n_replicates, n_each = count_replicates(populations.table)[rows], SETTINGS.fold_populations // SETTINGS.unseen_folds
+    n_replicates = count_replicates(populations.table)[rows]
     cells = SomeCells.read(module, populations.take(rows), matrix, np.random.default_rng(derive_seed(seed, "fold")))
     out: dict[Novelty, FoldEvidence] = {}
     for novelty in useful_novelties(populations.table, retrieval):
         rng = np.random.default_rng(derive_seed(seed, "fold", novelty))
         parts = [LeftOut.of_known(novelty, module, populations, rows, cells)]
         if novelty in NEW:
-            parts += [LeftOut.of_unseen(novelty, space, n_each, rng) for space in unseen.spaces(novelty)]
+            n = SETTINGS.fold_populations // unseen.n_spaces(novelty)
+            parts += [LeftOut.of_unseen(novelty, space, n, rng) for space in unseen.spaces(novelty)]
         out[novelty] = with_fold_errors(_evidence(parts, seed), parts, n_replicates, retrieval.settings, seed)
     return out
 

@@ -127,13 +127,17 @@ class UnseenPopulations:
                 space = self._space(held_out)
             yield space
 
+    def n_spaces(self, novelty: Novelty) -> int:
+        """How many there are, at most."""
+        return SETTINGS.unseen_folds if novelty == "context" else 1
+
     def _folds(self, novelty: Novelty) -> list[Ints]:
         """Populations that are left out together."""
         table, rng = self.cells[0], np.random.default_rng(derive_seed(self.seed, "unseen", novelty))
         if novelty == "context":
             contexts = rng.permutation(np.unique(table.context))
             size = max(1, len(contexts) // 3)
-            folds = [np.isin(table.context, contexts[k * size : (k + 1) * size]) for k in range(SETTINGS.unseen_folds)]
+            folds = [np.isin(table.context, contexts[k * size : (k + 1) * size]) for k in range(self.n_spaces(novelty))]
         elif novelty == "pair":
             n = max(1, round(SETTINGS.unseen_share * len(np.unique(table.condition))))
             folds = [known_otherwise(table, n, rng, contexts=True)]
