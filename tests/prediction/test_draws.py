@@ -286,12 +286,9 @@ def test_decoding_as_a_batch_that_is_not_there(model: spd.PerturbDiff, cells: An
 
 
 def test_decoding_as_a_batch_that_is_a_number() -> None:
-    names = pd.Series(["7", "8"])
-    space = spd.PerturbDiff(screen()).conditions
-    assert batch_codes(pd.DataFrame({"x": [0, 0]}), replace(space, batch_key="donor"), list(names), 8).tolist() == [
-        1,
-        1,
-    ]
+    space = replace(spd.PerturbDiff(screen()).conditions, batch_key="donor")
+    codes = batch_codes(pd.DataFrame({"donor": ["7", "7"]}), space, ["7", "8"], 8)
+    assert codes.tolist() == [1, 1]
 
 
 def test_a_network_does_not_touch_controls(model: spd.PerturbDiff, cells: AnnData, generator: Generator) -> None:

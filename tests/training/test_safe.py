@@ -167,7 +167,7 @@ def test_other_errors_of_the_first_stage_stay_what_they_are(cells: AnnData) -> N
         raise ValueError("something else")
 
 
-@pytest.mark.parametrize(("validation_size", "lr"), [(0.0, 10), (0.4, 10), (0.4, 1e30)])
+@pytest.mark.parametrize(("validation_size", "lr"), [(0.0, 10), (0.0, 1e30), (0.4, 10), (0.4, 1e30)])
 def test_a_network_that_diverges_is_not_used_and_leaves_nothing(
     cells: AnnData, validation_size: float, lr: float
 ) -> None:
@@ -175,7 +175,7 @@ def test_a_network_that_diverges_is_not_used_and_leaves_nothing(
     model = trained(cells, validation_size=validation_size, plan_kwargs=plan, max_epochs_generator=2)
     assert all_finite(model)
     assert model.report_.network_weight == model.module.generator_ema.network_weight == 0
-    assert "lower lr" in str(model.report_)
+    assert "lower lr" in str(model.report_) and (validation_size or "diverged" in str(model.report_))
     assert np.isfinite(model.predict(**PREDICT).obsm["X_perturbdiff"]).all()
     # the weights that training started from: the last layer of a new network is 0
     assert not model.module.generator_ema.transformer.out.weight.any()

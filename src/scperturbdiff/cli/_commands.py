@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from scperturbdiff.cli._figures import draw_conditions
 from scperturbdiff.cli._files import (
-    N_CELLS,
     check_folder,
     check_format,
     check_free,
@@ -76,12 +75,13 @@ def run_predict(options: argparse.Namespace) -> None:
     embeddings = _embeddings(options)
     table = None if options.table is None else read_table(options.table)
     check_wanted(table, options.n_cells, options.n_populations)
+    controls = read_cells(options.controls)
+    from scperturbdiff import PerturbDiff
+    from scperturbdiff.data import N_CELLS
+
     perturbations: Any = options.perturbations if table is None else table
     if table is not None and N_CELLS in table:
         perturbations = table.astype({N_CELLS: float})
-    controls = read_cells(options.controls)
-    from scperturbdiff import PerturbDiff
-
     model = PerturbDiff.load(options.model, adata=False, device=own_device())
     how = _given(options, "n_cells", "n_populations", "n_steps", "layer", "seed")
     output = None if share is None else options.out
@@ -170,9 +170,11 @@ def _write_report(options: argparse.Namespace, pred: AnnData, real: AnnData, tra
 
 def _embeddings(options: argparse.Namespace) -> pd.DataFrame | None:
     """Features of perturbations; columns that are constant may not be so in another file."""
+    if options.embeddings is None:
+        return None
     from scperturbdiff import features
 
-    return None if options.embeddings is None else features.read(options.embeddings, constant="keep")
+    return features.read(options.embeddings, constant="keep")
 
 
 def _layers(options: argparse.Namespace) -> dict[str, Any]:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 FORMATS = (".h5ad", ".zarr")
 """Suffixes of files of cells that are written."""
-N_CELLS = "n_cells"
-"""Column of a table of what is wanted: how many cells of each."""
 CELL_BYTES = 100
 """Memory that a predicted cell takes at the very least, with its name, latent vector and a few counts."""
 SPARE_BYTES = 32_000_000
@@ -62,6 +60,7 @@ def check_wanted(table: pd.DataFrame | None, n_cells: int | None, n_populations:
     import numpy as np
     import pandas as pd
 
+    from scperturbdiff.data import N_CELLS
     from scperturbdiff.memory import check_memory
 
     wanted = pd.Series([n_cells], dtype=float) if table is None or N_CELLS not in table else table[N_CELLS]
