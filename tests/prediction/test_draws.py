@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from tests.screens import screen, tiny
 from torch import Tensor
 
 import scperturbdiff as spd
-from scperturbdiff.prediction._request import batch_codes
+from scperturbdiff.prediction._batches import batch_codes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -274,8 +273,11 @@ def test_decoding_as_a_batch_needs_batches(cells: AnnData) -> None:
     spd.PerturbDiff.setup_anndata(plain, "perturbation", "control", context_keys=["cell_type"])
     model = tiny(plain)
     model.train(**FEW_STEPS)
-    with pytest.raises(ValueError, match="transform_batch='D0', but the model was set up without batch_key"):
+    message = "transform_batch='D0', but the model was set up without batch_key"
+    with pytest.raises(ValueError, match=message):
         predict(model, plain, "P0", transform_batch="D0")
+    with pytest.raises(ValueError, match=message):
+        model.get_normalized_expression(transform_batch="D0")
     assert predict(model, plain, "P0").n_obs == CONTROLS
 
 
@@ -286,9 +288,8 @@ def test_decoding_as_a_batch_that_is_not_there(model: spd.PerturbDiff, cells: An
 
 
 def test_decoding_as_a_batch_that_is_a_number() -> None:
-    space = replace(spd.PerturbDiff(screen()).conditions, batch_key="donor")
-    codes = batch_codes(pd.DataFrame({"donor": ["7", "7"]}), space, ["7", "8"], 8)
-    assert codes.tolist() == [1, 1]
+    assert batch_codes(2, lambda: pd.Series([7, 7]), ["7", "8"], "donor", 8).tolist() == [1, 1]
+    assert batch_codes(2, lambda: pd.Series([8, 7]), ["7", "8"], "donor", None).tolist() == [1, 0]
 
 
 def test_a_network_does_not_touch_controls(model: spd.PerturbDiff, cells: AnnData, generator: Generator) -> None:

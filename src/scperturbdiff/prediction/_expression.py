@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 
 from scperturbdiff.arguments import check_int, check_number
-from scperturbdiff.data import check_layer, check_obs_key, gene_positions, preview, read_genes
+from scperturbdiff.data import check_layer, check_obs_key, gene_positions, read_genes
+from scperturbdiff.prediction._batches import batch_codes
 from scperturbdiff.seeds import seeded, stream
 
 if TYPE_CHECKING:
@@ -62,7 +63,12 @@ def decode_cells(
     names = known if wanted is None else pd.Index(wanted)
     columns = gene_positions(known, names, "model")
     check_layer(cells, layer, rows)
-    batch = _batch_codes(cells, rows, pd.Index(batches), batch_key, transform_batch)
+
+    def own() -> pd.Series:
+        check_obs_key(cells, str(batch_key), "batch_key")
+        return cells.obs[batch_key].iloc[rows]
+
+    batch = batch_codes(len(rows), own, batches, batch_key, transform_batch)
     noise = torch.randn(n_samples, len(rows), len(module.latent_mean), generator=stream(seed))
     vae, device = module.eval().vae, module.device
     found = [np.empty((1 if return_mean else n_samples, 0, len(names)), np.float32)]
@@ -77,21 +83,3 @@ def decode_cells(
             values = (shares.unflatten(0, latent.shape[:2])[..., columns] * scale).cpu().numpy()
             found.append(values.mean(0, keepdims=True) if return_mean else values)
     return np.concatenate(found, axis=1), names
-
-
-def _batch_codes(
-    cells: AnnData, rows: NDArray[np.int64], known: pd.Index, batch_key: str | None, transform_batch: str | int | None
-) -> NDArray[np.int64]:
-    """Codes of the batches that rows are decoded as: their own, or one for all."""
-    if transform_batch is not None or batch_key is None:
-        names = pd.Index([known[0] if transform_batch is None else str(transform_batch)] * len(rows))
-    else:
-        check_obs_key(cells, batch_key, "batch_key")
-        names = pd.Index(cells.obs[batch_key].iloc[rows].astype(str))
-    codes: NDArray[np.int64] = known.get_indexer(names)
-    if (codes < 0).any():
-        raise ValueError(
-            f"Batches {preview(names[codes < 0].unique())} were never seen in training. Pass transform_batch=... "
-            f"to decode as one of {preview(known)}."
-        )
-    return codes

@@ -14,12 +14,12 @@ from scvi.utils import track
 from scperturbdiff.counts import positions
 from scperturbdiff.data import DOSE, PERTURBATION, choose_controls, preview, resample_controls
 from scperturbdiff.diffusion import Components, Condition
+from scperturbdiff.prediction._batches import batch_codes
 from scperturbdiff.prediction._destinations import Destinations
 from scperturbdiff.prediction._encoded import EncodedGroups
 from scperturbdiff.prediction._finite import check_finite, check_weights
 from scperturbdiff.prediction._gene_factors import GeneFactors
 from scperturbdiff.prediction._pieces import Piece
-from scperturbdiff.prediction._request import batch_codes
 from scperturbdiff.priors import make_prior
 from scperturbdiff.progress import shows_progress
 from scperturbdiff.retrieval import Conditions, Retrieved, draw_factors
@@ -108,7 +108,8 @@ class PopulationGenerator:
         component, dose = self.space.encode_perturbations(request.table)
         codes, numbers = self.space.encode_covariates(request.table)
         context = self.space.context_codes(request.table)
-        batch = batch_codes(request.table, self.space, self.batches, self.transform_batch)
+        key = self.space.batch_key
+        batch = batch_codes(len(request), lambda: request.table[key], self.batches, key, self.transform_batch)
         wanted = range(len(request)) if only is None else only
         within = 1.0 if self._retrieval is None else self._retrieval.responses.within
         for i in track(wanted, description="Generating populations", disable=not (progress and shows_progress())):

@@ -27,10 +27,7 @@ from scperturbdiff.data import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
-    from numpy.typing import NDArray
 
 
 logger = logging.getLogger(__name__)
@@ -249,46 +246,6 @@ def plan_request(
     keys = [PERTURBATION, DOSE, *space.obs_keys]
     repeat = table[keys].astype(str).groupby(keys, sort=False).cumcount().tolist()
     return PopulationRequest(table, label, dose, group, number, repeat)
-
-
-def batch_codes(
-    table: pd.DataFrame, space: ConditionSpace, batches: Sequence[str], transform_batch: str | int | None
-) -> NDArray[np.int64]:
-    """Code of the batch that each population of a request's `table` is decoded as.
-
-    Parameters
-    ----------
-    table
-        :attr:`PopulationRequest.table`.
-    space
-        The model's conditions.
-    batches
-        Batch names the decoder knows, in order of their codes.
-    transform_batch
-        Decode every cell as if it came from this batch.
-
-    Raises
-    ------
-    ValueError
-        If a batch is not known.
-    """
-    if space.batch_key is None:
-        if transform_batch is not None:
-            raise ValueError(f"transform_batch={transform_batch!r}, but the model was set up without batch_key.")
-        return np.zeros(len(table), np.int64)
-    if transform_batch is not None:
-        if str(transform_batch) not in batches:
-            raise ValueError(f"transform_batch={transform_batch!r} is not one of the training batches {batches}.")
-        return np.full(len(table), batches.index(str(transform_batch)), np.int64)
-    codes: NDArray[np.int64] = pd.Index(batches).get_indexer(pd.Index(table[space.batch_key].astype(str)))
-    if (codes < 0).any():
-        new = table.loc[codes < 0, space.batch_key].astype(str).unique()
-        raise ValueError(
-            f"Control cells come from batches of obs[{space.batch_key!r}] never seen in training: "
-            f"{list(new)}. The decoder knows {batches}. Pass transform_batch=... to decode as one of "
-            "these, or adapt the model with load_query_data."
-        )
-    return codes
 
 
 def tell_of_request(space: ConditionSpace, request: PopulationRequest, groups: ControlGroups) -> list[str]:
