@@ -259,7 +259,7 @@ def test_cells_without_a_single_control_are_an_error(model: PerturbDiff, screen:
 
 def test_a_batch_never_seen_is_named_with_the_remedy(model: PerturbDiff, controls: AnnData) -> None:
     controls.obs["donor"] = controls.obs["donor"].cat.rename_categories({"D2": "D7"})
-    with pytest.raises(ValueError, match="'D7'. Known: 'D1', 'D2'. Pass transform_batch"):
+    with pytest.raises(ValueError, match=r"obs\['donor'\].*: 'D7'\. Known: 'D1', 'D2'\. Pass transform_batch"):
         model.predict(controls, ["P01"], progress=False)
     assert model.predict(controls, ["P01"], n_cells=4, transform_batch="D1", progress=False).n_obs == 12
     with pytest.raises(ValueError, match=r"transform_batch='D7'.*\['D1', 'D2'\]"):

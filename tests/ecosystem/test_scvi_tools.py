@@ -74,9 +74,7 @@ def test_batches(trained_model: PerturbDiff, screen: AnnData) -> None:
     assert not np.allclose(own[~in_first], first[~in_first], rtol=1e-3)
     other = screen.copy()
     other.obs["donor"] = "D9"
-    with pytest.raises(
-        ValueError, match="batches never seen in training: 'D9'. Known: 'D1', 'D2'. Pass transform_batch"
-    ):
+    with pytest.raises(ValueError, match=r"batches never seen.*: 'D9'\. Known: 'D1', 'D2'\. Pass transform_batch"):
         ask(other)
     np.testing.assert_array_equal(ask(other, seed=0, transform_batch="D1"), first)
     with pytest.raises(ValueError, match="transform_batch='D7' is not one of the training batches"):
