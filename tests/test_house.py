@@ -43,7 +43,7 @@ USES: dict[str, set[str]] = {
     "retrieval": {"storage"},
     "diffusion": {"seeds"},
     "counts": {"seeds"},
-    "latent": {"seeds"},
+    "latent": {"counts", "seeds"},
     "limits": {"diffusion", "seeds"},
     "training_report": set(),
     "responses": {"counts", "data", "latent", "retrieval"},

@@ -112,6 +112,15 @@ def _move_dense(
     return kept + sample_negative_binomial((after - before).clamp(min=0) * shape / (dispersion + before), shape, rng)
 
 
+def thin(counts: Tensor, share: float, rng: torch.Generator | None = None) -> Tensor:
+    """Counts of any size of which each molecule stays with probability `share`, in ]0, 1]."""
+    if counts.device.type != "cpu":
+        return torch.binomial(counts, torch.full_like(counts, share), generator=rng)
+    here = positions(counts > 0)
+    some = counts.take(here)
+    return torch.zeros_like(counts).put_(here, _thin(some, torch.full_like(some, share), rng))
+
+
 def _thin(counts: Tensor, probability: Tensor, rng: torch.Generator | None) -> Tensor:
     """Counts `(n,)`, none of them 0, of which each molecule stays with a probability."""
     out = (uniform_like(counts, rng) < probability).to(counts.dtype)

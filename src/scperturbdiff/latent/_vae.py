@@ -11,17 +11,35 @@ from scvi.module.base import LossOutput
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from scperturbdiff.arguments import check_number
+from scperturbdiff.counts import thin
 from scperturbdiff.latent._likelihood import negative_binomial_log_prob
+
+ENCODED = "encoded"
+"""Where the counts that the encoder sees are, beside those that the decoder predicts."""
 
 
 class LatentVAE(VAE):
     """scvi-tools' negative binomial VAE with deterministic encoding and seeded decoding of counts.
 
+    It is trained on molecules that it has not seen: the encoder is given a random share of each cell's, the decoder
+    predicts the others (data thinning, :cite:t:`neufeld2024`; molecular cross-validation, :cite:t:`batson2019`). A VAE
+    that encodes what it decodes also learns each cell's Poisson noise, and its decoded cells differ too much.
+
     The dispersions start at one value: scvi-tools starts them at random, and in short runs the random start remains,
     which adds noise to generated counts.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Passed to :class:`scvi.module.VAE`.
+    encoded_share
+        Share of the molecules that the encoder is given in training, in ]0, 1]. With 1 both see all of them, as in
+        scvi-tools.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, encoded_share: float = 0.5, **kwargs: Any) -> None:
+        check_number("encoded_share", encoded_share, "(0, 1]")
         if kwargs.get("encode_covariates"):
             raise ValueError("encode_covariates=True is not possible: cells are encoded without their batch.")
         if kwargs.get("latent_distribution", "normal") != "normal":
@@ -32,6 +50,7 @@ class LatentVAE(VAE):
                 "library sizes of the control cells."
             )
         super().__init__(*args, **kwargs)
+        self.encoded_share = float(encoded_share)
         if self.dispersion == "gene":
             torch.nn.init.constant_(self.px_r, 1.0)
         # a negative binomial has no zero inflation: half of the decoder's outputs that nobody would read
@@ -46,6 +65,24 @@ class LatentVAE(VAE):
         """Where the VAE is, by one of its tensors: scvi-tools asks them all at every call."""
         return next(self.parameters()).device
 
+    def forward(self, tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """As in scvi-tools, with counts divided between encoder and decoder."""
+        if self.encoded_share < 1:
+            counts = tensors[REGISTRY_KEYS.X_KEY]
+            seen = thin(counts, self.encoded_share)
+            tensors = {**tensors, REGISTRY_KEYS.X_KEY: counts - seen, ENCODED: seen / self.encoded_share}
+        return super().forward(tensors, *args, **kwargs)
+
+    def _get_inference_input(self, tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        counts = tensors.get(ENCODED, tensors[REGISTRY_KEYS.X_KEY])
+        inputs: dict[str, Any] = super()._get_inference_input({**tensors, REGISTRY_KEYS.X_KEY: counts}, *args, **kwargs)
+        return inputs
+
+    def _get_generative_input(self, tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The library size is that of the counts to predict."""
+        library = tensors[REGISTRY_KEYS.X_KEY].sum(1, keepdim=True).clamp(min=1).log()
+        return {**super()._get_generative_input(tensors, *args, **kwargs), "library": library}
+
     def loss(
         self,
         tensors: dict[str, Tensor],
@@ -53,9 +90,14 @@ class LatentVAE(VAE):
         generative_outputs: dict[str, Any],
         kl_weight: Tensor | float = 1.0,
     ) -> LossOutput:
-        """Negative evidence lower bound, as scvi-tools computes it for a negative binomial."""
+        """Negative evidence lower bound, as scvi-tools computes it for a negative binomial.
+
+        The likelihood of part of a cell's counts is taken as many times as makes it that of all.
+        """
         px = generative_outputs["px"]
         reconstruction = -negative_binomial_log_prob(tensors[REGISTRY_KEYS.X_KEY], px.mu, px.theta)
+        if ENCODED in tensors:
+            reconstruction = reconstruction / (1 - self.encoded_share)
         kl = kl_divergence(inference_outputs["qz"], generative_outputs["pz"]).sum(-1)
         return LossOutput(
             loss=torch.mean(reconstruction + kl_weight * kl),
