@@ -131,7 +131,8 @@ class PerturbDiff(BaseModelClass):
     width, n_layers, n_heads, dropout
         Size of the set transformer.
     vae_kwargs
-        Further arguments of :class:`scvi.module.VAE`.
+        Further arguments of :class:`scvi.module.VAE`; and `encoded_share`, the share of each cell's molecules that the
+        encoder is shown in training while the decoder predicts the others; 1, the default, gives both all of them.
     retrieval_kwargs
         Fields of :class:`scperturbdiff.retrieval.RetrievalSettings`.
     generator_kwargs

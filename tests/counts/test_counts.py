@@ -1,4 +1,4 @@
-"""Counts drawn from the negative binomial law, and counts moved to other means."""
+"""Counts drawn from the negative binomial law, thinned, and moved to other means."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scperturbdiff.counts import move_counts
+from scperturbdiff.counts import move_counts, thin
 from scperturbdiff.counts._move import _move_dense
 from scperturbdiff.counts._sampling import sample_negative_binomial
 
@@ -20,6 +20,21 @@ def test_sampled_counts_follow_the_negative_binomial_law(mean: float, shape: flo
     counts = sample_negative_binomial(torch.full((n,), mean), torch.full((n,), shape)).numpy().astype(int)
     shares = np.bincount(counts, minlength=80)[:80].cumsum() / n
     assert np.abs(shares - stats.nbinom.cdf(np.arange(80), shape, shape / (shape + mean))).max() < 1.95 / n**0.5
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_each_molecule_stays_with_the_same_probability(share: float) -> None:
+    """Kolmogorov-Smirnov at 1 in 1,000, for each count there is."""
+    from scipy import stats
+
+    n, rng = 20_000, torch.Generator().manual_seed(0)
+    counts = torch.tensor([0.0, 1.0, 2.0, 7.0, 300.0]).expand(n, -1)
+    kept = thin(counts, share, rng)
+    assert kept.shape == counts.shape and kept.dtype == counts.dtype
+    for before, after in zip(counts[0].numpy().astype(int), kept.T.numpy().astype(int), strict=True):
+        shares = np.bincount(after, minlength=301).cumsum() / n
+        assert np.abs(shares - stats.binom.cdf(np.arange(301), before, share)).max() < 1.95 / n**0.5
+    assert torch.equal(kept, thin(counts, share, torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize("repeated", [False, True])

@@ -1,13 +1,18 @@
-"""The latent VAE: likelihood, encoding, decoded counts."""
+"""The latent VAE: likelihood, molecules held back in training, encoding, decoded counts."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from scipy import sparse
+from scvi import REGISTRY_KEYS
 from scvi.distributions import NegativeBinomial
 from torch import Tensor
 
-from scperturbdiff.latent import LatentVAE
+from scperturbdiff.latent import LatentVAE, train_shortly
 from scperturbdiff.latent._likelihood import negative_binomial_log_prob
 
 D = 4
@@ -72,3 +77,78 @@ def test_decoding_follows_the_seed_and_the_batch(vae: LatentVAE) -> None:
     first, second = (vae.decode_frequencies(latent, torch.full((8,), float(b))) for b in (0, 1))
     torch.testing.assert_close(first.sum(1), torch.ones(8))
     assert (first - second).abs().max() > 1e-4
+
+
+def batch_of(counts: Tensor) -> dict[str, Tensor]:
+    code = torch.zeros(len(counts), 1, dtype=torch.long)
+    return {REGISTRY_KEYS.X_KEY: counts, REGISTRY_KEYS.BATCH_KEY: code, REGISTRY_KEYS.LABELS_KEY: code}
+
+
+def heard(vae: LatentVAE, counts: Tensor) -> tuple[Tensor, dict[str, Tensor], Any]:
+    """What the encoder is given, what the loss compares with, and the loss."""
+    with pytest.MonkeyPatch.context() as patch:
+        inference, loss, found = vae.inference, vae.loss, []
+        patch.setattr(vae, "inference", lambda x, **kw: (found.append(x), inference(x=x, **kw))[1])
+        patch.setattr(vae, "loss", lambda tensors, *args, **kw: (found.append(tensors), loss(tensors, *args, **kw))[1])
+        result = vae(batch_of(counts), loss_kwargs={"kl_weight": 0.0})[2]
+    return found[0], found[1], result
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_encoder_and_decoder_share_the_molecules_of_a_cell(vae: LatentVAE, share: float) -> None:
+    vae.encoded_share = share
+    counts = torch.poisson(torch.full((400, 20), 3.0))
+    counts[0] = 0
+    before = counts.clone()
+    given, tensors, result = heard(vae, counts)
+    rest = tensors[REGISTRY_KEYS.X_KEY]
+    assert torch.equal(counts, before)
+    torch.testing.assert_close(given * share + rest, counts)
+    assert (rest >= 0).all() and (rest == rest.round()).all()
+    # two parts of a Poisson count are independent
+    parts = np.corrcoef(given.numpy().ravel(), rest.numpy().ravel())[0, 1]
+    assert abs(parts) < 5 / np.sqrt(counts.numel())
+    assert result.loss.isfinite()
+
+
+def test_the_likelihood_of_a_part_stands_for_that_of_the_whole(vae: LatentVAE) -> None:
+    counts = torch.poisson(torch.full((2000, 20), 30.0))
+    vae.encoded_share = 0.5
+    _, tensors, half = heard(vae, counts)
+    px = vae.generative(
+        torch.zeros(2000, D),
+        tensors[REGISTRY_KEYS.X_KEY].sum(1, keepdim=True).log(),
+        batch_of(counts)[REGISTRY_KEYS.BATCH_KEY],
+    )["px"]
+    alone = -negative_binomial_log_prob(tensors[REGISTRY_KEYS.X_KEY], px.mu, px.theta).mean()
+    assert half.loss.item() == pytest.approx(2 * alone.item(), rel=0.1)
+
+
+def test_a_vae_that_is_given_all_molecules_trains_as_in_scvi(vae: LatentVAE) -> None:
+    assert vae.encoded_share == 1
+    counts = torch.poisson(torch.full((6, 20), 3.0))
+    given, tensors, _ = heard(vae, counts)
+    assert torch.equal(given, counts) and torch.equal(tensors[REGISTRY_KEYS.X_KEY], counts)
+
+
+def test_cells_that_differ_by_poisson_noise_are_decoded_alike() -> None:
+    """What the VAE is told to predict is not what it was shown: noise cannot be learnt by heart."""
+    rng = np.random.default_rng(0)
+    rates = rng.gamma(1.0, 1.0, 40)
+    counts = sparse.csr_matrix(rng.poisson(rates, (300, 40)).astype(np.float32))
+
+    def spread(share: float) -> float:
+        torch.manual_seed(0)
+        vae = LatentVAE(40, n_batch=1, n_latent=D, n_hidden=64, n_layers=1, gene_likelihood="nb", encoded_share=share)
+        train_shortly(vae, counts, np.zeros(300, np.int64), 300, 100)
+        latent = vae.encode(torch.from_numpy(counts.toarray()))
+        frequencies = vae.decode_frequencies(latent, torch.zeros(300)).detach()
+        return float((frequencies.std(0) / frequencies.mean(0)).median())
+
+    assert spread(0.5) < 0.5 * spread(1.0)
+
+
+@pytest.mark.parametrize("share", [0, 1.5, float("nan"), "half"])
+def test_a_share_that_is_none_is_named(share: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"encoded_share=.*must be"):
+        LatentVAE(20, n_batch=1, gene_likelihood="nb", encoded_share=share)

@@ -22,9 +22,9 @@ ENCODED = "encoded"
 class LatentVAE(VAE):
     """scvi-tools' negative binomial VAE with deterministic encoding and seeded decoding of counts.
 
-    It is trained on molecules that it has not seen: the encoder is given a random share of each cell's, the decoder
-    predicts the others (data thinning, :cite:t:`neufeld2024`; molecular cross-validation, :cite:t:`batson2019`). A VAE
-    that encodes what it decodes also learns each cell's Poisson noise, and its decoded cells differ too much.
+    It can be trained on molecules that it has not seen: the encoder is given a random share of each cell's, the decoder
+    predicts the others (data thinning, :cite:t:`neufeld2024`; molecular cross-validation, :cite:t:`batson2019`). With
+    few cells, a VAE that encodes what it decodes also learns their Poisson noise, and decoded cells differ too much.
 
     The dispersions start at one value: scvi-tools starts them at random, and in short runs the random start remains,
     which adds noise to generated counts.
@@ -38,7 +38,7 @@ class LatentVAE(VAE):
         scvi-tools.
     """
 
-    def __init__(self, *args: Any, encoded_share: float = 0.5, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, encoded_share: float = 1.0, **kwargs: Any) -> None:
         check_number("encoded_share", encoded_share, "(0, 1]")
         if kwargs.get("encode_covariates"):
             raise ValueError("encode_covariates=True is not possible: cells are encoded without their batch.")
