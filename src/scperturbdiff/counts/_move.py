@@ -113,7 +113,7 @@ def _move_dense(
 
 
 def thin(counts: Tensor, share: float, rng: torch.Generator | None = None) -> Tensor:
-    """Counts of any size of which each molecule stays with probability `share`, in ]0, 1]."""
+    """Counts of any size of which each molecule stays with probability `share`, above 0 and at most 1."""
     if counts.device.type != "cpu":
         return torch.binomial(counts, torch.full_like(counts, share), generator=rng)
     here = positions(counts > 0)

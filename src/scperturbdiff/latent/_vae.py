@@ -34,8 +34,8 @@ class LatentVAE(VAE):
     *args, **kwargs
         Passed to :class:`scvi.module.VAE`.
     encoded_share
-        Share of the molecules that the encoder is given in training, in ]0, 1]. With 1 both see all of them, as in
-        scvi-tools.
+        Share of the molecules that the encoder is given in training, above 0 and at most 1. With 1 both see all of
+        them, as in scvi-tools.
     """
 
     def __init__(self, *args: Any, encoded_share: float = 1.0, **kwargs: Any) -> None:
