@@ -74,14 +74,17 @@ class LatentVAE(VAE):
         return super().forward(tensors, *args, **kwargs)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        counts = tensors.get(ENCODED, tensors[REGISTRY_KEYS.X_KEY])
-        inputs: dict[str, Any] = super()._get_inference_input({**tensors, REGISTRY_KEYS.X_KEY: counts}, *args, **kwargs)
+        if ENCODED in tensors:
+            tensors = {**tensors, REGISTRY_KEYS.X_KEY: tensors[ENCODED]}
+        inputs: dict[str, Any] = super()._get_inference_input(tensors, *args, **kwargs)
         return inputs
 
     def _get_generative_input(self, tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The library size is that of the counts to predict."""
-        library = tensors[REGISTRY_KEYS.X_KEY].sum(1, keepdim=True).clamp(min=1).log()
-        return {**super()._get_generative_input(tensors, *args, **kwargs), "library": library}
+        inputs: dict[str, Any] = super()._get_generative_input(tensors, *args, **kwargs)
+        if ENCODED in tensors:  # of few molecules, none may be left
+            inputs["library"] = tensors[REGISTRY_KEYS.X_KEY].sum(1, keepdim=True).clamp(min=1).log()
+        return inputs
 
     def loss(
         self,
